@@ -1,0 +1,36 @@
+"""PyTorch modules for classifiers whose labels are ambiguous.
+
+Three independent parts, each importable alone: `SupConLoss`, `ARM` and `UERM`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmuddle.arm import ARM as ARM
+    from unmuddle.supcon import SupConLoss as SupConLoss
+    from unmuddle.supcon import supcon_loss as supcon_loss
+    from unmuddle.uerm import UERM as UERM
+    from unmuddle.uerm import LabelLedger as LabelLedger
+
+__version__ = "0.1.0"
+__all__ = ["ARM", "UERM", "LabelLedger", "SupConLoss", "supcon_loss"]
+
+_HOMES = {
+    "ARM": "unmuddle.arm",
+    "LabelLedger": "unmuddle.uerm",
+    "SupConLoss": "unmuddle.supcon",
+    "UERM": "unmuddle.uerm",
+    "supcon_loss": "unmuddle.supcon",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Parts load on first use, so that one part never pulls in another.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'unmuddle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

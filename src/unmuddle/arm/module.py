@@ -1,0 +1,133 @@
+"""`ARM(nn.Module)`: arrange, de-albino, batch normalisation, affinity."""
+
+import warnings
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from unmuddle.arm.functional import affinity, arrange, choose_upscale, de_albino, output_size
+
+Affinity = Literal["running", "batch", "none"]
+
+
+class ARM(nn.Module):
+    """Amending representation module: takes the place of a CNN's global pooling.
+
+    Arranges the channels of the last feature map as pixels, convolves them with one shared kernel
+    that visits the border less often than the centre (padding has eroded it), normalises, and adds
+    to each sample's channel mean `alpha` times what all samples have in common:
+
+    `y = mean_c BN(de_albino(arrange(x))) + alpha · common`
+
+    With `affinity="running"` `common` is this batch's mean in training and a running mean in eval,
+    like batch normalisation's. The authors' code takes the batch's mean in eval too
+    (`affinity="batch"`), which makes a prediction depend on its batch-mates.
+
+    Args:
+        in_channels: C of the feature map.
+        input_size: its `(H, W)`, or one number for both; at least 2 x 2.
+        upscale: r; kernel `2r`, stride `r/2`. `"auto"`: `choose_upscale(C)`, 16 for 512 channels as
+            in the paper. If `r²` does not divide C, a 1 x 1 convolution first widens the map to the
+            next multiple.
+        affinity: `"running"`, `"batch"` or `"none"`.
+        momentum: of the running mean.
+
+    Shape:
+        `(N, C, H, W)` -> `(N, out_features)`, `out_features = (2H - 3)·(2W - 3)`; 121 for 7 x 7.
+
+    Raises:
+        ValueError: an option or the input's shape does not fit.
+
+    Example:
+        >>> arm = ARM(512, (7, 7))
+        >>> arm(torch.randn(4, 512, 7, 7)).shape
+        torch.Size([4, 121])
+
+    References:
+        Shi & Zhu, Learning to Amend Facial Expression Representation via De-albino and Affinity,
+        2021, arXiv 2103.10189.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        input_size: int | tuple[int, int] = (7, 7),
+        *,
+        upscale: int | Literal["auto"] = "auto",
+        affinity: Affinity = "running",
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
+        if affinity not in get_args(Affinity):
+            raise ValueError(f"affinity: expected one of {get_args(Affinity)}, got {affinity!r}")
+        r = choose_upscale(in_channels) if upscale == "auto" else upscale
+        if r < 2 or r % 2:
+            raise ValueError(f"upscale: expected an even number >= 2 or 'auto', got {upscale!r}")
+        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        out_height, out_width = output_size(height, width)
+
+        self.in_channels = in_channels
+        self.input_size = (height, width)
+        self.upscale = r
+        self.affinity: Affinity = affinity
+        self.momentum = momentum
+        self.out_features = out_height * out_width
+
+        maps = -(-in_channels // r**2)
+        self.project = (
+            nn.Identity()
+            if in_channels == maps * r**2
+            else nn.Conv2d(in_channels, maps * r**2, 1, bias=False)
+        )
+        self.weight = nn.Parameter(torch.empty(2 * r, 2 * r))
+        self.bn = nn.BatchNorm2d(maps)
+        self.alpha = nn.Parameter(torch.ones(()))
+        self.running_common: Tensor
+        self.register_buffer("running_common", torch.zeros(out_height, out_width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as `nn.Conv2d` and `nn.BatchNorm2d` do; `alpha = 1`, as in the paper."""
+        bound = 1 / self.weight.shape[0]  # Conv2d's 1 / sqrt(fan_in)
+        nn.init.uniform_(self.weight, -bound, bound)
+        self.bn.reset_parameters()
+        nn.init.ones_(self.alpha)
+        nn.init.zeros_(self.running_common)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
+        if x.ndim != 4 or x.shape[1:] != (self.in_channels, *self.input_size):
+            raise ValueError(
+                f"x: expected shape (N, C, H, W) = (N, {self.in_channels}, {self.input_size[0]}, "
+                f"{self.input_size[1]}), got {tuple(x.shape)}"
+            )
+        x = arrange(self.project(x), self.upscale)
+        x = self.bn(de_albino(x, self.weight, self.upscale // 2))
+        return self._affinity(x).flatten(1)
+
+    def _affinity(self, x: Tensor) -> Tensor:
+        if self.affinity == "none":
+            return x.mean(1)
+        if self.affinity == "running" and not self.training:
+            return affinity(x, self.alpha, self.running_common)
+        if self.affinity == "running":
+            with torch.no_grad():
+                self.running_common.lerp_(
+                    x.mean((0, 1)).to(self.running_common.dtype), self.momentum
+                )
+        elif not self.training:
+            warnings.warn(
+                "ARM(affinity='batch') in eval mode: predictions depend on the other samples of "
+                "the batch; use affinity='running' for anything but reproducing the paper's code",
+                stacklevel=2,
+            )
+        return affinity(x, self.alpha)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.input_size}, upscale={self.upscale}, "
+            f"affinity={self.affinity!r}, out_features={self.out_features}"
+        )

@@ -1,0 +1,1 @@
+"""The reference training recipe: data sets, backbones, one flat training loop."""

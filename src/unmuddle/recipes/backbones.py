@@ -1,0 +1,189 @@
+"""CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
+
+import difflib
+import pickle
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from unmuddle.recipes.errors import UsageError
+
+SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
+
+
+class Backbone(NamedTuple):
+    """A network and the size of its last feature map.
+
+    Attributes:
+        network: images to feature map.
+        channels: C.
+        map_size: `(h, w)`.
+    """
+
+    network: nn.Module
+    channels: int
+    map_size: tuple[int, int]
+
+
+def build_backbone(
+    name: str, image_size: int, *, pretrained: bool = False, weights: str | None = None
+) -> Backbone:
+    """Build a backbone whose map is at least 3 x 3.
+
+    A network made for larger images would reduce small ones to a point; its first strides are then
+    set to 1, one after the other, until the map is large enough. No weight changes shape by that.
+
+    Args:
+        name: `small`, a timm or torchvision name, `torchvision/NAME`, or `module:callable`.
+        image_size: pixels a side.
+        pretrained: let timm or torchvision fetch their weights.
+        weights: file of weights to load.
+
+    Raises:
+        UsageError: unknown name, no feature map, or weights that do not fit.
+    """
+    try:
+        network = _create(name, pretrained)
+    except OSError as error:  # no network, no such file on the hub
+        raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
+    if weights is not None:
+        _load_weights(network, weights)
+    shape = _map_shape(network, name, image_size)
+    while min(shape[1:]) < SMALLEST_MAP:
+        if not _remove_first_stride(network):
+            raise UsageError(
+                f"--backbone {name}: its feature map of a {image_size} x {image_size} image is "
+                f"only {shape[1]} x {shape[2]}; try a larger --image_size"
+            )
+        shape = _map_shape(network, name, image_size)
+    return Backbone(network, shape[0], (shape[1], shape[2]))
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    if name == "small":
+        if pretrained:
+            raise UsageError("--backbone small: has no pretrained weights")
+        return _small()
+    if ":" in name:
+        return _from_callable(name)
+    torchvision_name = name.removeprefix("torchvision/")
+    if torchvision_name == name and name in timm.list_models():
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    if torchvision_name in torchvision.models.list_models(torchvision.models):
+        weights = "DEFAULT" if pretrained else None
+        return _without_head(torchvision.models.get_model(torchvision_name, weights=weights), name)
+    known = ["small", *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    raise UsageError(f"--backbone {name}: unknown{hint}")
+
+
+def _small() -> nn.Module:
+    """A ResNet of 1.2 million parameters for small images: stride 8, one block a stage."""
+    network = ResNet(
+        BasicBlock,
+        layers=(1, 1, 1, 1),
+        channels=(32, 64, 128, 256),
+        stem_width=32,
+        output_stride=16,
+        num_classes=0,
+        global_pool="",
+    )
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _from_callable(name: str) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        network = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UsageError(f"--backbone {name}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"--backbone {name}: expected an nn.Module, got {type(network).__name__}"
+        )
+    return network
+
+
+def _without_head(model: nn.Module, name: str) -> nn.Module:
+    """Cut a torchvision network after the last node that still is a spatial map."""
+    nodes = get_graph_node_names(model)[1]
+    probe = create_feature_extractor(model, eval_return_nodes=nodes, train_return_nodes=nodes[:1])
+    with torch.no_grad():
+        outputs: dict[str, Any] = probe.eval()(torch.zeros(1, 3, 224, 224))
+    maps = [
+        node
+        for node, value in outputs.items()
+        if isinstance(value, torch.Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
+    ]
+    # An image itself is a map, and a vision transformer's patches are cut by one convolution.
+    last = maps[-1]
+    if nodes.index(last) < len(nodes) // 2:
+        raise UsageError(f"--backbone {name}: no feature map (N, C, h, w) before its classifier")
+    return _OnlyMap(create_feature_extractor(model, {last: "map"}))
+
+
+class _OnlyMap(nn.Module):
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.extractor(x)["map"]
+
+
+def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int, int]:
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"--backbone {name}: cannot take {image_size} x {image_size} images: {error}"
+        ) from error
+    network.train(was_training)
+    channels_last = getattr(network, "num_features", None)
+    if not isinstance(output, torch.Tensor) or output.ndim != 4 or (
+        channels_last == output.shape[3] != output.shape[1]
+    ):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UsageError(
+            f"--backbone {name}: expected a feature map (N, C, h, w) before pooling, got {found}"
+        )
+    return output.shape[1], output.shape[2], output.shape[3]
+
+
+def _remove_first_stride(network: nn.Module) -> bool:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.stride not in (1, (1, 1)):
+            module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+            return True
+    return False
+
+
+def _load_weights(network: nn.Module, weights: str) -> None:
+    path = Path(weights).expanduser()
+    try:
+        state = (
+            safetensors.torch.load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        missing = network.load_state_dict(state, strict=False).missing_keys
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, TypeError) as error:
+        raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
+    if missing:
+        raise UsageError(
+            f"--weights {weights}: lacks {len(missing)} of the backbone's tensors, "
+            f"the first {missing[0]}"
+        )

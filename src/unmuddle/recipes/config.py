@@ -1,0 +1,94 @@
+"""Everything that `unmuddle train` can be told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unmuddle.recipes.errors import UsageError
+
+PARTS = ("supcon", "arm", "uerm")
+
+
+@dataclass
+class TrainConfig:
+    """Train a classifier on images with ambiguous labels.
+
+    Args:
+        data: synthetic, synthetic:N, digits, folder:PATH or ferplus:PATH.
+        noise: none, or symmetric:P to flip each training label with probability P.
+        backbone: small, any timm or torchvision name (torchvision/NAME to insist), or
+            module:callable that returns a network from images to a feature map.
+        parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy.
+        run: folder to write; default runs/DATA-PARTS-TIME.
+        epochs: passes over the training samples.
+        batch_size: samples a step; with supcon each has two views.
+        lr: peak learning rate of AdamW's one-cycle schedule.
+        weight_decay: of AdamW.
+        image_size: pixels a side; default: the data set's own, 224 for folder.
+        pretrained: fetch the backbone's pretrained weights.
+        weights: file of backbone weights, .safetensors or a state dict saved by torch.
+        supcon_weight: of the contrastive loss beside the cross-entropy.
+        temperature: of the contrastive loss.
+        relabel_policy: when UERM relabels.
+        relabel_estimator: how UERM estimates uncertainty.
+        warmup: share of the epochs before UERM may relabel.
+        seed: of weights, noise, order and augmentation.
+        precision: of the network's products; the losses are fp32.
+        workers: processes that load images; 0: the training process itself.
+    """
+
+    data: str = "synthetic"
+    noise: str = "none"
+    backbone: str = "small"
+    parts: str = "supcon,arm,uerm"
+    run: str | None = None
+    epochs: int = 15
+    batch_size: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    image_size: int | None = None
+    pretrained: bool = False
+    weights: str | None = None
+    supcon_weight: float = 0.5
+    temperature: float = 0.1
+    relabel_policy: Literal["ema_margin", "scn"] = "ema_margin"
+    relabel_estimator: Literal["margin", "attention"] = "margin"
+    warmup: float = 0.4
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 0
+
+    def chosen_parts(self) -> frozenset[str]:
+        """The parts as a set.
+
+        Raises:
+            UsageError: a name is unknown.
+        """
+        if self.parts == "none":
+            return frozenset()
+        names = [name.strip() for name in self.parts.split(",")]
+        for name in names:
+            if name not in PARTS:
+                raise UsageError(
+                    f"--parts {self.parts}: unknown part {name!r}; expected none or a "
+                    f"comma-separated choice of {', '.join(PARTS)}"
+                )
+        return frozenset(names)
+
+    def check(self) -> None:
+        """Raise a UsageError that names the first value out of its range."""
+        self.chosen_parts()
+        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.image_size is not None and self.image_size < 8:
+            raise UsageError(f"--image_size: expected at least 8, got {self.image_size}")
+        for name in ("lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "supcon_weight"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"--warmup: expected a share from 0 to 1, got {self.warmup}")
+        if self.pretrained and self.weights:
+            raise UsageError("--pretrained, --weights: give one of the two, not both")

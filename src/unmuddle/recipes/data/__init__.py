@@ -1,0 +1,54 @@
+"""Data sets by name."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from unmuddle.recipes.data.digits import load_digits
+from unmuddle.recipes.data.ferplus import load_ferplus
+from unmuddle.recipes.data.folder import load_folder
+from unmuddle.recipes.data.synthetic import load_synthetic
+from unmuddle.recipes.data.types import LabeledImages, Splits
+from unmuddle.recipes.errors import UsageError
+
+__all__ = ["LabeledImages", "Splits", "load_data"]
+
+_ON_DISK: dict[str, Callable[[Path, int | None, int], Splits]] = {
+    "folder": load_folder,
+    "ferplus": load_ferplus,
+}
+_NAMES = "synthetic, synthetic:N, digits, folder:PATH, ferplus:PATH"
+
+
+def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Splits:
+    """Load `synthetic`, `synthetic:N` (N training faces), `digits`, `folder:PATH` or `ferplus:PATH`.
+
+    Args:
+        spec: which data set.
+        image_size: pixels a side; `None`: the data set's own.
+        seed: of a validation split that the data set does not come with.
+
+    Raises:
+        UsageError: unknown name, or a layout with problems; lists all of them.
+    """
+    name, _, argument = spec.partition(":")
+    if name in _ON_DISK:
+        if not argument:
+            raise UsageError(f"--data {spec}: expected {name}:PATH")
+        root = Path(argument).expanduser()
+        if not root.is_dir():
+            raise UsageError(f"--data {spec}: no such folder: {root}")
+        return _ON_DISK[name](root, image_size, seed)
+    if name == "digits" and not argument:
+        return _resized(load_digits(seed), image_size)
+    if name == "synthetic" and re.fullmatch(r"([1-9]\d*)?", argument):
+        splits = load_synthetic(int(argument)) if argument else load_synthetic()
+        return _resized(splits, image_size)
+    raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}")
+
+
+def _resized(splits: Splits, image_size: int | None) -> Splits:
+    # Images in memory keep their size; the transform brings them to the network's.
+    if image_size is not None:
+        splits.image_size = image_size
+    return splits

@@ -1,0 +1,64 @@
+"""What every data set is made of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass
+class LabeledImages(Dataset[tuple[Tensor, int, int]]):
+    """n images with labels; a sample's id is its index, the same in every run.
+
+    Attributes:
+        images: item i is `(3, H, W)` uint8.
+        labels: `(n,)` labels as given, with their noise.
+        true_labels: `(n,)` if they are known to be something better.
+        votes: `(n, K)` distribution of annotators' votes, if known.
+        transform: applied to an image; gives what the network takes.
+        views: how many transformed images of a sample are stacked, `(V, 3, H, W)`; 0: just one.
+    """
+
+    images: Sequence[Tensor] | Tensor
+    labels: Tensor
+    true_labels: Tensor | None = None
+    votes: Tensor | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    views: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """`(image, label, id)`."""
+        image = self.images[index]
+        if self.transform is not None:
+            image = (
+                torch.stack([self.transform(image) for _ in range(self.views)])
+                if self.views
+                else self.transform(image)
+            )
+        return image, int(self.labels[index]), index
+
+
+@dataclass
+class Splits:
+    """The three splits of a data set.
+
+    Attributes:
+        train: to learn from.
+        val: to select on.
+        test: to report.
+        classes: names, in label order.
+        image_size: pixels a side that suit it.
+        mirror: whether an image means the same mirrored.
+    """
+
+    train: LabeledImages
+    val: LabeledImages
+    test: LabeledImages
+    classes: tuple[str, ...]
+    image_size: int
+    mirror: bool = True

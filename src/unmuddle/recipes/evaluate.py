@@ -1,0 +1,48 @@
+"""Predict a split and score it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from unmuddle.recipes.model import Classifier
+
+
+class Score(NamedTuple):
+    """How well a split was classified.
+
+    Attributes:
+        accuracy: share of samples classified right.
+        mean_class_accuracy: mean over the classes that occur of the share classified right.
+        confusion: `(K, K)` counts, true class by predicted class.
+    """
+
+    accuracy: float
+    mean_class_accuracy: float
+    confusion: Tensor
+
+
+@torch.no_grad()
+def evaluate(
+    model: Classifier,
+    loader: DataLoader[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+) -> Score:
+    """Score the model in eval mode; leaves it in eval mode."""
+    model.eval()
+    predicted: list[Tensor] = []
+    labels: list[Tensor] = []
+    for images, batch_labels, _ in loader:
+        predicted.append(model(images.to(device)).logits.argmax(1).cpu())
+        labels.append(batch_labels)
+    confusion = multiclass_confusion_matrix(torch.cat(predicted), torch.cat(labels), num_classes)
+    right, of_class = confusion.diagonal().double(), confusion.sum(1).double()
+    occurs = of_class > 0
+    return Score(
+        accuracy=float(right.sum() / of_class.sum()),
+        mean_class_accuracy=float((right[occurs] / of_class[occurs]).mean()),
+        confusion=confusion,
+    )

@@ -1,0 +1,54 @@
+"""A backbone with the parts put in: ARM or average pooling, classifier, projection head."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from unmuddle.arm import ARM
+from unmuddle.recipes.backbones import Backbone
+
+EMBEDDING_DIM = 128
+
+
+class Prediction(NamedTuple):
+    """What the network says of N images.
+
+    Attributes:
+        logits: `(N, K)`.
+        features: `(N, F)`, what the classifier reads.
+        embeddings: `(N, 128)` of unit length for SupCon; `None` without it.
+    """
+
+    logits: Tensor
+    features: Tensor
+    embeddings: Tensor | None
+
+
+class Classifier(nn.Module):
+    """Images `(N, 3, S, S)` -> `Prediction`."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, arm: bool, supcon: bool) -> None:
+        super().__init__()
+        channels = backbone.channels
+        self.backbone = backbone.network
+        self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.arm = ARM(channels, backbone.map_size) if arm else None
+        self.feature_dim = self.arm.out_features if self.arm else channels
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+        self.projection = (
+            nn.Sequential(
+                nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, EMBEDDING_DIM)
+            )
+            if supcon
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Classify a batch; the projection head reads the averaged map, with ARM or without."""
+        feature_map = self.backbone(images)
+        features = self.arm(feature_map) if self.arm else self.average(feature_map)
+        embeddings = (
+            normalize(self.projection(self.average(feature_map))) if self.projection else None
+        )
+        return Prediction(self.classifier(features), features, embeddings)

@@ -1,0 +1,71 @@
+"""The files of a run. Each is written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from torch import Tensor
+
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.errors import UsageError
+from unmuddle.uerm import LabelLedger
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class RunFolder:
+    """`config.yaml`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, `summary.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """Make a new folder holding the config.
+
+        Raises:
+            UsageError: it exists and is not empty, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UsageError(f"--run {path}: exists and is not empty")
+        except OSError as error:
+            raise UsageError(f"--run {path}: {error}") from error
+        run = cls(path)
+        text = yaml.safe_dump(asdict(config) | {"run": str(path)}, sort_keys=False)
+        write_whole(path / "config.yaml", lambda file: file.write_text(text))
+        (path / "metrics.jsonl").touch()
+        return run
+
+    def add_metrics(self, **values: float | None) -> None:
+        """Append one line."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def save_ledger(self, ledger: LabelLedger) -> None:
+        """Write every label change so far."""
+        write_whole(self.path / "ledger.csv", ledger.to_csv)
+
+    def save_model(self, state: dict[str, Tensor]) -> None:
+        """Write the weights."""
+        write_whole(
+            self.path / "model.safetensors", lambda file: safetensors.torch.save_file(state, file)
+        )
+
+    def save_summary(self, summary: dict[str, Any]) -> None:
+        """Write how the run ended."""
+        text = json.dumps(summary, indent=2) + "\n"
+        write_whole(self.path / "summary.json", lambda file: file.write_text(text))

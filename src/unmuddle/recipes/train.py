@@ -1,0 +1,245 @@
+"""The reference recipe, top to bottom."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.noise import check_noise, symmetric_noise
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.evaluate import evaluate
+from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.run_folder import RunFolder, write_whole
+from unmuddle.recipes.sample_sheet import sample_sheet
+from unmuddle.supcon import SupConLoss
+from unmuddle.uerm import UERM
+
+
+def train(config: TrainConfig, console: Console | None = None) -> Path:
+    """Train, select the epoch on the validation split, test once; returns the run folder.
+
+    `Ctrl-C` ends training early: the run folder then holds everything up to the last whole epoch,
+    `summary.json` says "interrupted", and the test split has not been touched.
+
+    Raises:
+        UsageError: the config asks for something that cannot be done; nothing is written then.
+    """
+    console = console or Console()
+    config.check()
+    parts = config.chosen_parts()
+    noise = check_noise(config.noise)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.num_processes > 1:
+        raise UsageError("training in several processes is not supported")
+    set_seed(config.seed)
+
+    # Data: noise goes into the training labels alone, and the labels before it are the truth.
+    splits = load_data(config.data, image_size=config.image_size, seed=config.seed)
+    num_classes = len(splits.classes)
+    training = splits.train
+    if noise:
+        training.true_labels = training.labels if training.true_labels is None else training.true_labels
+        training.labels = symmetric_noise(training.labels, num_classes, noise, config.seed)
+    size = splits.image_size
+    training.transform, training.views = _augmentation(size, splits.mirror), 1 + ("supcon" in parts)
+    splits.val.transform = splits.test.transform = _to_network(size)
+    loaders = [
+        _loader(training, config, shuffle=True),
+        _loader(splits.val, config),
+        _loader(splits.test, config),
+    ]
+
+    # Model: the parts stand beside one another; each can be left out.
+    backbone = build_backbone(
+        config.backbone, size, pretrained=config.pretrained, weights=config.weights
+    )
+    model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
+    supcon = SupConLoss(config.temperature)
+    uerm = UERM(
+        training.labels,
+        num_classes,
+        estimator=config.relabel_estimator,
+        policy=config.relabel_policy,
+        # Without the part, the labels stay as they are and every weight is 1.
+        warmup_epochs=round(config.warmup * config.epochs) if "uerm" in parts else config.epochs + 1,
+        feature_dim=model.feature_dim,
+    )
+    parameters = [*model.parameters(), *uerm.parameters()]
+    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.epochs * len(loaders[0])
+    )
+    model, uerm, optimizer, schedule, *loaders = accelerator.prepare(
+        model, uerm, optimizer, schedule, *loaders
+    )
+    train_loader, val_loader, test_loader = loaders
+
+    run = RunFolder.create(_run_path(config), config)
+    sheet = sample_sheet(training, training.labels, splits.classes)
+    write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
+    console.print(
+        f"{config.data}: {len(training)} training, {len(splits.val)} validation, "
+        f"{len(splits.test)} test images of {num_classes} classes; {config.backbone} with "
+        f"{config.parts}, feature map {backbone.channels} x {backbone.map_size[0]} x "
+        f"{backbone.map_size[1]}, on {accelerator.device}; run folder {run.path}",
+        soft_wrap=True,
+    )
+
+    best_accuracy, best_epoch, best_state = -1.0, 0, {}
+    status, started = "finished", time.perf_counter()
+    try:
+        with _progress(console, config.epochs * len(train_loader)) as (progress, task):
+            for epoch in range(1, config.epochs + 1):
+                model.train()
+                uerm.train()
+                loss_sum, right, seen = torch.zeros(3, device=accelerator.device).unbind()
+                for images, _, ids in train_loader:
+                    views = images.shape[1]
+                    ids = ids.repeat_interleave(views)
+                    with accelerator.autocast():
+                        logits, features, embeddings = model(images.flatten(0, 1))
+                    logits, features = logits.float(), features.float()
+                    labels, weight, _, regularizer = uerm(features, logits, ids)
+                    losses = cross_entropy(logits, labels, reduction="none")
+                    loss = (weight * losses).sum() / weight.sum().clamp(min=1e-6) + regularizer
+                    if embeddings is not None:
+                        pairs = embeddings.unflatten(0, (-1, views))
+                        loss = loss + config.supcon_weight * supcon(pairs, labels[::views])
+                    accelerator.backward(loss)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
+
+                    loss_sum += loss.detach() * len(ids)
+                    right += (logits.argmax(1) == labels).sum()
+                    seen += len(ids)
+                    progress.update(task, advance=1, epoch=epoch, loss=f"{loss.item():.3f}")
+
+                relabeled = uerm.end_epoch()
+                val = evaluate(model, val_loader, num_classes, accelerator.device)
+                if val.accuracy > best_accuracy:
+                    best_accuracy, best_epoch = val.accuracy, epoch
+                    best_state = {k: v.cpu().clone() for k, v in model.state_dict().items()}
+                    run.save_model(best_state)
+                if "uerm" in parts:
+                    run.save_ledger(uerm.ledger)
+                progress.update(task, accuracy=f"{val.accuracy:.1%}")
+                run.add_metrics(
+                    epoch=epoch,
+                    train_loss=float(loss_sum / seen),
+                    train_accuracy=float(right / seen),
+                    val_accuracy=val.accuracy,
+                    val_mean_class_accuracy=val.mean_class_accuracy,
+                    relabeled=len(relabeled),
+                    labels_right=_labels_right(training, uerm),
+                    seconds=time.perf_counter() - started,
+                )
+    except KeyboardInterrupt:
+        status = "interrupted"
+
+    summary: dict[str, Any] = {
+        "status": status,
+        "data": config.data,
+        "noise": config.noise,
+        "parts": config.parts,
+        "backbone": config.backbone,
+        "seed": config.seed,
+        "classes": splits.classes,
+        "best_epoch": best_epoch,
+        "val_accuracy": best_accuracy if best_epoch else None,
+        "seconds": time.perf_counter() - started,
+    }
+    if "uerm" in parts and training.true_labels is not None:
+        scored = uerm.ledger.cpu().compare(training.true_labels)
+        summary["relabeling"] = scored._asdict() | {"confusion": scored.confusion.tolist()}
+    if status == "finished":
+        model.load_state_dict(best_state)
+        test = evaluate(model, test_loader, num_classes, accelerator.device)
+        summary["test"] = test._asdict() | {"confusion": test.confusion.tolist()}
+    run.save_summary(summary)
+    return run.path
+
+
+def _augmentation(size: int, mirror: bool) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True),
+            v2.RandomHorizontalFlip(0.5 if mirror else 0.0),
+            v2.ColorJitter(brightness=0.3, contrast=0.3),
+            _to_network(size),
+        ]
+    )
+
+
+def _to_network(size: int) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.Resize((size, size), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.25] * 3),
+        ]
+    )
+
+
+def _loader(
+    data: LabeledImages, config: TrainConfig, *, shuffle: bool = False
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    return DataLoader(
+        data,
+        config.batch_size,
+        shuffle=shuffle,
+        # A last batch of a few samples would upset batch normalisation.
+        drop_last=shuffle and len(data) >= config.batch_size,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
+
+
+def _run_path(config: TrainConfig) -> Path:
+    if config.run is not None:
+        return Path(config.run)
+    data = config.data.partition(":")[0]
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{data}-{config.parts.replace(',', '-')}-{moment}"
+
+
+@contextmanager
+def _progress(console: Console, steps: int) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  validation {task.fields[accuracy]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress, progress.add_task("", total=steps, epoch=1, loss="-", accuracy="-")
+
+
+def _labels_right(data: LabeledImages, uerm: UERM) -> float | None:
+    if data.true_labels is None:
+        return None
+    return float((uerm.ledger.labels().cpu() == data.true_labels).double().mean())

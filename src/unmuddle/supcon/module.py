@@ -1,0 +1,79 @@
+"""`SupConLoss`: holds the options, calls `supcon_loss`."""
+
+from torch import Tensor, nn
+
+from unmuddle.supcon.functional import (
+    ContrastMode,
+    Impl,
+    NoPositive,
+    Reduction,
+    check_options,
+    supcon_loss,
+)
+
+
+class SupConLoss(nn.Module):
+    """Supervised contrastive loss; equation, options and errors as in `supcon_loss`.
+
+    Args:
+        temperature: `τ`; an `nn.Parameter` is trained.
+        contrast_mode: `"all"` or `"one"`.
+        base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
+        normalize: scale embeddings to unit length.
+        no_positive: `"skip"` or `"zero"`.
+        ignore_index: label of samples that take no part.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        impl: `"auto"`, `"reference"` or `"tiled"`.
+
+    Example:
+        >>> loss = SupConLoss(temperature=0.1)
+        >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1])).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.07,
+        contrast_mode: ContrastMode = "all",
+        base_temperature: float | None = None,
+        *,
+        normalize: bool = True,
+        no_positive: NoPositive = "skip",
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        check_options(temperature, contrast_mode, no_positive, reduction, base_temperature, impl)
+        self.temperature = temperature
+        self.contrast_mode: ContrastMode = contrast_mode
+        self.base_temperature = base_temperature
+        self.normalize = normalize
+        self.no_positive: NoPositive = no_positive
+        self.ignore_index = ignore_index
+        self.reduction: Reduction = reduction
+        self.impl: Impl = impl
+
+    def forward(
+        self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss of `(N, D)` or `(B, V, D)` features with `(B,)` labels or a `(B, B)` mask."""
+        return supcon_loss(
+            features,
+            labels,
+            mask=mask,
+            temperature=self.temperature,
+            contrast_mode=self.contrast_mode,
+            normalize=self.normalize,
+            no_positive=self.no_positive,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            base_temperature=self.base_temperature,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
+            f"reduction={self.reduction!r}, impl={self.impl!r}"
+        )

@@ -1,0 +1,294 @@
+"""`LabelLedger`: the labels as they stand, and every change that led there."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+REVERT = "revert"
+
+
+class Event(NamedTuple):
+    """One changed label."""
+
+    event: int
+    sample: int
+    epoch: int
+    old: int
+    new: int
+    uncertainty: float
+    margin: float
+    threshold: float
+    rule: str
+
+
+class Comparison(NamedTuple):
+    """How the labels compare with the truth.
+
+    Attributes:
+        right_before: share of original labels that are right.
+        right_after: share of current labels that are right.
+        changed: number of samples whose label differs from the original.
+        precision: share of changed labels that are right; NaN when none is changed.
+        recall: share of wrong original labels that are right now; NaN when none was wrong.
+        confusion: `(K, K)` counts, true label by current label.
+    """
+
+    right_before: float
+    right_after: float
+    changed: int
+    precision: float
+    recall: float
+    confusion: Tensor
+
+
+class LabelLedger(nn.Module):
+    """Current labels of n samples, and an append-only record of every change to them.
+
+    Only `record` and `revert` change labels, and each change becomes an event, a revert too.
+    Replaying the events over the original labels gives the current ones. All state is tensors in
+    `state_dict`; the data set itself is never written to.
+
+    Args:
+        labels: `(n,)` integer labels as given.
+        num_classes: K; labels are in `[0, K)`.
+
+    Raises:
+        ValueError: a shape, label or id is out of range; nothing is recorded then.
+
+    Example:
+        >>> ledger = LabelLedger(torch.tensor([0, 1, 2]), num_classes=3)
+        >>> ledger.record(torch.tensor([2]), torch.tensor([0]), epoch=1, rule="by hand")
+        >>> ledger.labels()
+        tensor([0, 1, 0])
+        >>> ledger.revert(ids=torch.tensor([2]))
+        >>> ledger.labels(), len(ledger.events())
+        (tensor([0, 1, 2]), 2)
+    """
+
+    original_labels: Tensor
+    current_labels: Tensor
+    # One row an event: sample, epoch, old, new, index of the rule's name.
+    event_integers: Tensor
+    # One row an event: uncertainty, margin, threshold.
+    event_scores: Tensor
+    rule_names: Tensor
+
+    def __init__(self, labels: Tensor, num_classes: int) -> None:
+        super().__init__()
+        if labels.ndim != 1:
+            raise ValueError(f"labels: expected shape (n,), got {tuple(labels.shape)}")
+        self.num_classes = num_classes
+        labels = labels.to(torch.int64)
+        self._check_labels("labels", labels)
+        device = labels.device
+        self.register_buffer("original_labels", labels.clone())
+        self.register_buffer("current_labels", labels.clone())
+        self.register_buffer("event_integers", torch.zeros(0, 5, dtype=torch.int64, device=device))
+        self.register_buffer(
+            "event_scores", torch.zeros(0, 3, dtype=torch.float32, device=device)
+        )
+        self.register_buffer("rule_names", _encode([REVERT]).to(device))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.original_labels)
+
+    def labels(self) -> Tensor:
+        """`(n,)` labels as they stand; a copy."""
+        return self.current_labels.clone()
+
+    def original(self) -> Tensor:
+        """`(n,)` labels as given; a copy."""
+        return self.original_labels.clone()
+
+    def record(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        *,
+        epoch: int,
+        rule: str,
+        uncertainty: Tensor | None = None,
+        margin: Tensor | None = None,
+        threshold: float = float("nan"),
+    ) -> None:
+        """Give samples `ids` `(m,)` new `labels` `(m,)`, one event each.
+
+        Args:
+            ids: distinct sample ids.
+            labels: their new labels.
+            epoch: when.
+            rule: why; a short name without line breaks.
+            uncertainty: `(m,)` of the old label.
+            margin: `(m,)` by which the rule preferred the new label.
+            threshold: what the margin had to exceed.
+        """
+        ids, labels = ids.to(self.current_labels), labels.to(self.current_labels)
+        self._check_ids(ids)
+        if labels.shape != ids.shape:
+            raise ValueError(
+                f"labels: expected shape (m,) = {tuple(ids.shape)}, got {tuple(labels.shape)}"
+            )
+        self._check_labels("labels", labels)
+        if not rule or "\n" in rule:
+            raise ValueError(f"rule: expected a name of one line, got {rule!r}")
+        unknown = torch.full(ids.shape, torch.nan)
+        scores = torch.stack(
+            [
+                (unknown if score is None else score).to(self.event_scores)
+                for score in (uncertainty, margin, torch.full(ids.shape, threshold))
+            ],
+            1,
+        )
+        names = self._rules()
+        code = names.index(rule) if rule in names else len(names)
+        constant = torch.ones_like(ids)
+        integers = torch.stack(
+            [ids, epoch * constant, self.current_labels[ids], labels, code * constant], 1
+        )
+
+        if code == len(names):
+            self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
+        self.event_integers = torch.cat([self.event_integers, integers])
+        self.event_scores = torch.cat([self.event_scores, scores])
+        self.current_labels[ids] = labels
+
+    def revert(
+        self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None
+    ) -> None:
+        """Undo changes: of samples (back to their original labels), of one event, or of one epoch.
+
+        For an event or an epoch the samples return to the label they had before it. Each label
+        that changes back is a new event of rule "revert", in the epoch of the last event.
+        """
+        if sum(given is not None for given in (ids, event, epoch)) != 1:
+            raise ValueError("revert: give exactly one of ids, event, epoch")
+        if ids is not None:
+            ids = ids.to(self.current_labels)
+            self._check_ids(ids)
+            before = self.original_labels[ids]
+        else:
+            rows = self._rows(event, epoch)
+            # Of several events of one sample, the earliest holds the label from before them.
+            first = {int(row[0]): int(row[2]) for row in rows.flip(0)}
+            ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
+            before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
+        moved = self.current_labels[ids] != before
+        last_epoch = int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
+        self.record(ids[moved], before[moved], epoch=last_epoch, rule=REVERT)
+
+    def reverted(self) -> Tensor:
+        """`(n,)` True where a sample's last event is a revert: somebody chose this label."""
+        last_rule = torch.full_like(self.current_labels, -1)
+        for sample, *_, code in self.event_integers.tolist():
+            last_rule[sample] = code
+        return last_rule == self._rules().index(REVERT)
+
+    def events(self) -> list[Event]:
+        """All events, oldest first."""
+        return list(self._events())
+
+    def replay(self) -> Tensor:
+        """`(n,)` labels that the events make of the original ones; equals `labels()`."""
+        labels = self.original()
+        for sample, _, _, new, _ in self.event_integers.tolist():
+            labels[sample] = new
+        return labels
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the events with a header row."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Event._fields)
+            writer.writerows(self._events())
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write the events, one JSON object a line; an unknown score is null."""
+        with Path(path).open("w", encoding="utf-8") as file:
+            for event in self._events():
+                known = {k: None if v != v else v for k, v in event._asdict().items()}
+                file.write(json.dumps(known) + "\n")
+
+    def compare(self, true_labels: Tensor) -> Comparison:
+        """Score the changes against the truth `(n,)`."""
+        if true_labels.shape != self.original_labels.shape:
+            raise ValueError(
+                f"true_labels: expected shape (n,) = ({len(self)},), got {tuple(true_labels.shape)}"
+            )
+        true = true_labels.to(self.original_labels)
+        self._check_labels("true_labels", true)
+        original, current = self.original_labels, self.current_labels
+        changed, wrong = current != original, original != true
+        cell = true * self.num_classes + current
+        counts = torch.bincount(cell, minlength=self.num_classes**2)
+        return Comparison(
+            right_before=_share(~wrong),
+            right_after=_share(current == true),
+            changed=int(changed.sum()),
+            precision=_share((current == true)[changed]),
+            recall=_share((current == true)[wrong]),
+            confusion=counts.view(self.num_classes, self.num_classes),
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"samples={len(self)}, num_classes={self.num_classes}, "
+            f"events={len(self.event_integers)}"
+        )
+
+    def _events(self) -> Iterator[Event]:
+        rules = self._rules()
+        rows = zip(self.event_integers.tolist(), self.event_scores.tolist(), strict=True)
+        for number, ((sample, epoch, old, new, code), scores) in enumerate(rows):
+            yield Event(number, sample, epoch, old, new, *scores, rules[code])
+
+    def _rules(self) -> list[str]:
+        return bytes(self.rule_names.tolist()).decode().split("\n")
+
+    def _rows(self, event: int | None, epoch: int | None) -> Tensor:
+        if event is None:
+            return self.event_integers[self.event_integers[:, 1] == epoch]
+        if not 0 <= event < len(self.event_integers):
+            raise ValueError(
+                f"event: expected 0 <= event < {len(self.event_integers)}, got {event}"
+            )
+        return self.event_integers[event : event + 1]
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.ndim != 1:
+            raise ValueError(f"ids: expected shape (m,), got {tuple(ids.shape)}")
+        outside = ids[(ids < 0) | (ids >= len(self))]
+        if len(outside):
+            raise ValueError(f"ids: expected 0 <= id < {len(self)}, got {int(outside[0])}")
+        if len(ids.unique()) != len(ids):
+            raise ValueError("ids: expected distinct ids, got one more than once")
+
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"{name}: expected 0 <= label < {self.num_classes}, got {int(outside[0])}"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # The record grows, so its saved tensors may be longer than this ledger's.
+        for name in ("event_integers", "event_scores", "rule_names"):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _encode(names: list[str]) -> Tensor:
+    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean())

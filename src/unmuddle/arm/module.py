@@ -127,6 +127,7 @@ class ARM(nn.Module):
         return affinity(x, self.alpha)
 
     def extra_repr(self) -> str:
+        """Options shown by `repr`."""
         return (
             f"{self.in_channels}, {self.input_size}, upscale={self.upscale}, "
             f"affinity={self.affinity!r}, out_features={self.out_features}"

@@ -90,7 +90,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
 def _small() -> nn.Module:
     """A ResNet of 1.2 million parameters for small images: stride 8, one block a stage."""
     network = ResNet(
-        BasicBlock,
+        BasicBlock,  # pyright: ignore[reportArgumentType]  timm annotates a class as its instance
         layers=(1, 1, 1, 1),
         channels=(32, 64, 128, 256),
         stem_width=32,
@@ -109,9 +109,7 @@ def _from_callable(name: str) -> nn.Module:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"--backbone {name}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise UsageError(
-            f"--backbone {name}: expected an nn.Module, got {type(network).__name__}"
-        )
+        raise UsageError(f"--backbone {name}: expected an nn.Module, got {type(network).__name__}")
     return network
 
 
@@ -153,8 +151,10 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
         ) from error
     network.train(was_training)
     channels_last = getattr(network, "num_features", None)
-    if not isinstance(output, torch.Tensor) or output.ndim != 4 or (
-        channels_last == output.shape[3] != output.shape[1]
+    if (
+        not isinstance(output, torch.Tensor)
+        or output.ndim != 4
+        or (channels_last == output.shape[3] != output.shape[1])
     ):
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UsageError(
@@ -165,8 +165,11 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
 
 def _remove_first_stride(network: nn.Module) -> bool:
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.stride not in (1, (1, 1)):
-            module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.stride = (1, 1)
+            return True
+        if isinstance(module, nn.MaxPool2d) and module.stride not in (1, (1, 1)):
+            module.stride = 1
             return True
     return False
 

@@ -42,7 +42,7 @@ class TrainConfig:
     parts: str = "supcon,arm,uerm"
     run: str | None = None
     epochs: int = 15
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 2e-3
     weight_decay: float = 0.05
     image_size: int | None = None

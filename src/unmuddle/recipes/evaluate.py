@@ -1,6 +1,6 @@
 """Predict a split and score it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Score(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: Classifier,
-    loader: DataLoader[tuple[Tensor, Tensor, Tensor]],
+    loader: DataLoader[Any],
     num_classes: int,
     device: torch.device,
 ) -> Score:

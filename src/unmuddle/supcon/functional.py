@@ -88,7 +88,10 @@ def supcon_loss(
 
         is_anchor = positives.count() > 0 if no_positive == "skip" else included > 0
         if features.ndim == 3:
-            losses, is_anchor = losses.unflatten(0, (batch, views)), is_anchor.unflatten(0, (batch, views))
+            losses, is_anchor = (
+                losses.unflatten(0, (batch, views)),
+                is_anchor.unflatten(0, (batch, views)),
+            )
             if contrast_mode == "one":
                 losses, is_anchor = losses[:, 0], is_anchor[:, 0]
         if reduction == "none":
@@ -157,9 +160,7 @@ def _check_features(features: Tensor) -> tuple[int, int]:
 
 def _check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     if value.shape != expected:
-        raise ValueError(
-            f"{name}: expected shape {symbols} = {expected}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape {symbols} = {expected}, got {tuple(value.shape)}")
 
 
 def check_options(

@@ -73,6 +73,7 @@ class SupConLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Options shown by `repr`."""
         return (
             f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
             f"reduction={self.reduction!r}, impl={self.impl!r}"

@@ -89,9 +89,7 @@ class LabelLedger(nn.Module):
         self.register_buffer("original_labels", labels.clone())
         self.register_buffer("current_labels", labels.clone())
         self.register_buffer("event_integers", torch.zeros(0, 5, dtype=torch.int64, device=device))
-        self.register_buffer(
-            "event_scores", torch.zeros(0, 3, dtype=torch.float32, device=device)
-        )
+        self.register_buffer("event_scores", torch.zeros(0, 3, dtype=torch.float64, device=device))
         self.register_buffer("rule_names", _encode([REVERT]).to(device))
 
     def __len__(self) -> int:
@@ -141,7 +139,11 @@ class LabelLedger(nn.Module):
         scores = torch.stack(
             [
                 (unknown if score is None else score).to(self.event_scores)
-                for score in (uncertainty, margin, torch.full(ids.shape, threshold))
+                for score in (
+                    uncertainty,
+                    margin,
+                    torch.full(ids.shape, threshold, dtype=torch.float64),
+                )
             ],
             1,
         )
@@ -236,6 +238,7 @@ class LabelLedger(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Options shown by `repr`."""
         return (
             f"samples={len(self)}, num_classes={self.num_classes}, "
             f"events={len(self.event_integers)}"
@@ -244,8 +247,13 @@ class LabelLedger(nn.Module):
     def _events(self) -> Iterator[Event]:
         rules = self._rules()
         rows = zip(self.event_integers.tolist(), self.event_scores.tolist(), strict=True)
-        for number, ((sample, epoch, old, new, code), scores) in enumerate(rows):
-            yield Event(number, sample, epoch, old, new, *scores, rules[code])
+        for number, (
+            (sample, epoch, old, new, code),
+            (uncertainty, margin, threshold),
+        ) in enumerate(rows):
+            yield Event(
+                number, sample, epoch, old, new, uncertainty, margin, threshold, rules[code]
+            )
 
     def _rules(self) -> list[str]:
         return bytes(self.rule_names.tolist()).decode().split("\n")

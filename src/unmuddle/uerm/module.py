@@ -162,9 +162,8 @@ class UERM(nn.Module):
 
         Samples never seen, and samples whose label somebody reverted, are left alone.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise RuntimeError("UERM: relabeling in several processes is not supported")
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise RuntimeError("UERM: relabeling in several processes is not supported")
         self.epoch += 1
         if int(self.epoch) < self.warmup_epochs:
             return []
@@ -201,6 +200,6 @@ class UERM(nn.Module):
             )
         samples = len(self.ledger)
         # Checked on the device: the batch path never waits for the host.
-        torch._assert_async(  # pyright: ignore[reportPrivateUsage]
+        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             ((ids >= 0) & (ids < samples)).all(), f"ids: expected 0 <= id < {samples}"
         )

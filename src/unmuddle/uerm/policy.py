@@ -43,9 +43,7 @@ class Proposals(NamedTuple):
     rule: str
 
 
-def ema_margin(
-    evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2
-) -> Proposals:
+def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2) -> Proposals:
     """Relabel where the mean prediction contradicts the ORIGINAL label; take back when it recovers.
 
     With `m = max_k p[k] - p[original]`: `m > threshold` proposes `argmax p`; a relabeled sample

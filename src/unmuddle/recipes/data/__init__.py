@@ -21,7 +21,7 @@ _NAMES = "synthetic, synthetic:N, digits, folder:PATH, ferplus:PATH"
 
 
 def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Splits:
-    """Load `synthetic`, `synthetic:N` (N training faces), `digits`, `folder:PATH` or `ferplus:PATH`.
+    """Load a data set: `synthetic[:N]` (N training faces), `digits`, `folder:` or `ferplus:PATH`.
 
     Args:
         spec: which data set.

@@ -1,5 +1,7 @@
 """scikit-learn's 1,797 real 8 x 8 digits."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
@@ -12,7 +14,7 @@ SIZE = 32
 
 def load_digits(seed: int) -> Splits:
     """A stratified 60 / 20 / 20 % split; the test part is the same for every seed."""
-    digits = sklearn_digits()
+    digits: Any = sklearn_digits()
     grey = torch.from_numpy(np.asarray(digits["images"]) * 255 / 16).to(torch.uint8)
     images = grey[:, None].expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(np.asarray(digits["target"])).to(torch.int64)

@@ -47,9 +47,7 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = sorted(
-            path
-            for path in (folder / name).rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS
+            path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS
         )
         if not found and folder.name == "train":
             problems.add("class without images", str(folder / name))

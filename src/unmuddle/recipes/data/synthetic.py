@@ -19,6 +19,8 @@ SIZE = 48
 VOTERS = 10
 _SCALE = 4  # faces are drawn at 192 x 192 and reduced
 _CANVAS = SIZE * _SCALE
+_FACE_CENTRE = (96.0, 108.0)
+_FACE_HALF = 72.0
 
 RGB = tuple[int, int, int]
 
@@ -90,8 +92,8 @@ def draw_sample(rng: np.random.Generator) -> tuple[Tensor, int, Tensor]:
     """One face `(3, 48, 48)` uint8, its true label, and its votes `(7,)` as a distribution."""
     main = int(rng.integers(len(CLASSES)))
     other = int((main + rng.integers(1, len(CLASSES))) % len(CLASSES))
-    strength = rng.uniform(0.45, 1.0)
-    mix = rng.uniform(0.0, 0.15) if rng.random() < 0.65 else rng.uniform(0.15, 0.42)
+    strength = rng.uniform(0.6, 1.0)
+    mix = rng.uniform(0.0, 0.1) if rng.random() < 0.7 else rng.uniform(0.1, 0.42)
 
     belief = np.full(len(CLASSES), 0.01)
     belief[main] += (1 - mix) * (0.5 + 0.5 * strength)
@@ -124,16 +126,18 @@ def _draw_face(muscles: Muscles, rng: np.random.Generator) -> np.ndarray:
     if person.glasses:
         _draw_glasses(draw, person)
 
-    angle = rng.normal(0, 5)
-    shift = tuple(rng.normal(0, 5, 2))
-    canvas = canvas.rotate(
-        angle, Image.Resampling.BILINEAR, translate=shift, fillcolor=person.background
+    canvas = canvas.rotate(rng.normal(0, 4), Image.Resampling.BILINEAR, center=_FACE_CENTRE)
+    # Cropped as face detectors do: from above the brows to the chin.
+    half = _FACE_HALF * rng.uniform(0.96, 1.04)
+    x, y = rng.normal(_FACE_CENTRE, 3).clip(half, _CANVAS - half)
+    face = canvas.resize(
+        (SIZE, SIZE), Image.Resampling.BOX, box=(x - half, y - half, x + half, y + half)
     )
-    pixels = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64)
+    pixels = np.asarray(face, dtype=np.float64)
     # Light from one side, exposure, sensor noise.
     ramp = np.linspace(-1, 1, SIZE)
-    light = 1 + rng.normal(0, 0.12) * ramp[None, :, None] + rng.normal(0, 0.08) * ramp[:, None, None]
-    pixels = pixels * light * rng.uniform(0.8, 1.15) + rng.normal(0, 6, pixels.shape)
+    light = 1 + rng.normal(0, 0.1) * ramp[None, :, None] + rng.normal(0, 0.06) * ramp[:, None, None]
+    pixels = pixels * light * rng.uniform(0.8, 1.15) + rng.normal(0, 5, pixels.shape)
     return pixels.clip(0, 255).astype(np.uint8)
 
 
@@ -151,9 +155,7 @@ class _Person:
             + rng.normal(0, 8, 3)
         )
         self.brow = _scale(self.hair, 0.8)
-        self.iris = _colour(
-            np.array([[70, 45, 30], [50, 80, 110], [60, 85, 55]])[rng.integers(3)]
-        )
+        self.iris = _colour(np.array([[70, 45, 30], [50, 80, 110], [60, 85, 55]])[rng.integers(3)])
         self.background = _colour(np.full(3, rng.uniform(60, 220)) + rng.normal(0, 15, 3))
         self.centre = 96.0
         self.width = rng.uniform(60, 70)
@@ -277,7 +279,9 @@ def _draw_mouth(draw: ImageDraw.ImageDraw, p: _Person, m: Muscles) -> None:
         draw.polygon(upper + lower[::-1], fill=(60, 20, 25))
         if m.mouth_curve > 0.25 or m.lip_raise > 0.2:
             teeth = min(9.0, 0.5 * (gap + raised))
-            bite = [(x, min(top + teeth, low)) for (x, top), (_, low) in zip(upper, lower, strict=True)]
+            bite = [
+                (x, min(top + teeth, low)) for (x, top), (_, low) in zip(upper, lower, strict=True)
+            ]
             draw.polygon(upper + bite[::-1], fill=(240, 238, 230))
     draw.line(upper, fill=p.lip, width=5, joint="curve")
     draw.line(lower, fill=p.lip, width=6, joint="curve")

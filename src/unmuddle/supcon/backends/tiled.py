@@ -116,9 +116,7 @@ def _lse_running_max(x: Tensor, z: Tensor, included: Tensor) -> Tensor:
     return lse
 
 
-def _pull_fixed_shift(
-    x: Tensor, z: Tensor, included: Tensor, u: Tensor, shift: float
-) -> Tensor:
+def _pull_fixed_shift(x: Tensor, z: Tensor, included: Tensor, u: Tensor, shift: float) -> Tensor:
     """`sum_j (u_i v_j + v_i u_j) E_ij z_j` for every i."""
     left = torch.stack([u, included], 1)
     right = torch.stack([included, u])
@@ -129,9 +127,7 @@ def _pull_fixed_shift(
     return dz
 
 
-def _pull_running_max(
-    x: Tensor, z: Tensor, included: Tensor, g: Tensor, lse: Tensor
-) -> Tensor:
+def _pull_running_max(x: Tensor, z: Tensor, included: Tensor, g: Tensor, lse: Tensor) -> Tensor:
     """The same with each side's own shift: `u_i E_ij = g_i exp(s_ij - lse_i)`."""
     dz = torch.zeros_like(z)
     for rows, cols in _upper_tiles(len(z)):

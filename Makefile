@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs bench clean
+
+# One environment for everything; pip runs again only when pyproject.toml has changed.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	touch $@
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/unmuddle train --noise symmetric:0.3 --parts none --run runs/demo/cross-entropy
+	$(BIN)/unmuddle train --noise symmetric:0.3 --run runs/demo/full-method
+	$(BIN)/unmuddle report runs/demo/cross-entropy runs/demo/full-method
+
+test: lint docs
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/supcon.py
+	$(BIN)/python benchmarks/arm.py
+
+clean:
+	rm -rf .venv runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis

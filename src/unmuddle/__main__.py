@@ -1,0 +1,7 @@
+"""`python -m unmuddle`."""
+
+import sys
+
+from unmuddle.cli import main
+
+sys.exit(main())

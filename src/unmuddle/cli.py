@@ -1,0 +1,74 @@
+"""The command line: `unmuddle train | report`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return the process's exit code; 2 for a wrong input."""
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError:
+        print(
+            "unmuddle: the command line needs more: pip install 'unmuddle[train]'", file=sys.stderr
+        )
+        return 2
+    from unmuddle.recipes.config import TrainConfig
+    from unmuddle.recipes.errors import UsageError
+
+    train = ArgumentParser(description="Train a classifier; with no argument, on drawn faces.")
+    train.add_argument("--config", action="config", help="file of options, as in a run folder")
+    train.add_class_arguments(TrainConfig)
+    report = ArgumentParser(description="Draw the plots of runs and print them side by side.")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+
+    parser = ArgumentParser(
+        prog="unmuddle", description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM."
+    )
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("train", train, help="train a classifier")
+    commands.add_subcommand("report", report, help="compare runs")
+    chosen: Any = parser.parse_args(arguments)
+
+    try:
+        if chosen.command == "train":
+            options = chosen.train.as_dict()
+            options.pop("config")
+            return _train(TrainConfig(**options))
+        return _report(chosen.report.runs)
+    except UsageError as error:
+        print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("unmuddle: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(config: Any) -> int:
+    from unmuddle.recipes.train import train
+
+    return _report([train(config)])
+
+
+def _report(paths: list[Path]) -> int:
+    from rich.console import Console
+
+    from unmuddle.recipes.errors import UsageError
+    from unmuddle.report import comparison_table, draw_plots, read_run
+
+    try:
+        runs = [read_run(path) for path in paths]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for run in runs:
+        draw_plots(run)
+    Console().print(comparison_table(runs))
+    finished = all(run.summary["status"] == "finished" for run in runs)
+    return 0 if finished else INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Edge cases, derivatives, types and errors of `supcon_loss`."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from unmuddle import SupConLoss, supcon_loss
+from unmuddle.supcon import choose_impl
+
+IMPLS = ["reference", "tiled"]
+both_impls = pytest.mark.parametrize("impl", IMPLS)
+
+
+@both_impls
+@pytest.mark.parametrize("no_positive", ["skip", "zero"])
+@pytest.mark.parametrize("labels", [[], [3], [0, 1, 2, 3], [-100, -100], [-100, 5]])
+def test_without_a_positive_the_loss_is_zero_with_zero_gradient(
+    impl: str, no_positive: str, labels: list[int]
+) -> None:
+    x = torch.randn(len(labels), 4, requires_grad=True)
+    loss = supcon_loss(
+        x, torch.tensor(labels, dtype=torch.int64), no_positive=no_positive, impl=impl
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@both_impls
+def test_no_positive_skip_and_zero_differ_by_the_count_of_anchors(impl: str) -> None:
+    x, labels = torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 2])
+    skip, zero = (supcon_loss(x, labels, no_positive=mode, impl=impl) for mode in ("skip", "zero"))
+    torch.testing.assert_close(skip * 4, zero * 5)
+
+
+@both_impls
+@pytest.mark.parametrize("n", [8, 1200])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_nan_in_gives_nan_out(impl: str, n: int, temperature: float) -> None:
+    x = torch.randn(n, 4)
+    x[3, 1] = torch.nan
+    assert supcon_loss(x, torch.arange(n) % 3, temperature=temperature, impl=impl).isnan()
+
+
+@both_impls
+@pytest.mark.parametrize("n", [6, 1100])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_extreme_scales_and_temperatures_stay_finite(
+    impl: str, n: int, scale: float, temperature: float
+) -> None:
+    x = (scale * torch.randn(n, 4)).requires_grad_()
+    loss = supcon_loss(x, torch.arange(n) % 2, temperature=temperature, impl=impl)
+    loss.backward()
+    assert loss.isfinite()
+    assert x.grad.isfinite().all()
+
+
+@both_impls
+def test_a_zero_row_keeps_the_others_alive(impl: str) -> None:
+    x = torch.randn(4, 3)
+    x[0] = 0
+    x.requires_grad_()
+    supcon_loss(x, torch.tensor([0, 0, 1, 1]), impl=impl).backward()
+    assert not x.grad[0].any()
+    assert x.grad[1:].isfinite().all()
+    assert x.grad[1:].any()
+
+
+@both_impls
+def test_unnormalised_input_of_any_length_is_finite_and_agrees(impl: str) -> None:
+    x = 30 * torch.randn(1100, 3, dtype=torch.float64)
+    labels = torch.arange(1100) % 4
+    got = supcon_loss(x, labels, normalize=False, temperature=1.0, impl=impl)
+    expected = supcon_loss(x, labels, normalize=False, temperature=1.0, impl="reference")
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@both_impls
+def test_gradcheck_of_features_and_temperature(impl: str) -> None:
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, 1, 2, -100])
+    torch.autograd.gradcheck(
+        lambda x, tau: supcon_loss(x, labels, temperature=tau, base_temperature=0.1, impl=impl),
+        (x, tau),
+    )
+
+
+def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmuddle.supcon.backends.tiled.ONE_TILE", 0)
+    monkeypatch.setattr("unmuddle.supcon.backends.tiled.TILE", 3)
+    labels = torch.tensor([0, 1, 0, 1, 2, -100, 1])
+    for temperature in (0.02, 0.4):  # running maximum, fixed shift
+        x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+        tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(
+            lambda x, tau: supcon_loss(x, labels, temperature=tau, impl="tiled"), (x, tau)
+        )
+
+
+def test_reference_is_twice_differentiable() -> None:
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    torch.autograd.gradgradcheck(
+        lambda x: supcon_loss(x, labels, temperature=0.5, impl="reference"), x
+    )
+
+
+@pytest.mark.parametrize("n", [8, 1100])
+def test_tiled_says_that_it_has_no_second_derivative(n: int) -> None:
+    x = torch.randn(n, 3, requires_grad=True)
+    loss = supcon_loss(x, torch.arange(n) % 2, impl="tiled")
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+@both_impls
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_result_type(impl: str, dtype: torch.dtype, result: torch.dtype) -> None:
+    x = torch.randn(6, 4).to(dtype).requires_grad_()
+    loss = supcon_loss(x, torch.arange(6) % 2, impl=impl)
+    loss.backward()
+    assert loss.dtype == result
+    assert x.grad.dtype == dtype
+    # The same rounded input in fp32 is the same computation.
+    again = supcon_loss(x.detach().to(result), torch.arange(6) % 2, impl=impl)
+    assert torch.equal(loss.detach(), again)
+
+
+@both_impls
+def test_autocast_changes_nothing(impl: str) -> None:
+    x, labels = torch.randn(6, 4), torch.arange(6) % 2
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = supcon_loss(x, labels, impl=impl)
+    assert torch.equal(inside, supcon_loss(x, labels, impl=impl))
+
+
+def test_tiled_keeps_memory_linear_for_the_backward() -> None:
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    n, d = 4096, 16
+    x = torch.randn(n, d, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        supcon_loss(x, torch.arange(n) % 8, impl="tiled")
+    assert sum(saved) < 24 * n * d * 4, "something of the order of N² was kept"
+
+
+@both_impls
+def test_base_temperature_rescales(impl: str) -> None:
+    x, labels = torch.randn(6, 4), torch.arange(6) % 2
+    plain = supcon_loss(x, labels, temperature=0.1, impl=impl)
+    scaled = supcon_loss(x, labels, temperature=0.1, base_temperature=0.05, impl=impl)
+    torch.testing.assert_close(scaled, 2 * plain)
+
+
+@both_impls
+def test_reductions(impl: str) -> None:
+    x, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 5])
+    each = supcon_loss(x, labels, reduction="none", impl=impl)
+    assert each.shape == (4, 2)
+    torch.testing.assert_close(supcon_loss(x, labels, reduction="sum", impl=impl), each.sum())
+    torch.testing.assert_close(supcon_loss(x, labels, impl=impl), each.mean())
+
+
+@both_impls
+def test_label_values_do_not_matter(impl: str) -> None:
+    x = torch.randn(5, 3)
+    small = supcon_loss(x, torch.tensor([0, 1, 0, 1, 1]), impl=impl)
+    huge = supcon_loss(x, torch.tensor([2**62, -(2**62), 2**62, -(2**62), -(2**62)]), impl=impl)
+    assert torch.equal(small, huge)
+
+
+def test_module_calls_the_function_with_its_options() -> None:
+    x, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
+    module = SupConLoss(0.2, "one", 0.1, reduction="sum", impl="reference")
+    expected = supcon_loss(
+        x, labels, temperature=0.2, contrast_mode="one", base_temperature=0.1,
+        reduction="sum", impl="reference",
+    )  # fmt: skip
+    assert torch.equal(module(x, labels), expected)
+    assert torch.equal(SupConLoss()(x, None, torch.eye(4)), SupConLoss()(x))
+
+
+def test_temperature_can_be_a_trained_parameter() -> None:
+    module = SupConLoss(nn.Parameter(torch.tensor(0.1)))
+    assert [name for name, _ in module.named_parameters()] == ["temperature"]
+    module(torch.randn(6, 3), torch.arange(6) % 2).backward()
+    assert module.temperature.grad.isfinite()
+
+
+def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
+    assert choose_impl("auto") == "tiled"
+    assert [choose_impl(name) for name in IMPLS] == IMPLS
+    with pytest.raises(ValueError, match="impl: expected one of .* got 'fast'"):
+        choose_impl("fast")
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "arguments"),
+    [
+        (r"labels: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(3, dtype=int)}),
+        (r"labels: expected an integer type, got torch.float32", TypeError, {"labels": torch.zeros(4)}),
+        (r"mask: expected shape \(B, B\) = \(4, 4\), got \(4, 3\)", ValueError, {"mask": torch.zeros(4, 3)}),
+        (r"labels, mask: give one", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
+        (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),
+        (r"features: expected shape \(N, D\) or \(B, V, D\), got \(4,\)", ValueError, {"features": torch.zeros(4)}),
+        (r"features: expected a floating-point type, got torch.int64", TypeError, {"features": torch.zeros(4, 3, dtype=int)}),
+        (r"temperature: expected a positive number, got 0", ValueError, {"temperature": 0}),
+        (r"temperature: expected a positive number, got nan", ValueError, {"temperature": float("nan")}),
+        (r"temperature: expected shape \(\) = \(\), got \(2,\)", ValueError, {"temperature": torch.ones(2)}),
+        (r"base_temperature: expected a positive number, got -1", ValueError, {"base_temperature": -1}),
+        (r"contrast_mode: expected one of \('all', 'one'\), got 'some'", ValueError, {"contrast_mode": "some"}),
+        (r"reduction: expected one of .* got 'avg'", ValueError, {"reduction": "avg"}),
+        (r"no_positive: expected one of .* got 'drop'", ValueError, {"no_positive": "drop"}),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_named(message: str, error: type[Exception], arguments: dict) -> None:
+    arguments = {"features": torch.zeros(4, 3), "labels": None} | arguments
+    with pytest.raises(error, match=message):
+        supcon_loss(**arguments)
+
+
+def test_module_refuses_wrong_options_when_built() -> None:
+    with pytest.raises(ValueError, match="reduction"):
+        SupConLoss(reduction="avg")
+
+
+def test_no_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        supcon_loss(torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])).backward()

@@ -1,0 +1,155 @@
+"""The ledger: every change recorded, replayable, reversible; nothing half-done."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmuddle import LabelLedger
+
+N, K = 6, 3
+
+
+def new_ledger() -> LabelLedger:
+    return LabelLedger(torch.arange(N) % K, K)
+
+
+def apply(ledger: LabelLedger, changes: dict[int, int], epoch: int, rule: str = "test") -> None:
+    ids, labels = torch.tensor(list(changes)), torch.tensor(list(changes.values()))
+    ledger.record(ids, labels, epoch=epoch, rule=rule)
+
+
+def test_an_event_holds_everything() -> None:
+    ledger = new_ledger()
+    ledger.record(
+        torch.tensor([4]), torch.tensor([2]), epoch=7, rule="why",
+        uncertainty=torch.tensor([0.5]), margin=torch.tensor([0.25]), threshold=0.125,
+    )  # fmt: skip
+    assert [tuple(event) for event in ledger.events()] == [(0, 4, 7, 1, 2, 0.5, 0.25, 0.125, "why")]
+
+
+def test_revert_by_sample_event_and_epoch() -> None:
+    ledger = new_ledger()  # 0 1 2 0 1 2
+    apply(ledger, {0: 1, 1: 2}, epoch=1)
+    apply(ledger, {0: 2, 5: 0}, epoch=2)
+    ledger.revert(event=2)  # sample 0 back to what it was before event 2
+    assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 0]
+    ledger.revert(epoch=2)  # sample 5; sample 0 is back already
+    assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 2]
+    ledger.revert(ids=torch.tensor([0, 1, 3]))
+    assert torch.equal(ledger.labels(), ledger.original())
+    assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 4
+    assert ledger.reverted().tolist() == [True, True, False, False, False, True]
+
+
+def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() -> None:
+    ledger = new_ledger()
+    apply(ledger, {0: 1}, epoch=3)
+    apply(ledger, {0: 2}, epoch=3)
+    ledger.revert(epoch=3)
+    assert ledger.labels()[0] == 0
+
+
+change = st.tuples(st.integers(0, N - 1), st.integers(0, K - 1))
+history = st.lists(st.lists(change, max_size=4, unique_by=lambda c: c[0]), max_size=6)
+
+
+@given(history=history, reverted=st.integers(1, 6))
+def test_replay_gives_the_current_labels_and_reverting_all_the_original(
+    history: list[list[tuple[int, int]]], reverted: int
+) -> None:
+    ledger = new_ledger()
+    for epoch, changes in enumerate(history, start=1):
+        ids = torch.tensor([c[0] for c in changes], dtype=torch.int64)
+        ledger.record(ids, torch.tensor([c[1] for c in changes]), epoch=epoch, rule="test")
+    ledger.revert(epoch=reverted)
+    assert torch.equal(ledger.replay(), ledger.labels())
+    ledger.revert(ids=torch.arange(N))
+    assert torch.equal(ledger.labels(), ledger.original())
+    assert torch.equal(ledger.replay(), ledger.original())
+
+
+def test_state_dict_round_trip_into_a_fresh_ledger() -> None:
+    ledger = new_ledger()
+    apply(ledger, {0: 1, 1: 2}, epoch=1, rule="first rule")
+    apply(ledger, {2: 0}, epoch=2, rule="zweite Regel ü")
+    state = ledger.state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    other = new_ledger()
+    other.load_state_dict(state)
+    # Unknown scores are NaN, so compare what is printed.
+    assert str(other.events()) == str(ledger.events())
+    assert torch.equal(other.labels(), ledger.labels())
+    apply(other, {3: 1}, epoch=3, rule="first rule")
+    assert other.events()[-1].rule == "first rule"
+    assert len(ledger.events()) == 3
+
+
+def test_exports(tmp_path: Path) -> None:
+    ledger = new_ledger()
+    apply(ledger, {0: 1, 4: 2}, epoch=1)
+    ledger.to_csv(tmp_path / "ledger.csv")
+    ledger.to_jsonl(tmp_path / "ledger.jsonl")
+    with (tmp_path / "ledger.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["sample"], r["old"], r["new"], r["rule"]) for r in rows] == [
+        ("0", "0", "1", "test"),
+        ("4", "1", "2", "test"),
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["margin"], line["new"]) for line in lines] == [
+        (0, None, 1),
+        (1, None, 2),
+    ]
+
+
+def test_compare_by_hand() -> None:
+    ledger = LabelLedger(torch.tensor([0, 1, 2, 0]), 3)
+    # Truth 0 0 2 1: two wrong. Sample 1 is repaired, sample 2 broken.
+    apply(ledger, {1: 0, 2: 1}, epoch=1)
+    found = ledger.compare(torch.tensor([0, 0, 2, 1]))
+    assert found[:5] == (0.5, 0.5, 2, 0.5, 0.5)
+    assert found.confusion.tolist() == [[2, 0, 0], [1, 0, 0], [0, 1, 0]]
+
+
+def test_compare_without_changes_has_no_precision() -> None:
+    found = new_ledger().compare(torch.arange(N) % K)
+    assert found.right_after == 1
+    assert found.precision != found.precision
+    assert found.recall != found.recall
+
+
+@pytest.mark.parametrize(
+    ("message", "ids", "labels", "rule"),
+    [
+        ("ids: expected 0 <= id < 6, got 6", [0, 6], [1, 1], "r"),
+        ("ids: expected 0 <= id < 6, got -1", [-1], [1], "r"),
+        ("ids: expected distinct ids", [2, 2], [1, 0], "r"),
+        ("labels: expected 0 <= label < 3, got 3", [0, 1], [1, 3], "r"),
+        (r"labels: expected shape \(m,\) = \(2,\), got \(1,\)", [0, 1], [1], "r"),
+        ("rule: expected a name of one line", [0], [1], "a\nb"),
+    ],
+)
+def test_wrong_records_are_named_and_change_nothing(
+    message: str, ids: list[int], labels: list[int], rule: str
+) -> None:
+    ledger = new_ledger()
+    before = {name: value.clone() for name, value in ledger.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        ledger.record(torch.tensor(ids), torch.tensor(labels), epoch=1, rule=rule)
+    assert all(torch.equal(value, before[name]) for name, value in ledger.state_dict().items())
+
+
+def test_other_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match="labels: expected 0 <= label < 3, got 5"):
+        LabelLedger(torch.tensor([0, 5]), 3)
+    with pytest.raises(ValueError, match="exactly one of ids, event, epoch"):
+        new_ledger().revert()
+    with pytest.raises(ValueError, match="event: expected 0 <= event < 0, got 0"):
+        new_ledger().revert(event=0)
+    with pytest.raises(ValueError, match=r"true_labels: expected shape \(n,\) = \(6,\)"):
+        new_ledger().compare(torch.zeros(5, dtype=torch.int64))

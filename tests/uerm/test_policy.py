@@ -1,0 +1,114 @@
+"""Estimators and policies: pure functions, checked against their formulas."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmuddle.uerm import (
+    AttentionHead,
+    Evidence,
+    ema_margin,
+    label_margin,
+    margin_uncertainty,
+    rank_penalty,
+    scn,
+)
+
+
+def evidence(probabilities, original, current=None, uncertainty=None) -> Evidence:
+    p = torch.tensor(probabilities)
+    original = torch.tensor(original)
+    current = original if current is None else torch.tensor(current)
+    return Evidence(
+        p,
+        torch.zeros(len(p)) if uncertainty is None else torch.tensor(uncertainty),
+        original,
+        current,
+    )
+
+
+@given(n=st.integers(0, 6), k=st.integers(2, 5), seed=st.integers(0, 2**32))
+def test_label_margin_is_the_label_against_the_best_other(n: int, k: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    p = torch.rand(n, k, generator=g).softmax(1)
+    y = torch.randint(k, (n,), generator=g)
+    expected = [p[i, y[i]] - max(p[i, j] for j in range(k) if j != y[i]) for i in range(n)]
+    assert torch.equal(label_margin(p, y), torch.tensor([float(v) for v in expected]))
+    assert ((margin_uncertainty(p, y) >= 0) & (margin_uncertainty(p, y) <= 1)).all()
+
+
+def test_ema_margin_relabels_above_the_threshold_only() -> None:
+    # Margins against the original label 0: 0.6, 0.4 (not above), -0.8.
+    found = ema_margin(evidence([[0.2, 0.8], [0.3, 0.7], [0.9, 0.1]], [0, 0, 0]), threshold=0.5)
+    assert found.labels.tolist() == [1, 0, 0]
+    torch.testing.assert_close(found.margin, torch.tensor([0.6, 0.4, -0.8]))
+    assert (found.threshold, found.rule) == (0.5, "ema_margin")
+
+
+def test_ema_margin_takes_back_only_when_the_evidence_has_turned() -> None:
+    # Three samples relabeled 0 -> 1 earlier; margins against 0 are 0.3 (kept), 0.1 and -0.4 (taken
+    # back, below 0.4 - 0.2).
+    found = ema_margin(evidence([[0.35, 0.65], [0.45, 0.55], [0.7, 0.3]], [0, 0, 0], [1, 1, 1]))
+    assert found.labels.tolist() == [1, 0, 0]
+
+
+def test_ema_margin_moves_on_to_a_better_class() -> None:
+    found = ema_margin(evidence([[0.1, 0.2, 0.7]], [0], [1]))
+    assert found.labels.tolist() == [2]
+
+
+def test_scn_compares_with_the_current_label_and_never_takes_back() -> None:
+    # Relabeled 0 -> 1; the prediction is back at 0 by 0.1 only: a one-way rule leaves it.
+    assert scn(evidence([[0.55, 0.45]], [0], [1]), group="all").labels.tolist() == [1]
+    assert scn(evidence([[0.65, 0.35]], [0], [1]), group="all").labels.tolist() == [0]
+
+
+def test_scn_low_group_is_the_most_uncertain_share() -> None:
+    contradicted = evidence([[0.1, 0.9]] * 10, [0] * 10, uncertainty=[i / 10 for i in range(10)])
+    assert scn(contradicted).labels.tolist() == [0] * 7 + [1] * 3
+    assert scn(contradicted, group="all").labels.tolist() == [1] * 10
+    with pytest.raises(ValueError, match="group: expected 'low' or 'all', got 'high'"):
+        scn(contradicted, group="high")
+
+
+def test_rank_penalty_by_hand() -> None:
+    # 10 importances, 7 high of mean 0.9, 3 low of mean 0.8: 0.15 - 0.1.
+    importance = torch.tensor([0.8, 0.9, 0.9, 0.8, 0.9, 0.9, 0.9, 0.9, 0.8, 0.9])
+    assert rank_penalty(importance).item() == pytest.approx(0.05, abs=1e-6)
+    assert rank_penalty(importance, delta=0.05).item() == 0
+    assert rank_penalty(torch.tensor([0.5])).item() == 0
+
+
+def test_attention_head_learns_which_labels_to_distrust_without_touching_the_classifier() -> None:
+    torch.manual_seed(0)
+    # The classifier is sure of class 0; the labels of rows with feature -1 say otherwise.
+    features = torch.tensor([[1.0]] * 20 + [[-1.0]] * 10, requires_grad=True)
+    logits = torch.tensor([[4.0, 0.0]] * 30, requires_grad=True)
+    labels = torch.tensor([0] * 20 + [1] * 10)
+    head = AttentionHead(1)
+    optimizer = torch.optim.SGD(head.parameters(), 0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        head.loss(head(features), logits, labels).backward()
+        optimizer.step()
+    importance = head(features)
+    assert importance[:20].min() > 0.8
+    assert importance[20:].max() < 0.3
+    assert features.grad is None
+    assert logits.grad is None
+
+
+def test_rank_penalty_keeps_importances_from_collapsing_to_one() -> None:
+    # Every label agrees with its prediction, so the cross-entropy alone pulls every importance up.
+    torch.manual_seed(0)
+    features = torch.randn(64, 4)
+    logits = torch.tensor([[6.0, 0.0]]).repeat(64, 1)
+    head = AttentionHead(4)
+    optimizer = torch.optim.Adam(head.parameters(), 0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(head(features), logits, torch.zeros(64, dtype=torch.int64)).backward()
+        optimizer.step()
+    ordered = head(features).detach().sort(descending=True).values
+    assert ordered[:45].mean() - ordered[45:].mean() > 0.1

@@ -146,7 +146,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                 val = evaluate(model, val_loader, num_classes, accelerator.device)
                 if val.accuracy > best_accuracy:
                     best_accuracy, best_epoch = val.accuracy, epoch
-                    best_state = {k: v.cpu().clone() for k, v in model.state_dict().items()}
+                    best_state = {
+                        k: v.cpu().clone(memory_format=torch.contiguous_format)
+                        for k, v in model.state_dict().items()
+                    }
                     run.save_model(best_state)
                 if "uerm" in parts:
                     run.save_ledger(uerm.ledger)

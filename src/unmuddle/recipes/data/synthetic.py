@@ -70,7 +70,7 @@ EXPRESSIONS = {
 }  # fmt: skip
 
 
-def load_synthetic(train: int = 2000, val: int = 500, test: int = 1000) -> Splits:
+def load_synthetic(train: int = 1600, val: int = 500, test: int = 1000) -> Splits:
     """Draw the three splits; the same faces in every run, whatever the training seed."""
     return Splits(
         *(_draw_split(number, size) for number, size in enumerate((train, val, test))),

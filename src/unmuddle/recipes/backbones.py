@@ -77,7 +77,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         return _from_callable(name)
     torchvision_name = name.removeprefix("torchvision/")
     if torchvision_name == name and name in timm.list_models():
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+        return _TimmFeatures(timm.create_model(name, pretrained=pretrained, num_classes=0))
     if torchvision_name in torchvision.models.list_models(torchvision.models):
         weights = "DEFAULT" if pretrained else None
         return _without_head(torchvision.models.get_model(torchvision_name, weights=weights), name)
@@ -122,7 +122,10 @@ def _without_head(model: nn.Module, name: str) -> nn.Module:
     maps = [
         node
         for node, value in outputs.items()
-        if isinstance(value, torch.Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
+        if isinstance(value, torch.Tensor)
+        and value.ndim == 4
+        and min(value.shape[2:]) > 1
+        and not node.startswith("classifier")
     ]
     # An image itself is a map, and a vision transformer's patches are cut by one convolution.
     last = maps[-1]
@@ -132,12 +135,22 @@ def _without_head(model: nn.Module, name: str) -> nn.Module:
 
 
 class _OnlyMap(nn.Module):
-    def __init__(self, extractor: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.extractor(x)["map"]
+        return self.model(x)["map"]
+
+
+class _TimmFeatures(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.num_features: int = model.num_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_features(x)
 
 
 def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int, int]:
@@ -182,7 +195,8 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-        missing = network.load_state_dict(state, strict=False).missing_keys
+        model = network.model if isinstance(network, _OnlyMap | _TimmFeatures) else network
+        missing = model.load_state_dict(state, strict=False).missing_keys
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, TypeError) as error:
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
     if missing:

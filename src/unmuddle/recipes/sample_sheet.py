@@ -24,11 +24,14 @@ def sample_sheet(data: LabeledImages, labels: Tensor, classes: tuple[str, ...]) 
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
 
     margin = 110
-    sheet = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    footer = 30
+    sheet = Image.new("RGB", (picture.width + margin, picture.height + footer), "white")
     sheet.paste(picture, (margin, 0))
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(classes):
         draw.text((8, row * (CELL + 2) + CELL // 2 - 6), name, fill="black", font_size=15)
+    note = "each row: a given label; a red frame: the true label is another"
+    draw.text((margin, picture.height + 6), note, fill="black", font_size=14)
     return sheet
 
 

@@ -104,6 +104,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     run = RunFolder.create(_run_path(config), config)
     sheet = sample_sheet(training, training.labels, splits.classes)
     write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
+    run.save_ledger(uerm.ledger)
     console.print(
         f"{config.data}: {len(training)} training, {len(splits.val)} validation, "
         f"{len(splits.test)} test images of {num_classes} classes; {config.backbone} with "
@@ -151,8 +152,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                         for k, v in model.state_dict().items()
                     }
                     run.save_model(best_state)
-                if "uerm" in parts:
-                    run.save_ledger(uerm.ledger)
+                run.save_ledger(uerm.ledger)
                 progress.update(task, accuracy=f"{val.accuracy:.1%}")
                 run.add_metrics(
                     epoch=epoch,
@@ -179,7 +179,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         "val_accuracy": best_accuracy if best_epoch else None,
         "seconds": time.perf_counter() - started,
     }
-    if "uerm" in parts and training.true_labels is not None:
+    if training.true_labels is not None:
         scored = uerm.ledger.cpu().compare(training.true_labels)
         summary["relabeling"] = scored._asdict() | {"confusion": scored.confusion.tolist()}
     if status == "finished":

@@ -7,11 +7,16 @@ from rich.table import Table
 
 from unmuddle.report.runs import RunFiles
 
-UNKNOWN = "–"  # noqa: RUF001  an en dash reads as an empty cell
+UNKNOWN = "-"
 
-_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+_ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("data", lambda s: s["data"]),
+    ("label noise", lambda s: s["noise"]),
+    ("backbone", lambda s: s["backbone"]),
+    ("parts", lambda s: s["parts"]),
+    ("status", lambda s: s["status"]),
     ("test accuracy", lambda s: _percent(s, "test", "accuracy")),
-    ("mean class accuracy", lambda s: _percent(s, "test", "mean_class_accuracy")),
+    ("test mean class accuracy", lambda s: _percent(s, "test", "mean_class_accuracy")),
     ("labels right before", lambda s: _percent(s, "relabeling", "right_before")),
     ("labels right after", lambda s: _percent(s, "relabeling", "right_after")),
     ("relabel precision", lambda s: _percent(s, "relabeling", "precision")),
@@ -21,16 +26,13 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 
 
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
-    """One row a run; a dash where a run has no such figure."""
-    table = Table(caption="test accuracy is of the epoch that was best on the validation split")
+    """One column a run, one row a figure; a dash where a run has no such figure."""
+    table = Table(caption="test figures: the epoch that was best on the validation split")
     table.add_column("run")
-    for heading, _ in _COLUMNS:
-        table.add_column(heading, justify="right")
     for run in runs:
-        name = f"{run.summary['data']} {run.summary['noise']}\n{run.summary['parts']}"
-        if run.summary["status"] != "finished":
-            name += f"\n({run.summary['status']})"
-        table.add_row(name, *(cell(run.summary) for _, cell in _COLUMNS))
+        table.add_column(run.path.name, justify="right", overflow="fold")
+    for heading, cell in _ROWS:
+        table.add_row(heading, *(cell(run.summary) for run in runs))
     return table
 
 

@@ -28,12 +28,12 @@ def supcon_loss(
     base_temperature: float | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""Supervised contrastive loss, `L_out` of Khosla et al. 2020.
+    """Supervised contrastive loss, `L_out` of Khosla et al. 2020.
 
     For rows `z_i` of unit length, `s_ij = z_i · z_j / τ`, all other rows `A(i)` and positives
     `P(i)` (rows of the same class, or other views of the same sample):
 
-    $$L_i = \log \sum_{a \in A(i)} e^{s_{ia}} - \frac{1}{|P(i)|} \sum_{p \in P(i)} s_{ip}$$
+        L_i = log sum_{a in A(i)} exp s_ia - 1/|P(i)| sum_{p in P(i)} s_ip
 
     Args:
         features: `(N, D)` embeddings, or `(B, V, D)`: V views of each of B samples, N = B·V rows.

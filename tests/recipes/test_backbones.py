@@ -1,0 +1,99 @@
+"""Backbones by name, and what is said when one does not work."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.model import Classifier
+
+
+def tiny_network() -> nn.Module:
+    return nn.Conv2d(3, 20, 3, stride=4)
+
+
+def not_a_network() -> str:
+    return "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "map_size"),
+    [
+        ("small", 48, 256, (6, 6)),
+        ("small", 32, 256, (4, 4)),
+        ("resnet18", 48, 512, (3, 3)),  # 2 x 2 without the first stride's removal
+        ("resnet18", 224, 512, (7, 7)),
+        ("torchvision/resnet18", 96, 512, (3, 3)),
+        ("mobilenetv3_small_050", 96, 288, (3, 3)),
+        ("squeezenet1_1", 64, 512, (3, 3)),
+        ("vgg11", 96, 512, (3, 3)),
+        ("test_backbones:tiny_network", 48, 20, (12, 12)),
+    ],
+)
+def test_names_give_a_map_that_the_whole_model_trains_on(
+    name: str, size: int, channels: int, map_size: tuple[int, int]
+) -> None:
+    backbone = build_backbone(name, size)
+    assert (backbone.channels, backbone.map_size) == (channels, map_size)
+    model = Classifier(backbone, 5, arm=True, supcon=True)
+    out = model(torch.randn(2, 3, size, size))
+    assert out.logits.shape == (2, 5)
+    assert out.features.shape == (2, model.feature_dim)
+    assert out.embeddings.shape == (2, 128)
+    (out.logits.sum() + out.embeddings[:, 0].sum()).backward()
+    first, *_ = backbone.network.parameters()
+    assert first.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet1", "unknown; did you mean .*resnet1"),
+        ("qqqq", "unknown$"),
+        ("vit_tiny_patch16_224", "feature map"),
+        ("torchvision/vit_b_16", "feature map"),
+        ("no_such_module:make", "No module named 'no_such_module'"),
+        ("test_backbones:missing", "missing"),
+        ("test_backbones:not_a_network", "expected an nn.Module, got str"),
+    ],
+)
+def test_what_does_not_work_is_told(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_backbone(name, 224)
+
+
+def test_weights_round_trip_in_both_formats(tmp_path: Path) -> None:
+    source = build_backbone("small", 48).network
+    state = source.state_dict() | {"fc.weight": torch.zeros(3, 3)}  # a foreign head is left out
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        loaded = build_backbone("small", 48, weights=str(tmp_path / name)).network.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("trapped", "w"))
+
+
+def test_weights_that_do_not_fit_are_told_and_no_code_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Trap()}, tmp_path / "trap.pt")
+    safetensors.torch.save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"junk")
+    for name, message in (
+        ("trap.pt", "cannot be loaded"),
+        ("broken.safetensors", "cannot be loaded"),
+        ("missing.pt", "cannot be loaded"),
+        ("other.safetensors", "lacks .* tensors, the first conv1.weight"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build_backbone("small", 48, weights=name)
+    assert not (tmp_path / "trapped").exists()

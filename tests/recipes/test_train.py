@@ -1,0 +1,150 @@
+"""The recipe as a whole, on data small enough for seconds."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from layouts import make_ferplus
+
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.data import load_data
+from unmuddle.recipes.train import train
+
+QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
+
+
+def tiny() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 5, stride=4), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+    )  # fmt: skip
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "full"
+    return train(TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", run=str(run)))
+
+
+def test_the_full_method_learns_and_repairs_labels(full_run: Path) -> None:
+    found = summary(full_run)
+    assert found["status"] == "finished"
+    assert found["test"]["accuracy"] > 0.7  # one in ten by guessing
+    scored = found["relabeling"]
+    assert scored["right_after"] > scored["right_before"] + 0.05
+    assert scored["precision"] > 0.7
+
+
+def test_summary_agrees_with_itself_and_the_metrics(full_run: Path) -> None:
+    found, epochs = summary(full_run), metrics(full_run)
+    confusion = torch.tensor(found["test"]["confusion"])
+    assert found["test"]["accuracy"] == pytest.approx(confusion.trace() / confusion.sum())
+    assert confusion.sum() == 360
+    assert [entry["epoch"] for entry in epochs] == list(range(1, 13))
+    best = max(epochs, key=lambda entry: entry["val_accuracy"])
+    assert found["best_epoch"] == best["epoch"]
+    assert epochs[-1]["labels_right"] == found["relabeling"]["right_after"]
+    assert all(entry["relabeled"] == 0 for entry in epochs[:4])  # warm-up
+
+
+def test_ledger_csv_replays_to_the_labels_that_were_scored(full_run: Path) -> None:
+    from unmuddle.recipes.data.noise import symmetric_noise
+
+    truth = load_data("digits").train.labels
+    labels = symmetric_noise(truth, 10, 0.2, seed=0)
+    assert (labels == truth).double().mean() == summary(full_run)["relabeling"]["right_before"]
+    with (full_run / "ledger.csv").open() as file:
+        for event in csv.DictReader(file):
+            assert labels[int(event["sample"])] == int(event["old"])
+            labels[int(event["sample"])] = int(event["new"])
+    assert (labels == truth).double().mean() == summary(full_run)["relabeling"]["right_after"]
+
+
+def test_saved_config_and_weights_can_be_used_again(full_run: Path) -> None:
+    config = TrainConfig(**yaml.safe_load((full_run / "config.yaml").read_text()))
+    assert config == TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", run=str(full_run))
+    state = safetensors.torch.load_file(full_run / "model.safetensors")
+    assert "arm.weight" in state
+    assert "projection.0.weight" in state
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
+    options = QUICK | {"epochs": 2, "noise": "symmetric:0.2"}
+    first, again, other = (
+        train(TrainConfig(**options, seed=seed, run=str(tmp_path / name)))
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+
+    def weights(run: Path) -> dict:
+        return safetensors.torch.load_file(run / "model.safetensors")
+
+    assert all(torch.equal(value, weights(again)[key]) for key, value in weights(first).items())
+    assert not torch.equal(weights(first)["classifier.weight"], weights(other)["classifier.weight"])
+
+
+@pytest.mark.parametrize("parts", ["none", "supcon", "arm", "uerm"])
+def test_each_part_can_stand_alone(parts: str, tmp_path: Path) -> None:
+    run = train(TrainConfig(**QUICK, epochs=1, parts=parts, run=str(tmp_path / "run")))
+    state = safetensors.torch.load_file(run / "model.safetensors")
+    assert ("arm.weight" in state) == (parts == "arm")
+    assert ("projection.0.weight" in state) == (parts == "supcon")
+    assert "test" in summary(run)
+
+
+def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
+    run = train(
+        TrainConfig(
+            **QUICK, epochs=2, warmup=0, workers=1, relabel_estimator="attention",
+            relabel_policy="scn", run=str(tmp_path / "run"),
+        )
+    )  # fmt: skip
+    with (run / "ledger.csv").open() as file:
+        assert {row["rule"] for row in csv.DictReader(file)} == {"scn"}
+
+
+def test_ferplus_trains(tmp_path: Path) -> None:
+    root = make_ferplus(tmp_path / "data")
+    options = QUICK | {"data": f"ferplus:{root}", "batch_size": 4}
+    run = train(TrainConfig(**options, epochs=1, run=str(tmp_path / "run")))
+    assert torch.tensor(summary(run)["test"]["confusion"]).sum() == 12
+
+
+def test_ctrl_c_leaves_a_readable_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "500",
+         "--run", str(run)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not ((run / "metrics.jsonl").exists() and metrics(run)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert summary(run)["status"] == "interrupted"
+    assert "test" not in summary(run)
+    assert len(metrics(run)) >= 1
+    assert safetensors.torch.load_file(run / "model.safetensors")
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "ledger.csv").read_text().startswith("event,sample")
+    assert not list(run.glob("*.partial")) + list(run.glob(".*.partial"))

@@ -1,0 +1,136 @@
+"""The command line: exit codes, one clear line for a wrong input, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from recipes.layouts import make_folder, truncate
+from unmuddle.cli import main
+
+
+def run(arguments: list[str]) -> int:
+    """`main`, with the exit code of jsonargparse's own errors."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def one_class() -> None:
+    make_folder(Path("faces"))
+    for part in ("train", "val", "test"):
+        for image in (Path("faces") / part / "glad").iterdir():
+            image.unlink()
+        (Path("faces") / part / "glad").rmdir()
+
+
+def truncated_image() -> None:
+    make_folder(Path("faces"))
+    truncate(Path("faces/test/calm/04.png"))
+
+
+def label_out_of_range() -> None:
+    for part in ("Train", "Valid", "Test"):
+        folder = Path("faces") / f"FER2013{part}"
+        folder.mkdir(parents=True)
+        (folder / "label.csv").write_text('a.png,"(0, 0, 48, 48)",0,0,0,0,0,0,0,99,0,0\n')
+
+
+def unknown_key() -> None:
+    Path("config.yaml").write_text("epochs: 3\nlearning_speed: 1\n")
+
+
+def used_run() -> None:
+    Path("used").mkdir()
+    Path("used/notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        (None, ["--data", "imagenet"], "--data imagenet: unknown data set; expected one of"),
+        (None, ["--data", "folder:nowhere"], "no such folder: nowhere"),
+        (one_class, ["--data", "folder:faces"], "expected at least 2 class folders, got 1"),
+        (truncated_image, ["--data", "folder:faces"], "unreadable or truncated image: 1"),
+        (label_out_of_range, ["--data", "ferplus:faces"], "row without 10 votes, each from 0 to 10: 3"),
+        (None, ["--data", "digits", "--backbone", "resnet1800"], "--backbone resnet1800: unknown; did you mean"),
+        (unknown_key, ["--config", "config.yaml"], "learning_speed"),
+        (None, ["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (None, ["--epochs", "many"], "epochs"),
+        (None, ["--config", "missing.yaml"], "missing.yaml"),
+        (None, ["--parts", "supcon,resnet"], "unknown part 'resnet'"),
+        (None, ["--noise", "symmetric:2"], "expected none or symmetric:P with 0 <= P <= 1"),
+        (None, ["--precision", "fp8"], "precision"),
+        (None, ["--lr", "0"], "--lr: expected more than 0, got 0"),
+        (None, ["--warmup", "2"], "--warmup: expected a share from 0 to 1"),
+        (None, ["--batch_size", "1"], "--batch_size: expected at least 2"),
+        (None, ["--pretrained", "true", "--weights", "w.pt"], "give one of the two"),
+        (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
+        (used_run, ["--data", "digits", "--run", "used"], "exists and is not empty"),
+        (None, ["--nonsense", "1"], "nonsense"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_with_2_and_its_own_message(
+    prepare, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if prepare:
+        prepare()
+    before = sorted(Path().rglob("*"))
+    assert run(["train", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.out + shown.err
+    assert sorted(Path().rglob("*")) == before, "something was written"
+
+
+def test_no_command_and_help() -> None:
+    assert run([]) == 2
+    assert run(["--help"]) == 0
+    assert run(["train", "--help"]) == 0
+
+
+def test_printed_config_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--epochs", "7", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["epochs"] == 7
+    Path("again.yaml").write_text(printed)
+    assert run(["train", "--config", "again.yaml", "--lr", "3e-3", "--print_config"]) == 0
+    again = yaml.safe_load(capsys.readouterr().out)
+    assert (again["epochs"], again["lr"]) == (7, 3e-3)
+
+
+def small_net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, stride=4), torch.nn.BatchNorm2d(8))
+
+
+def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "unmuddle"]
+    trained = subprocess.run(
+        [*command, "train", "--data", "digits", "--epochs", "1", "--run", "r", "--precision", "bf16",
+         "--backbone", "mobilenetv3_small_050", "--batch_size", "128"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "relabel precision" in trained.stdout
+    names = {path.name for path in Path("r").iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "ledger.csv", "model.safetensors", "confusion.png",
+        "curves.png", "samples.png", "summary.json",
+    }  # fmt: skip
+    assert run(["report", "r"]) == 0
+
+
+def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    assert run(["report", "empty"]) == 2
+    assert "empty: not a run that has ended" in capsys.readouterr().err
+    assert run(["report"]) == 2

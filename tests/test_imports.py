@@ -1,0 +1,68 @@
+"""What importing costs: torch and numpy, nothing else, and no other part."""
+
+import subprocess
+import sys
+
+import pytest
+
+OPTIONAL = [
+    "torchvision",
+    "timm",
+    "matplotlib",
+    "hypothesis",
+    "triton",
+    "sklearn",
+    "accelerate",
+    "scipy",
+    "PIL",
+    "rich",
+]
+
+BLOCK = f"""
+import sys
+import torch  # looks for triton itself
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {OPTIONAL!r}:
+            raise ImportError(name + ' is blocked')
+sys.meta_path.insert(0, Block())
+"""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["ARM", "UERM", "LabelLedger", "SupConLoss", "supcon_loss"])
+def test_public_names_import_with_optional_packages_blocked(name: str) -> None:
+    assert python(f"{BLOCK}\nfrom unmuddle import {name}\nprint({name}.__name__)") == name
+
+
+def test_import_loads_no_optional_package_and_touches_no_gpu() -> None:
+    loaded = python(
+        "import sys, torch, unmuddle\n"
+        "from unmuddle import ARM, UERM, SupConLoss\n"
+        f"print([m for m in {OPTIONAL!r} if m in sys.modules], torch.cuda.is_initialized())"
+    )
+    assert loaded == "[] False"
+
+
+@pytest.mark.parametrize(
+    ("part", "others"), [("supcon", "arm uerm"), ("arm", "supcon uerm"), ("uerm", "supcon arm")]
+)
+def test_a_part_loads_no_other_part(part: str, others: str) -> None:
+    code = (
+        f"import sys, unmuddle.{part}\n"
+        f"print([o for o in {others.split()!r} + ['recipes', 'report'] if 'unmuddle.' + o in sys.modules])"
+    )
+    assert python(code) == "[]"
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    import unmuddle
+
+    with pytest.raises(AttributeError, match="no attribute 'Arm'"):
+        _ = unmuddle.Arm
+    assert set(unmuddle.__all__) <= set(dir(unmuddle))

@@ -26,7 +26,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 docs: .venv/installed
-	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/supcon.py

@@ -49,6 +49,14 @@ def unknown_key() -> None:
     Path("config.yaml").write_text("epochs: 3\nlearning_speed: 1\n")
 
 
+def null_epochs() -> None:
+    Path("config.yaml").write_text("epochs: null\n")
+
+
+def latin_config() -> None:
+    Path("config.yaml").write_bytes("data: é".encode("latin-1"))
+
+
 def used_run() -> None:
     Path("used").mkdir()
     Path("used/notes.txt").write_text("mine")
@@ -77,6 +85,10 @@ def used_run() -> None:
         (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
         (used_run, ["--data", "digits", "--run", "used"], "exists and is not empty"),
         (None, ["--nonsense", "1"], "nonsense"),
+        (None, ["--seed", "-1"], "--seed: expected 0 <= seed < 2**32, got -1"),
+        (None, ["--run", "~nobody_here/x"], "--run '~nobody_here/x': not a usable path"),
+        (null_epochs, ["--config", "config.yaml"], "epochs"),
+        (latin_config, ["--config", "config.yaml"], "decode"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_with_2_and_its_own_message(
@@ -90,6 +102,7 @@ def test_wrong_input_ends_with_2_and_its_own_message(
     assert message in shown.err
     assert "Traceback" not in shown.out + shown.err
     assert sorted(Path().rglob("*")) == before, "something was written"
+    assert shown.err.startswith("unmuddle"), "the message comes first"
 
 
 def test_no_command_and_help() -> None:
@@ -134,3 +147,16 @@ def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str])
     assert run(["report", "empty"]) == 2
     assert "empty: not a run that has ended" in capsys.readouterr().err
     assert run(["report"]) == 2
+
+
+def test_names_with_markup_and_maths_in_them_are_shown_as_they_are() -> None:
+    make_folder(Path("a$b_$[x]"))
+    arguments = ["train", "--data", "folder:a$b_$[x]", "--image_size", "32", "--run", "r[b]"]
+    assert run([*arguments, "--epochs", "1", "--backbone", "test_cli:small_net"]) == 0
+
+
+def test_a_diverged_run_says_so_and_keeps_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--data", "digits", "--epochs", "2", "--lr", "1e30", "--run", "r"]
+    assert run([*arguments, "--backbone", "test_cli:small_net", "--parts", "none"]) == 1
+    assert "the loss is not finite; try a lower --lr" in capsys.readouterr().out
+    assert '"diverged"' in Path("r/summary.json").read_text()

@@ -16,6 +16,9 @@ OPTIONAL = [
     "scipy",
     "PIL",
     "rich",
+    "safetensors",
+    "torchmetrics",
+    "jsonargparse",
 ]
 
 BLOCK = f"""

@@ -1,10 +1,12 @@
 """The command line: `unmuddle train | report`."""
 
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,26 +21,37 @@ def main(arguments: list[str] | None = None) -> int:
     from unmuddle.recipes.config import TrainConfig
     from unmuddle.recipes.errors import UsageError
 
-    train = ArgumentParser(description="Train a classifier; with no argument, on drawn faces.")
+    train = ArgumentParser(
+        description="Train a classifier; with no argument, on drawn faces.", exit_on_error=False
+    )
     train.add_argument("--config", action="config", help="file of options, as in a run folder")
     train.add_class_arguments(TrainConfig)
-    report = ArgumentParser(description="Draw the plots of runs and print them side by side.")
+    report = ArgumentParser(
+        description="Draw the plots of runs and print them side by side.", exit_on_error=False
+    )
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
 
     parser = ArgumentParser(
-        prog="unmuddle", description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM."
+        prog="unmuddle",
+        description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
+        exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("train", train, help="train a classifier")
     commands.add_subcommand("report", report, help="compare runs")
-    chosen: Any = parser.parse_args(arguments)
+    try:
+        chosen: Any = parser.parse_args(arguments)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        print(f"unmuddle: error: {error}", file=sys.stderr)
+        return 2
 
     try:
         if chosen.command == "train":
             options = chosen.train.as_dict()
             options.pop("config")
             return _train(TrainConfig(**options))
-        return _report(chosen.report.runs)
+        _report(chosen.report.runs)
+        return 0
     except UsageError as error:
         print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
         return 2
@@ -49,11 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(config: Any) -> int:
     from unmuddle.recipes.train import train
+    from unmuddle.report import read_run
 
-    return _report([train(config)])
+    path = train(config)
+    _report([path])
+    return _EXIT_CODES[read_run(path).summary["status"]]
 
 
-def _report(paths: list[Path]) -> int:
+def _report(paths: list[Path]) -> None:
     from rich.console import Console
 
     from unmuddle.recipes.errors import UsageError
@@ -66,8 +82,6 @@ def _report(paths: list[Path]) -> int:
     for run in runs:
         draw_plots(run)
     Console().print(comparison_table(runs))
-    finished = all(run.summary["status"] == "finished" for run in runs)
-    return 0 if finished else INTERRUPTED
 
 
 if __name__ == "__main__":

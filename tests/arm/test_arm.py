@@ -145,6 +145,12 @@ def test_running_mean_follows_training_batches() -> None:
     assert torch.equal(arm.running_common, before)
 
 
+def test_an_empty_training_batch_leaves_the_running_mean_alone() -> None:
+    arm = ARM(64, (4, 4))
+    arm._affinity(torch.zeros(0, 1, 5, 5))
+    assert arm.running_common.isfinite().all()
+
+
 def test_state_dict_round_trip_keeps_eval_outputs() -> None:
     first, second = _trained("running"), ARM(64, (4, 4)).eval()
     second.load_state_dict(first.state_dict())
@@ -179,6 +185,7 @@ def test_autocast_and_channels_last() -> None:
         (r"input_size: expected at least \(2, 2\), got \(1, 7\)", {"input_size": (1, 7)}),
         (r"in_channels: expected at least 1, got 0", {"in_channels": 0}),
         (r"affinity: expected one of .* got 'mean'", {"affinity": "mean"}),
+        (r"momentum: expected a number from 0 to 1, got 5", {"momentum": 5}),
         (r"upscale: expected an even number >= 2 or 'auto', got 3", {"upscale": 3}),
     ],
 )

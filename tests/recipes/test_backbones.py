@@ -16,6 +16,10 @@ def tiny_network() -> nn.Module:
     return nn.Conv2d(3, 20, 3, stride=4)
 
 
+def raises() -> nn.Module:
+    raise KeyError("inside")
+
+
 def not_a_network() -> str:
     return "no"
 
@@ -58,6 +62,7 @@ def test_names_give_a_map_that_the_whole_model_trains_on(
         ("torchvision/vit_b_16", "feature map"),
         ("no_such_module:make", "No module named 'no_such_module'"),
         ("test_backbones:missing", "missing"),
+        ("test_backbones:raises", "KeyError: 'inside'"),
         ("test_backbones:not_a_network", "expected an nn.Module, got str"),
     ],
 )
@@ -88,10 +93,14 @@ def test_weights_that_do_not_fit_are_told_and_no_code_is_run(
     torch.save({"x": Trap()}, tmp_path / "trap.pt")
     safetensors.torch.save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"junk")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("hello")
     for name, message in (
         ("trap.pt", "cannot be loaded"),
         ("broken.safetensors", "cannot be loaded"),
         ("missing.pt", "cannot be loaded"),
+        ("empty.pt", "cannot be loaded"),
+        ("text.pt", "cannot be loaded"),
         ("other.safetensors", "lacks .* tensors, the first conv1.weight"),
     ):
         with pytest.raises(UsageError, match=message):

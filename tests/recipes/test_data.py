@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from layouts import make_ferplus, make_folder, save_image, truncate
+from PIL import Image
 
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.data.ferplus import majority
@@ -115,6 +117,20 @@ def test_a_broken_folder_is_told_whole_in_one_error(tmp_path: Path) -> None:
         assert place in message
 
 
+def test_images_of_16_bits_are_refused_not_mangled(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(tmp_path / "train" / "calm" / "03.png")
+    with pytest.raises(UsageError, match="image of more than 8 bits a channel: 1"):
+        load_data(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", ["é,1".encode("latin-1"), b"x" * 200_000])
+def test_an_unreadable_csv_is_told(tmp_path: Path, content: bytes) -> None:
+    (make_ferplus(tmp_path) / "FER2013Valid" / "label.csv").write_bytes(content)
+    with pytest.raises(UsageError, match="FER2013Valid/label.csv: not readable"):
+        load_data(f"ferplus:{tmp_path}")
+
+
 def test_long_lists_of_problems_are_cut_with_their_count(tmp_path: Path) -> None:
     make_folder(tmp_path, each=30)
     for path in (tmp_path / "train" / "calm").iterdir():
@@ -188,7 +204,7 @@ def test_sample_sheet_frames_wrong_labels_in_red() -> None:
     red = (220, 30, 30)
 
     def count_red(picture) -> int:
-        return sum(pixel == red for pixel in picture.get_flattened_data())
+        return int((np.asarray(picture) == red).all(2).sum())
 
     assert count_red(right) == 0
     assert count_red(wrong) > 1000

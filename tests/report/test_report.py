@@ -25,7 +25,7 @@ def write_run(path: Path, *, finished: bool = True, truth: bool = True) -> Path:
         summary["test"] = {"accuracy": 0.75, "mean_class_accuracy": 0.75, "confusion": confusion}
     if truth:
         summary["relabeling"] = {
-            "right_before": 0.5, "right_after": 0.875, "precision": float("nan"), "recall": 0.125,
+            "right_before": 0.5, "right_after": 0.875, "precision": None, "recall": 0.125,
         }  # fmt: skip
     (path / "summary.json").write_text(json.dumps(summary))
     return path
@@ -75,4 +75,8 @@ def test_unreadable_runs_are_told(tmp_path: Path) -> None:
         read_run(tmp_path)
     (write_run(tmp_path / "run") / "metrics.jsonl").write_text("{")
     with pytest.raises(ValueError, match="not a readable run"):
+        read_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"summary.json lacks some of"):
         read_run(tmp_path / "run")

@@ -45,6 +45,13 @@ def test_nan_in_gives_nan_out(impl: str, n: int, temperature: float) -> None:
 
 
 @both_impls
+def test_nan_in_the_mask_gives_nan_out(impl: str) -> None:
+    mask = torch.eye(3)
+    mask[0, 0] = torch.nan
+    assert supcon_loss(torch.randn(3, 2, 4), mask=mask, impl=impl).isnan()
+
+
+@both_impls
 @pytest.mark.parametrize("n", [6, 1100])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
@@ -220,6 +227,7 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),
         (r"features: expected shape \(N, D\) or \(B, V, D\), got \(4,\)", ValueError, {"features": torch.zeros(4)}),
         (r"features: expected a floating-point type, got torch.int64", TypeError, {"features": torch.zeros(4, 3, dtype=int)}),
+        (r"features: expected at least one view", ValueError, {"features": torch.zeros(4, 0, 3)}),
         (r"temperature: expected a positive number, got 0", ValueError, {"temperature": 0}),
         (r"temperature: expected a positive number, got nan", ValueError, {"temperature": float("nan")}),
         (r"temperature: expected shape \(\) = \(\), got \(2,\)", ValueError, {"temperature": torch.ones(2)}),

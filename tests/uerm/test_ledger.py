@@ -42,8 +42,8 @@ def test_revert_by_sample_event_and_epoch() -> None:
     assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 2]
     ledger.revert(ids=torch.tensor([0, 1, 3]))
     assert torch.equal(ledger.labels(), ledger.original())
-    assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 4
-    assert ledger.reverted().tolist() == [True, True, False, False, False, True]
+    assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 6
+    assert ledger.reverted().tolist() == [True, True, False, True, False, True]
 
 
 def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() -> None:
@@ -126,12 +126,16 @@ def test_compare_without_changes_has_no_precision() -> None:
 @pytest.mark.parametrize(
     ("message", "ids", "labels", "rule"),
     [
-        ("ids: expected 0 <= id < 6, got 6", [0, 6], [1, 1], "r"),
-        ("ids: expected 0 <= id < 6, got -1", [-1], [1], "r"),
+        ("ids: expected integers from 0 to 5, got 6", [0, 6], [1, 1], "r"),
+        ("ids: expected integers from 0 to 5, got -1", [-1], [1], "r"),
         ("ids: expected distinct ids", [2, 2], [1, 0], "r"),
-        ("labels: expected 0 <= label < 3, got 3", [0, 1], [1, 3], "r"),
+        ("labels: expected integers from 0 to 2, got 3", [0, 1], [1, 3], "r"),
         (r"labels: expected shape \(m,\) = \(2,\), got \(1,\)", [0, 1], [1], "r"),
         ("rule: expected a name of one line", [0], [1], "a\nb"),
+        ("rule: expected a name of one line, not 'revert'", [0], [1], "revert"),
+        ("ids: expected a vector of integers, got torch.float32", [0.5], [1], "r"),
+        ("ids: expected a vector of integers, got torch.bool", [True], [1], "r"),
+        ("labels: expected a vector of integers, got torch.float32", [0], [1.5], "r"),
     ],
 )
 def test_wrong_records_are_named_and_change_nothing(
@@ -145,7 +149,7 @@ def test_wrong_records_are_named_and_change_nothing(
 
 
 def test_other_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match="labels: expected 0 <= label < 3, got 5"):
+    with pytest.raises(ValueError, match="labels: expected integers from 0 to 2, got 5"):
         LabelLedger(torch.tensor([0, 5]), 3)
     with pytest.raises(ValueError, match="exactly one of ids, event, epoch"):
         new_ledger().revert()

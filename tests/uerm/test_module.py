@@ -19,7 +19,7 @@ def test_running_mean_of_predictions() -> None:
     feed(uerm, [[0.0, 0.0]], [1])  # first sight: taken as it is
     feed(uerm, [[100.0, -100.0]], [1])
     torch.testing.assert_close(uerm.probabilities[1], torch.tensor([0.625, 0.375]))
-    assert uerm.seen.tolist() == [False, True]
+    assert uerm.seen.tolist() == [0, 2]
     assert not uerm.probabilities[0].any()
 
 
@@ -78,6 +78,48 @@ def test_a_reverted_label_stays() -> None:
     feed(uerm, [[9.0, 0.0]], [0])
     assert uerm.end_epoch() == []
     assert uerm.ledger.labels().tolist() == [1]
+
+
+def test_a_confirmed_label_stays() -> None:
+    # Reverted before anything had changed it: somebody looked at it and it is right.
+    uerm = UERM(torch.tensor([1, 1]), 2, warmup_epochs=0)
+    uerm.ledger.revert(ids=torch.tensor([0]))
+    feed(uerm, [[9.0, 0.0], [9.0, 0.0]], [0, 1])
+    assert [event.sample for event in uerm.end_epoch()] == [1]
+
+
+@pytest.mark.parametrize("estimator", ["margin", "attention"])
+def test_an_overflowed_batch_leaves_no_trace(estimator: str) -> None:
+    torch.manual_seed(0)
+    uerm = UERM(torch.tensor([0, 1]), 2, estimator=estimator, feature_dim=4, warmup_epochs=0)
+    bad = torch.tensor([[torch.inf, 0.0], [torch.nan, 0.0], [0.0, 2.0]])
+    features = torch.tensor([[torch.nan] * 4] * 2 + [[1.0] * 4])
+    out = uerm(features, bad, torch.tensor([0, 1, 1]))
+    assert uerm.seen.tolist() == [0, 1]
+    torch.testing.assert_close(uerm.probabilities[1], torch.tensor([0.0, 2.0]).softmax(0))
+    assert uerm.uncertainty.isfinite().all()
+    assert out.weight[2].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_ids_of_any_integer_type(dtype: torch.dtype) -> None:
+    uerm = UERM(torch.tensor([0, 1, 1]), 2)
+    out = uerm(torch.zeros(2, 4), torch.zeros(2, 2), torch.tensor([0, 2], dtype=dtype))
+    assert out.labels.tolist() == [0, 1]
+    assert uerm.seen.tolist() == [1, 0, 1]
+
+
+def test_a_failing_policy_counts_no_epoch_and_changes_nothing() -> None:
+    def wrong_shape(evidence: Evidence) -> Proposals:
+        evidence.probabilities.zero_()
+        return Proposals(evidence.current[:1], evidence.uncertainty, 0.0, "wrong")
+
+    uerm = UERM(torch.tensor([0, 1]), 2, policy=wrong_shape, warmup_epochs=0)
+    feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
+    with pytest.raises(ValueError, match=r"policy: expected labels of shape \(n,\) = \(2,\)"):
+        uerm.end_epoch()
+    assert uerm.epoch == 0
+    assert uerm.probabilities.any()
 
 
 def test_eval_mode_writes_nothing() -> None:
@@ -151,6 +193,7 @@ def test_batch_path_compiles_into_one_graph() -> None:
         ("num_classes: expected at least 2, got 1", {"num_classes": 1}),
         ("estimator: expected one of .* got 'size'", {"estimator": "size"}),
         ("policy: expected one of .* or a callable, got 'ema'", {"policy": "ema"}),
+        ("policy: expected a name or a callable, got 5", {"policy": 5}),
         ("momentum: expected 0 <= momentum < 1, got 1", {"momentum": 1}),
         ("warmup_epochs: expected at least 0, got -1", {"warmup_epochs": -1}),
         ("feature_dim: needed by estimator='attention'", {"estimator": "attention"}),

@@ -12,7 +12,7 @@ def arrange(x: Tensor, upscale: int) -> Tensor:
     Raises:
         ValueError: `C` is not a multiple of `r²`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> arrange(torch.zeros(1, 512, 7, 7), 16).shape
         torch.Size([1, 2, 112, 112])
@@ -47,7 +47,7 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     Raises:
         ValueError: the shapes do not fit, or the map is smaller than the kernel.
 
-    Example:
+    Examples:
         >>> import torch
         >>> de_albino(torch.ones(1, 2, 112, 112), torch.ones(32, 32), 8).shape
         torch.Size([1, 2, 11, 11])
@@ -107,7 +107,7 @@ def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:
 def choose_upscale(channels: int) -> int:
     """The largest of 16, 8, 4, 2 whose square divides `channels`, else 2.
 
-    Example:
+    Examples:
         >>> choose_upscale(512), choose_upscale(1280), choose_upscale(440)
         (16, 16, 2)
     """
@@ -120,7 +120,7 @@ def output_size(height: int, width: int) -> tuple[int, int]:
     Raises:
         ValueError: the map is smaller than 2 x 2.
 
-    Example:
+    Examples:
         >>> output_size(7, 7)
         (11, 11)
     """

@@ -39,7 +39,7 @@ class ARM(nn.Module):
     Raises:
         ValueError: an option or the input's shape does not fit.
 
-    Example:
+    Examples:
         >>> arm = ARM(512, (7, 7))
         >>> arm(torch.randn(4, 512, 7, 7)).shape
         torch.Size([4, 121])
@@ -63,6 +63,8 @@ class ARM(nn.Module):
             raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
         if affinity not in get_args(Affinity):
             raise ValueError(f"affinity: expected one of {get_args(Affinity)}, got {affinity!r}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum}")
         r = choose_upscale(in_channels) if upscale == "auto" else upscale
         if r < 2 or r % 2:
             raise ValueError(f"upscale: expected an even number >= 2 or 'auto', got {upscale!r}")
@@ -84,7 +86,7 @@ class ARM(nn.Module):
         )
         self.weight = nn.Parameter(torch.empty(2 * r, 2 * r))
         self.bn = nn.BatchNorm2d(maps)
-        self.alpha = nn.Parameter(torch.ones(()))
+        self.alpha = nn.Parameter(torch.ones(()), requires_grad=affinity != "none")
         self.running_common: Tensor
         self.register_buffer("running_common", torch.zeros(out_height, out_width))
         self.reset_parameters()
@@ -113,7 +115,7 @@ class ARM(nn.Module):
             return x.mean(1)
         if self.affinity == "running" and not self.training:
             return affinity(x, self.alpha, self.running_common)
-        if self.affinity == "running":
+        if self.affinity == "running" and len(x):
             with torch.no_grad():
                 self.running_common.lerp_(
                     x.mean((0, 1)).to(self.running_common.dtype), self.momentum

@@ -1,21 +1,19 @@
 """CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
 
 import difflib
-import pickle
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.paths import user_path
 
 SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
 
@@ -106,8 +104,8 @@ def _from_callable(name: str) -> nn.Module:
     module, _, attribute = name.partition(":")
     try:
         network = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UsageError(f"--backbone {name}: {error}") from error
+    except Exception as error:  # the user's code can fail in any way
+        raise UsageError(f"--backbone {name}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"--backbone {name}: expected an nn.Module, got {type(network).__name__}")
     return network
@@ -158,7 +156,7 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
     try:
         with torch.no_grad():
             output = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # so can any network on a size it was not made for
         raise UsageError(
             f"--backbone {name}: cannot take {image_size} x {image_size} images: {error}"
         ) from error
@@ -188,7 +186,7 @@ def _remove_first_stride(network: nn.Module) -> bool:
 
 
 def _load_weights(network: nn.Module, weights: str) -> None:
-    path = Path(weights).expanduser()
+    path = user_path("--weights", weights)
     try:
         state = (
             safetensors.torch.load_file(path)
@@ -197,7 +195,7 @@ def _load_weights(network: nn.Module, weights: str) -> None:
         )
         model = network.model if isinstance(network, _OnlyMap | _TimmFeatures) else network
         missing = model.load_state_dict(state, strict=False).missing_keys
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, TypeError) as error:
+    except Exception as error:  # a foreign file can fail in any way
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
     if missing:
         raise UsageError(

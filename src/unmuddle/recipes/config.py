@@ -1,6 +1,6 @@
 """Everything that `unmuddle train` can be told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from unmuddle.recipes.errors import UsageError
@@ -76,6 +76,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise a UsageError that names the first value out of its range."""
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.default is not None:
+                raise UsageError(f"--{field.name}: expected a value, got null")
         self.chosen_parts()
         for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
             if getattr(self, name) < least:
@@ -88,6 +91,8 @@ class TrainConfig:
         for name in ("weight_decay", "supcon_weight"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"--warmup: expected a share from 0 to 1, got {self.warmup}")
         if self.pretrained and self.weights:

@@ -31,17 +31,21 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise a UsageError if the path holds something already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"--run {path}: exists and is not empty")
+
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
         """Make a new folder holding the config.
 
         Raises:
-            UsageError: it exists and is not empty, or cannot be made.
+            UsageError: it cannot be made.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise UsageError(f"--run {path}: exists and is not empty")
         except OSError as error:
             raise UsageError(f"--run {path}: {error}") from error
         run = cls(path)

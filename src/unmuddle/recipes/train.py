@@ -31,6 +31,7 @@ from unmuddle.recipes.data.noise import check_noise, symmetric_noise
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.evaluate import evaluate
 from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.run_folder import RunFolder, write_whole
 from unmuddle.recipes.sample_sheet import sample_sheet
 from unmuddle.supcon import SupConLoss
@@ -50,6 +51,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     config.check()
     parts = config.chosen_parts()
     noise = check_noise(config.noise)
+    run_path = _run_path(config)
+    RunFolder.check_free(run_path)
     accelerator = Accelerator(mixed_precision=config.precision)
     if accelerator.num_processes > 1:
         raise UsageError("training in several processes is not supported")
@@ -80,15 +83,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it
     supcon = SupConLoss(config.temperature)
+    # Without the part, warm-up never ends: labels stay as they are and every weight is 1.
+    relabels = "uerm" in parts
     uerm = UERM(
         training.labels,
         num_classes,
-        estimator=config.relabel_estimator,
+        estimator=config.relabel_estimator if relabels else "margin",
         policy=config.relabel_policy,
-        # Without the part, the labels stay as they are and every weight is 1.
-        warmup_epochs=round(config.warmup * config.epochs)
-        if "uerm" in parts
-        else config.epochs + 1,
+        warmup_epochs=round(config.warmup * config.epochs) if relabels else config.epochs + 1,
         feature_dim=model.feature_dim,
     )
     parameters = [*model.parameters(), *uerm.parameters()]
@@ -101,7 +103,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     )
     train_loader, val_loader, test_loader = loaders
 
-    run = RunFolder.create(_run_path(config), config)
+    run = RunFolder.create(run_path, config)
     sheet = sample_sheet(training, training.labels, splits.classes)
     write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
     run.save_ledger(uerm.ledger)
@@ -111,22 +113,22 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         f"{config.parts}, feature map {backbone.channels} x {backbone.map_size[0]} x "
         f"{backbone.map_size[1]}, on {accelerator.device}; run folder {run.path}",
         soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
 
     best_accuracy, best_epoch, best_state = -1.0, 0, {}
-    status, started = "finished", time.perf_counter()
+    status, test, started = "finished", None, time.perf_counter()
     try:
         with _progress(console, config.epochs * len(train_loader)) as (progress, task):
             for epoch in range(1, config.epochs + 1):
                 model.train()
                 uerm.train()
                 loss_sum, right, seen = torch.zeros(3, device=accelerator.device).unbind()
-                for images, _, ids in train_loader:
+                for step, (images, _, ids) in enumerate(train_loader):
                     views = images.shape[1]
                     ids = ids.repeat_interleave(views)
-                    with accelerator.autocast():
-                        logits, features, embeddings = model(images.flatten(0, 1))
-                    logits, features = logits.float(), features.float()
+                    logits, features, embeddings = model(images.flatten(0, 1))
                     labels, weight, _, regularizer = uerm(features, logits, ids)
                     losses = cross_entropy(logits, labels, reduction="none")
                     loss = (weight * losses).sum() / weight.sum().clamp(min=1e-6) + regularizer
@@ -141,8 +143,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     loss_sum += loss.detach() * len(ids)
                     right += (logits.argmax(1) == labels).sum()
                     seen += len(ids)
-                    progress.update(task, advance=1, epoch=epoch, loss=f"{loss.item():.3f}")
+                    if step % 10 == 0:  # reading the loss waits for the device
+                        progress.update(task, epoch=epoch, loss=f"{loss.item():.3f}")
+                    progress.advance(task)
 
+                if not loss_sum.isfinite():
+                    status = "diverged"
+                    console.print(f"epoch {epoch}: the loss is not finite; try a lower --lr")
+                    break
                 relabeled = uerm.end_epoch()
                 val = evaluate(model, val_loader, num_classes, accelerator.device)
                 if val.accuracy > best_accuracy:
@@ -164,6 +172,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     labels_right=_labels_right(training, uerm),
                     seconds=time.perf_counter() - started,
                 )
+        if status == "finished":
+            model.load_state_dict(best_state)
+            test = evaluate(model, test_loader, num_classes, accelerator.device)
     except KeyboardInterrupt:
         status = "interrupted"
 
@@ -181,11 +192,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     }
     if training.true_labels is not None:
         scored = uerm.ledger.cpu().compare(training.true_labels)
-        summary["relabeling"] = scored._asdict() | {"confusion": scored.confusion.tolist()}
-    if status == "finished":
-        model.load_state_dict(best_state)
-        test = evaluate(model, test_loader, num_classes, accelerator.device)
-        summary["test"] = test._asdict() | {"confusion": test.confusion.tolist()}
+        summary["relabeling"] = {name: _plain(value) for name, value in scored._asdict().items()}
+    if test is not None:
+        summary["test"] = {name: _plain(value) for name, value in test._asdict().items()}
     run.save_summary(summary)
     return run.path
 
@@ -225,7 +234,7 @@ def _loader(data: LabeledImages, config: TrainConfig, *, shuffle: bool = False) 
 
 def _run_path(config: TrainConfig) -> Path:
     if config.run is not None:
-        return Path(config.run)
+        return user_path("--run", config.run)
     data = config.data.partition(":")[0]
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{data}-{config.parts.replace(',', '-')}-{moment}"
@@ -248,3 +257,10 @@ def _labels_right(data: LabeledImages, uerm: UERM) -> float | None:
     if data.true_labels is None:
         return None
     return float((uerm.ledger.labels().cpu() == data.true_labels).double().mean())
+
+
+def _plain(value: float | torch.Tensor) -> Any:
+    """As JSON knows it: a tensor as lists, an undefined figure as null."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return None if value != value else value

@@ -37,7 +37,8 @@ def _curves(run: RunFiles) -> Figure:
     share_axes.axvline(best, color="grey", linestyle=":", label=f"selected epoch {best}")
     share_axes.set(xlabel="epoch", ylim=(0, 1.02))
     share_axes.legend(fontsize=7, loc="lower right")
-    figure.suptitle(f"{run.summary['data']}, noise {run.summary['noise']}: {run.summary['parts']}")
+    title = f"{run.summary['data']}, noise {run.summary['noise']}: {run.summary['parts']}"
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -49,8 +50,8 @@ def _confusion(run: RunFiles) -> Figure:
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"test accuracy {run.summary['test']['accuracy']:.1%}")
     for row, column in np.ndindex(*shares.shape):

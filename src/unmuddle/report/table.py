@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from unmuddle.report.runs import RunFiles
@@ -30,12 +31,12 @@ def comparison_table(runs: Sequence[RunFiles]) -> Table:
     table = Table(caption="test figures: the epoch that was best on the validation split")
     table.add_column("run")
     for run in runs:
-        table.add_column(run.path.name, justify="right", overflow="fold")
+        table.add_column(escape(run.path.name), justify="right", overflow="fold")
     for heading, cell in _ROWS:
-        table.add_row(heading, *(cell(run.summary) for run in runs))
+        table.add_row(heading, *(escape(cell(run.summary)) for run in runs))
     return table
 
 
 def _percent(summary: dict[str, Any], group: str, key: str) -> str:
     value = summary.get(group, {}).get(key)
-    return UNKNOWN if value is None or value != value else f"{value:.1%}"
+    return UNKNOWN if value is None else f"{value:.1%}"

@@ -61,7 +61,7 @@ def supcon_loss(
         ValueError: a shape or an option does not fit.
         TypeError: `features` is not floating point, or `labels` is not of an integer type.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> round(supcon_loss(z, torch.tensor([0, 0, 1, 1]), temperature=1.0).item(), 4)
         0.5514
@@ -82,7 +82,8 @@ def supcon_loss(
 
         positives, included = _positives(z, labels, mask, batch, views, ignore_index)
         losses = backend(z, positives, included, inv_temperature)
-        losses = losses + 0 * z.sum()  # NaN in, NaN out, and a graph, even without an anchor
+        # NaN in, NaN out, and a graph, even where there is no anchor.
+        losses = losses + 0 * (z.sum() + positives.count().sum())
         if base_temperature is not None:
             losses = losses / (inv_temperature * base_temperature)
 
@@ -104,7 +105,7 @@ def supcon_loss(
 def choose_impl(impl: Impl = "auto") -> str:
     """The backend that `impl` stands for: an explicit name is never replaced by another.
 
-    Example:
+    Examples:
         >>> choose_impl("auto")
         'tiled'
     """
@@ -155,6 +156,8 @@ def _check_features(features: Tensor) -> tuple[int, int]:
         )
     if not features.is_floating_point():
         raise TypeError(f"features: expected a floating-point type, got {features.dtype}")
+    if features.ndim == 3 and features.shape[1] == 0:
+        raise ValueError(f"features: expected at least one view, got {tuple(features.shape)}")
     return features.shape[0], features.shape[1] if features.ndim == 3 else 1
 
 

@@ -25,7 +25,8 @@ class SupConLoss(nn.Module):
         reduction: `"mean"`, `"sum"` or `"none"`.
         impl: `"auto"`, `"reference"` or `"tiled"`.
 
-    Example:
+    Examples:
+        >>> import torch
         >>> loss = SupConLoss(temperature=0.1)
         >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1])).shape
         torch.Size([])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 REVERT = "revert"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Event(NamedTuple):
@@ -60,7 +61,7 @@ class LabelLedger(nn.Module):
     Raises:
         ValueError: a shape, label or id is out of range; nothing is recorded then.
 
-    Example:
+    Examples:
         >>> ledger = LabelLedger(torch.tensor([0, 1, 2]), num_classes=3)
         >>> ledger.record(torch.tensor([2]), torch.tensor([0]), epoch=1, rule="by hand")
         >>> ledger.labels()
@@ -80,11 +81,8 @@ class LabelLedger(nn.Module):
 
     def __init__(self, labels: Tensor, num_classes: int) -> None:
         super().__init__()
-        if labels.ndim != 1:
-            raise ValueError(f"labels: expected shape (n,), got {tuple(labels.shape)}")
         self.num_classes = num_classes
-        labels = labels.to(torch.int64)
-        self._check_labels("labels", labels)
+        labels = _integers("labels", labels, num_classes)
         device = labels.device
         self.register_buffer("original_labels", labels.clone())
         self.register_buffer("current_labels", labels.clone())
@@ -113,7 +111,7 @@ class LabelLedger(nn.Module):
         rule: str,
         uncertainty: Tensor | None = None,
         margin: Tensor | None = None,
-        threshold: float = float("nan"),
+        threshold: Tensor | float = float("nan"),
     ) -> None:
         """Give samples `ids` `(m,)` new `labels` `(m,)`, one event each.
 
@@ -121,38 +119,44 @@ class LabelLedger(nn.Module):
             ids: distinct sample ids.
             labels: their new labels.
             epoch: when.
-            rule: why; a short name without line breaks.
+            rule: why; a name of one line, other than "revert".
             uncertainty: `(m,)` of the old label.
             margin: `(m,)` by which the rule preferred the new label.
-            threshold: what the margin had to exceed.
+            threshold: `(m,)` or one number; the bound that the margin passed.
         """
-        ids, labels = ids.to(self.current_labels), labels.to(self.current_labels)
-        self._check_ids(ids)
+        if not rule or "\n" in rule or rule == REVERT:
+            raise ValueError(f"rule: expected a name of one line, not {REVERT!r}, got {rule!r}")
+        self._append(ids, labels, epoch, rule, uncertainty, margin, threshold)
+
+    def _append(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        epoch: int,
+        rule: str,
+        uncertainty: Tensor | None = None,
+        margin: Tensor | None = None,
+        threshold: Tensor | float = float("nan"),
+    ) -> None:
+        ids = self._distinct(ids)
+        labels = _integers("labels", labels, self.num_classes).to(ids.device)
         if labels.shape != ids.shape:
             raise ValueError(
                 f"labels: expected shape (m,) = {tuple(ids.shape)}, got {tuple(labels.shape)}"
             )
-        self._check_labels("labels", labels)
-        if not rule or "\n" in rule:
-            raise ValueError(f"rule: expected a name of one line, got {rule!r}")
         unknown = torch.full(ids.shape, torch.nan)
+        threshold = torch.as_tensor(threshold, dtype=torch.float64).expand(ids.shape)
         scores = torch.stack(
             [
                 (unknown if score is None else score).to(self.event_scores)
-                for score in (
-                    uncertainty,
-                    margin,
-                    torch.full(ids.shape, threshold, dtype=torch.float64),
-                )
+                for score in (uncertainty, margin, threshold)
             ],
             1,
         )
         names = self._rules()
         code = names.index(rule) if rule in names else len(names)
-        constant = torch.ones_like(ids)
-        integers = torch.stack(
-            [ids, epoch * constant, self.current_labels[ids], labels, code * constant], 1
-        )
+        constant, old = torch.ones_like(ids), self.current_labels[ids]
+        integers = torch.stack([ids, int(epoch) * constant, old, labels, code * constant], 1)
 
         if code == len(names):
             self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
@@ -165,14 +169,14 @@ class LabelLedger(nn.Module):
     ) -> None:
         """Undo changes: of samples (back to their original labels), of one event, or of one epoch.
 
-        For an event or an epoch the samples return to the label they had before it. Each label
-        that changes back is a new event of rule "revert", in the epoch of the last event.
+        For an event or an epoch the samples return to the label they had before it. Every sample
+        named gets an event of rule "revert", in the epoch of the last event, also where its label
+        stays the same: somebody chose it, and `UERM` leaves it alone from then on.
         """
         if sum(given is not None for given in (ids, event, epoch)) != 1:
             raise ValueError("revert: give exactly one of ids, event, epoch")
         if ids is not None:
-            ids = ids.to(self.current_labels)
-            self._check_ids(ids)
+            ids = self._distinct(ids)
             before = self.original_labels[ids]
         else:
             rows = self._rows(event, epoch)
@@ -180,20 +184,21 @@ class LabelLedger(nn.Module):
             first = {int(row[0]): int(row[2]) for row in rows.flip(0)}
             ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
-        moved = self.current_labels[ids] != before
         last_epoch = int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
-        self.record(ids[moved], before[moved], epoch=last_epoch, rule=REVERT)
+        self._append(ids, before, last_epoch, REVERT)
 
     def reverted(self) -> Tensor:
         """`(n,)` True where a sample's last event is a revert: somebody chose this label."""
-        last_rule = torch.full_like(self.current_labels, -1)
-        for sample, *_, code in self.event_integers.tolist():
-            last_rule[sample] = code
-        return last_rule == self._rules().index(REVERT)
+        samples = self.event_integers[:, 0]
+        is_revert = self.event_integers[:, 4] == self._rules().index(REVERT)
+        last = torch.full_like(self.current_labels, -1)
+        last.scatter_reduce_(0, samples, torch.arange(len(samples), device=last.device), "amax")
+        # Samples without an event look up the False put at the end.
+        return torch.cat([is_revert, is_revert.new_zeros(1)])[last]
 
-    def events(self) -> list[Event]:
-        """All events, oldest first."""
-        return list(self._events())
+    def events(self, since: int = 0) -> list[Event]:
+        """The events from number `since` on, oldest first."""
+        return list(self._events(since))
 
     def replay(self) -> Tensor:
         """`(n,)` labels that the events make of the original ones; equals `labels()`."""
@@ -222,8 +227,9 @@ class LabelLedger(nn.Module):
             raise ValueError(
                 f"true_labels: expected shape (n,) = ({len(self)},), got {tuple(true_labels.shape)}"
             )
-        true = true_labels.to(self.original_labels)
-        self._check_labels("true_labels", true)
+        true = _integers("true_labels", true_labels, self.num_classes).to(
+            self.original_labels.device
+        )
         original, current = self.original_labels, self.current_labels
         changed, wrong = current != original, original != true
         cell = true * self.num_classes + current
@@ -244,13 +250,14 @@ class LabelLedger(nn.Module):
             f"events={len(self.event_integers)}"
         )
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self, since: int = 0) -> Iterator[Event]:
         rules = self._rules()
-        rows = zip(self.event_integers.tolist(), self.event_scores.tolist(), strict=True)
-        for number, (
-            (sample, epoch, old, new, code),
-            (uncertainty, margin, threshold),
-        ) in enumerate(rows):
+        integers = self.event_integers[since:].tolist()
+        scores = self.event_scores[since:].tolist()
+        for number, (row, (uncertainty, margin, threshold)) in enumerate(
+            zip(integers, scores, strict=True), start=since
+        ):
+            sample, epoch, old, new, code = row
             yield Event(
                 number, sample, epoch, old, new, uncertainty, margin, threshold, rules[code]
             )
@@ -267,21 +274,11 @@ class LabelLedger(nn.Module):
             )
         return self.event_integers[event : event + 1]
 
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.ndim != 1:
-            raise ValueError(f"ids: expected shape (m,), got {tuple(ids.shape)}")
-        outside = ids[(ids < 0) | (ids >= len(self))]
-        if len(outside):
-            raise ValueError(f"ids: expected 0 <= id < {len(self)}, got {int(outside[0])}")
+    def _distinct(self, ids: Tensor) -> Tensor:
+        ids = _integers("ids", ids, len(self)).to(self.current_labels.device)
         if len(ids.unique()) != len(ids):
             raise ValueError("ids: expected distinct ids, got one more than once")
-
-    def _check_labels(self, name: str, labels: Tensor) -> None:
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
-            raise ValueError(
-                f"{name}: expected 0 <= label < {self.num_classes}, got {int(outside[0])}"
-            )
+        return ids
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -292,6 +289,18 @@ class LabelLedger(nn.Module):
             if isinstance(saved, Tensor):
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _integers(name: str, values: Tensor, stop: int) -> Tensor:
+    """`values` as int64, if they are `(m,)` integers in `[0, stop)`."""
+    if values.ndim != 1 or (len(values) and values.dtype not in INTEGERS):
+        raise ValueError(
+            f"{name}: expected a vector of integers, got {values.dtype} {tuple(values.shape)}"
+        )
+    outside = values[(values < 0) | (values >= stop)]
+    if len(outside):
+        raise ValueError(f"{name}: expected integers from 0 to {stop - 1}, got {int(outside[0])}")
+    return values.to(torch.int64)
 
 
 def _encode(names: list[str]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm.ledger import Event, LabelLedger
+from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger
 from unmuddle.uerm.policy import Evidence, Proposals, ema_margin, scn
 from unmuddle.uerm.uncertainty import AttentionHead, margin_uncertainty
 
@@ -38,8 +38,8 @@ class UERM(nn.Module):
 
     Every training batch updates a running mean of its samples' predictions,
     `p <- momentum · p + (1 - momentum) · softmax(logits)`; views of one sample in a batch count
-    once, by their mean. `end_epoch` lets the policy decide on that evidence, and records each
-    change in `ledger`. In eval mode nothing is updated.
+    once, by their mean, and a row that is not finite does not count. `end_epoch` lets the policy
+    decide on that evidence, and records each change in `ledger`. In eval mode nothing is updated.
 
     Args:
         labels: `(n,)` integer labels as given; a sample's id is its index.
@@ -56,7 +56,7 @@ class UERM(nn.Module):
         ValueError: an option or shape does not fit. An id out of range is a RuntimeError, before
             anything is written.
 
-    Example:
+    Examples:
         >>> uerm = UERM(torch.tensor([0, 1, 1, 0]), num_classes=2)
         >>> out = uerm(torch.randn(2, 8), torch.randn(2, 2), torch.tensor([3, 1]))
         >>> out.labels
@@ -105,8 +105,10 @@ class UERM(nn.Module):
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs: expected at least 0, got {warmup_epochs}")
-        if estimator == "attention" and feature_dim is None:
+        if estimator == "attention" and not feature_dim:
             raise ValueError("feature_dim: needed by estimator='attention'")
+        if not callable(policy):
+            raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
 
         self.ledger = LabelLedger(labels, num_classes)
         self.policy: Policy = policy
@@ -119,7 +121,7 @@ class UERM(nn.Module):
         n, device = len(labels), labels.device
         self.register_buffer("probabilities", torch.zeros(n, num_classes, device=device))
         self.register_buffer("uncertainty", torch.zeros(n, device=device))
-        self.register_buffer("seen", torch.zeros(n, dtype=torch.bool, device=device))
+        self.register_buffer("seen", torch.zeros(n, dtype=torch.int64, device=device))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, features: Tensor, logits: Tensor, ids: Tensor) -> UERMOutput:
@@ -131,17 +133,19 @@ class UERM(nn.Module):
             ids: `(N,)` integer sample ids; views of one sample repeat its id.
         """
         self._check_batch(features, logits, ids)
+        ids = ids.long()
         labels = self.ledger.current_labels[ids]
-        # Repeats of a sample in this batch share one update.
-        repeats = (ids[:, None] == ids).sum(1)
+        # Repeats of a sample in this batch share one update; a row that overflowed has no part.
+        finite = logits.isfinite().all(1)
+        share = finite / ((ids[:, None] == ids) & finite).sum(1).clamp(min=1)
 
         if self.training:
             with torch.no_grad():
-                predicted = logits.float().softmax(1)
-                rate = torch.where(self.seen[ids], 1 - self.momentum, 1.0) / repeats
+                predicted = logits.nan_to_num().float().softmax(1)
+                rate = torch.where(self.seen[ids] > 0, 1 - self.momentum, 1.0) * share
                 step = rate[:, None] * (predicted - self.probabilities[ids])
-                self.probabilities.index_add_(0, ids, step)
-                self.seen.index_fill_(0, ids, True)
+                self.probabilities.index_add_(0, ids, step.to(self.probabilities.dtype))
+                self.seen.index_add_(0, ids, finite.long())
 
         if self.attention is None:
             uncertainty = margin_uncertainty(self.probabilities[ids], labels)
@@ -152,7 +156,8 @@ class UERM(nn.Module):
             regularizer = self.attention.loss(importance, logits, labels)
 
         if self.training:
-            self.uncertainty.index_add_(0, ids, (uncertainty - self.uncertainty[ids]) / repeats)
+            step = share * (uncertainty - self.uncertainty[ids]).nan_to_num()
+            self.uncertainty.index_add_(0, ids, step.to(self.uncertainty.dtype))
         weight = torch.where(self.epoch < self.warmup_epochs, 1.0, 1 - uncertainty)
         return UERMOutput(labels, weight, uncertainty, regularizer)
 
@@ -164,29 +169,41 @@ class UERM(nn.Module):
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise RuntimeError("UERM: relabeling in several processes is not supported")
-        self.epoch += 1
-        if int(self.epoch) < self.warmup_epochs:
+        ledger, epoch = self.ledger, int(self.epoch) + 1
+        if epoch < self.warmup_epochs:
+            self.epoch.fill_(epoch)
             return []
-        ledger = self.ledger
-        proposals = self.policy(
-            Evidence(self.probabilities, self.uncertainty, ledger.original(), ledger.labels())
+        labels, margin, threshold, rule = self.policy(
+            Evidence(
+                self.probabilities.clone(),
+                self.uncertainty.clone(),
+                ledger.original(),
+                ledger.labels(),
+            )
         )
-        changed = (proposals.labels != ledger.current_labels) & self.seen & ~ledger.reverted()
+        for name, value in (("labels", labels), ("margin", margin)):
+            if value.shape != ledger.current_labels.shape:
+                raise ValueError(
+                    f"policy: expected {name} of shape (n,) = ({len(ledger)},), "
+                    f"got {tuple(value.shape)}"
+                )
+        changed = (labels != ledger.current_labels) & (self.seen > 0) & ~ledger.reverted()
         ids = changed.nonzero()[:, 0]
         before = len(ledger.event_integers)
         ledger.record(
             ids,
-            proposals.labels[ids],
-            epoch=int(self.epoch),
-            rule=proposals.rule,
+            labels[ids],
+            epoch=epoch,
+            rule=rule,
             uncertainty=self.uncertainty[ids],
-            margin=proposals.margin[ids],
-            threshold=proposals.threshold,
+            margin=margin[ids],
+            threshold=torch.as_tensor(threshold).expand(len(ledger))[ids],
         )
-        return ledger.events()[before:]
+        self.epoch.fill_(epoch)
+        return ledger.events(since=before)
 
     def _check_batch(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
-        if ids.ndim != 1 or ids.is_floating_point():
+        if ids.ndim != 1 or ids.dtype not in INTEGERS:
             raise ValueError(f"ids: expected (N,) integers, got {ids.dtype} {tuple(ids.shape)}")
         n = len(ids)
         if logits.shape != (n, self.num_classes):

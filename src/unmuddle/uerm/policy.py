@@ -33,13 +33,13 @@ class Proposals(NamedTuple):
     Attributes:
         labels: `(n,)`; equal to the current label where no change is proposed.
         margin: `(n,)` by how much the predictions prefer another class to the compared label.
-        threshold: what the margin had to exceed.
+        threshold: `(n,)` or one number; the bound that the margin is compared with.
         rule: name of the policy.
     """
 
     labels: Tensor
     margin: Tensor
-    threshold: float
+    threshold: Tensor | float
     rule: str
 
 
@@ -51,7 +51,7 @@ def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float 
     it has. Averaging over epochs and never comparing with an already changed label is what keeps
     errors from feeding on themselves (our choice).
 
-    Example:
+    Examples:
         >>> p = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
         >>> given = torch.tensor([1, 0])
         >>> ema_margin(Evidence(p, torch.zeros(2), given, given)).labels
@@ -59,11 +59,11 @@ def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float 
     """
     margin = -label_margin(evidence.probabilities, evidence.original)
     changed = evidence.current != evidence.original
-    keep = torch.where(
-        changed & (margin < threshold - hysteresis), evidence.original, evidence.current
-    )
-    best = evidence.probabilities.argmax(1)
-    return Proposals(torch.where(margin > threshold, best, keep), margin, threshold, "ema_margin")
+    take_back = changed & (margin < threshold - hysteresis)
+    labels = torch.where(take_back, evidence.original, evidence.current)
+    labels = torch.where(margin > threshold, evidence.probabilities.argmax(1), labels)
+    bound = threshold - hysteresis * take_back.double()
+    return Proposals(labels, margin, bound, "ema_margin")
 
 
 def scn(
@@ -73,15 +73,16 @@ def scn(
     group: Literal["low", "all"] = "low",
     low_fraction: float = 0.3,
 ) -> Proposals:
-    """Self-Cure Network: relabel where `max_k p[k] - p[current] > threshold`; one-way.
+    """Self-Cure Network: relabel where `max_k p[k] - p[current] > threshold`.
 
     The paper looks at the group of low importance (`group="low"`: the most uncertain
     `low_fraction` of the samples), its released code at every sample (`group="all"`). It decides
-    on single predictions of augmented training batches: use it with `momentum=0`.
+    on single predictions of augmented training batches: use it with `momentum=0`. A changed label
+    is the one compared from then on; nothing remembers the original.
 
     References:
         Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition, 2020,
-        arXiv 2002.10392, Eq. 4.
+        arXiv 2002.10392.
     """
     if group not in ("low", "all"):
         raise ValueError(f"group: expected 'low' or 'all', got {group!r}")

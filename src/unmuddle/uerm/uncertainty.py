@@ -15,7 +15,7 @@ def label_margin(probabilities: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `(N,)`.
 
-    Example:
+    Examples:
         >>> label_margin(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([1]))
         tensor([-0.5000])
 
@@ -31,7 +31,7 @@ def label_margin(probabilities: Tensor, labels: Tensor) -> Tensor:
 def margin_uncertainty(probabilities: Tensor, labels: Tensor) -> Tensor:
     """`(1 - label_margin) / 2`, in [0, 1].
 
-    Example:
+    Examples:
         >>> margin_uncertainty(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0]))
         tensor([0.2500])
     """
@@ -54,7 +54,7 @@ def rank_penalty(importance: Tensor, *, high_fraction: float = 0.7, delta: float
 
     References:
         Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition, 2020,
-        arXiv 2002.10392, Eq. 3.
+        arXiv 2002.10392.
     """
     ordered = importance.sort(descending=True).values
     high, low = ordered.tensor_split([round(high_fraction * len(importance))])
@@ -83,4 +83,5 @@ class AttentionHead(nn.Module):
     def loss(importance: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Logit-weighted cross-entropy plus `rank_penalty`; its gradient reaches the head only."""
         scaled = importance[:, None] * logits.detach().float()
-        return cross_entropy(scaled, labels) + rank_penalty(importance)
+        losses = cross_entropy(scaled, labels, reduction="sum") / max(len(labels), 1)
+        return losses + rank_penalty(importance)

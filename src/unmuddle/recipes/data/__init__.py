@@ -10,6 +10,7 @@ from unmuddle.recipes.data.folder import load_folder
 from unmuddle.recipes.data.synthetic import load_synthetic
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.paths import user_path
 
 __all__ = ["LabeledImages", "Splits", "load_data"]
 
@@ -35,13 +36,13 @@ def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Spl
     if name in _ON_DISK:
         if not argument:
             raise UsageError(f"--data {spec}: expected {name}:PATH")
-        root = Path(argument).expanduser()
+        root = user_path("--data", argument)
         if not root.is_dir():
             raise UsageError(f"--data {spec}: no such folder: {root}")
         return _ON_DISK[name](root, image_size, seed)
     if name == "digits" and not argument:
         return _resized(load_digits(seed), image_size)
-    if name == "synthetic" and re.fullmatch(r"([1-9]\d*)?", argument):
+    if name == "synthetic" and re.fullmatch(r"([1-9]\d{0,6})?", argument):
         splits = load_synthetic(int(argument)) if argument else load_synthetic()
         return _resized(splits, image_size)
     raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}")

@@ -68,22 +68,26 @@ def _has_folders(place: Path) -> bool:
 
 def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
     votes_of: dict[str, list[int]] = {}
-    with (folder / "label.csv").open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            where = f"{folder / 'label.csv'}:{number}"
-            if not row or not row[0].strip():
-                continue  # the original list has rows without an image
-            name = row[0].strip()
-            if Path(name).name != name:
-                problems.add("image name that is not a plain file name", where)
-                continue
-            votes = _parse_votes(row[2:])
-            if votes is None:
-                problems.add(f"row without {_VOTE_COLUMNS} votes, each from 0 to 10", where)
-            elif name in votes_of:
-                problems.add("image listed twice", f"{where}: {name}")
-            else:
-                votes_of[name] = votes
+    try:
+        with (folder / "label.csv").open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{folder / 'label.csv'}: not readable: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        where = f"{folder / 'label.csv'}:{number}"
+        if not row or not row[0].strip():
+            continue  # the original list has rows without an image
+        name = row[0].strip()
+        if Path(name).name != name:
+            problems.add("image name that is not a plain file name", where)
+            continue
+        votes = _parse_votes(row[2:])
+        if votes is None:
+            problems.add(f"row without {_VOTE_COLUMNS} votes, each from 0 to 10", where)
+        elif name in votes_of:
+            problems.add("image listed twice", f"{where}: {name}")
+        else:
+            votes_of[name] = votes
 
     labels, distribution = majority(
         torch.tensor(list(votes_of.values())).reshape(-1, _VOTE_COLUMNS)

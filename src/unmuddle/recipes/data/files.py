@@ -15,17 +15,14 @@ from unmuddle.recipes.errors import UsageError
 SHOWN = 20  # names shown of each kind of problem
 
 
-class ImageFiles(Sequence[Tensor]):
+class ImageFiles:
     """Item i is the decoded file i, `(3, size, size)` uint8."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths = paths
         self.size = size
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.paths[index]) as image:
             rgb = image.convert("RGB")
         if rgb.size != (self.size, self.size):
@@ -64,11 +61,13 @@ class Problems:
 
 
 def _image_problem(path: Path) -> str | None:
-    if not path.is_file():
-        return "missing image"
     try:
+        if not path.is_file():
+            return "missing image"
         with Image.open(path) as image:
             image.load()
+            if image.mode[0] in "IF":
+                return "image of more than 8 bits a channel"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return "unreadable or truncated image"
     return None

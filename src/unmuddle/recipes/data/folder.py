@@ -1,4 +1,4 @@
-"""`PATH/{train,val,test}/<class>/<image>`, as torchvision's ImageFolder reads it."""
+"""`PATH/{train,val,test}/<class>/<image>`, the layout of torchvision's ImageFolder."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
             path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS
         )
         if not found and folder.name == "train":
-            problems.add("class without images", str(folder / name))
+            problems.add(f"class without images ({' '.join(IMG_EXTENSIONS)})", str(folder / name))
         paths += found
         labels += [label] * len(found)
     if not paths:

@@ -1,11 +1,18 @@
 """What every data set is made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+
+class Images(Protocol):
+    """Item i is an image, `(3, H, W)` uint8; a tensor `(n, 3, H, W)` will do."""
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 @dataclass
@@ -13,7 +20,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
     """n images with labels; a sample's id is its index, the same in every run.
 
     Attributes:
-        images: item i is `(3, H, W)` uint8.
+        images: item i is an image.
         labels: `(n,)` labels as given, with their noise.
         true_labels: `(n,)` if they are known to be something better.
         votes: `(n, K)` distribution of annotators' votes, if known.
@@ -21,7 +28,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         views: how many transformed images of a sample are stacked, `(V, 3, H, W)`; 0: just one.
     """
 
-    images: Sequence[Tensor] | Tensor
+    images: Images
     labels: Tensor
     true_labels: Tensor | None = None
     votes: Tensor | None = None

@@ -25,7 +25,7 @@ def anchor_losses(
     count = positives.count()
     has_positive = count > 0
     function = _OneTile if len(z) <= ONE_TILE else _ManyTiles
-    lse: Tensor = function.apply(z, included, inv_temperature)  # type: ignore[assignment]
+    lse: Tensor = function.apply(z, included, inv_temperature)
     attraction = (z * positives.sum(z)).sum(1) * inv_temperature
     return torch.where(has_positive, lse - attraction / torch.where(has_positive, count, 1), 0)
 

@@ -167,7 +167,12 @@ class UERM(nn.Module):
 
         Samples never seen, and samples whose label somebody reverted, are left alone.
         """
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        distributed = torch.distributed
+        if (
+            distributed.is_available()
+            and distributed.is_initialized()
+            and distributed.get_world_size() > 1
+        ):
             raise RuntimeError("UERM: relabeling in several processes is not supported")
         ledger, epoch = self.ledger, int(self.epoch) + 1
         if epoch < self.warmup_epochs:

@@ -85,6 +85,8 @@ def used_run() -> None:
         (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
         (used_run, ["--data", "digits", "--run", "used"], "exists and is not empty"),
         (None, ["--nonsense", "1"], "nonsense"),
+        (None, ["--data", "digits", "--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (used_run, ["--data", "used"], "did you mean folder:used?"),
         (None, ["--seed", "-1"], "--seed: expected 0 <= seed < 2**32, got -1"),
         (None, ["--run", "~nobody_here/x"], "--run '~nobody_here/x': not a usable path"),
         (null_epochs, ["--config", "config.yaml"], "epochs"),
@@ -105,10 +107,11 @@ def test_wrong_input_ends_with_2_and_its_own_message(
     assert shown.err.startswith("unmuddle"), "the message comes first"
 
 
-def test_no_command_and_help() -> None:
+def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
     assert run(["--help"]) == 0
     assert run(["train", "--help"]) == 0
+    assert "peak learning rate of AdamW" in capsys.readouterr().out
 
 
 def test_printed_config_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +139,7 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     assert "relabel precision" in trained.stdout
     names = {path.name for path in Path("r").iterdir()}
     assert names == {
-        "config.yaml", "metrics.jsonl", "ledger.csv", "model.safetensors", "confusion.png",
+        "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors", "confusion.png",
         "curves.png", "samples.png", "summary.json",
     }  # fmt: skip
     assert run(["report", "r"]) == 0

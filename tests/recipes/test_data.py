@@ -60,6 +60,7 @@ def test_folder_reads_splits_and_sizes(tmp_path: Path) -> None:
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [24, 24, 24]
     assert splits.train[0][0].shape == (3, 32, 32)
     assert splits.train.labels.bincount().tolist() == [12, 12]
+    assert splits.train.sources[13].endswith("train/glad/01.png")
     assert load_data(f"folder:{tmp_path}").image_size == 224
 
 
@@ -77,6 +78,7 @@ def test_ferplus_reads_the_owners_layout(tmp_path: Path) -> None:
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
     assert splits.train.votes[6].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
     assert splits.train[0][0].shape == (3, 48, 48)
+    assert splits.train.sources[7].endswith("FER2013Train/fer0000007.png")
 
 
 def test_ferplus_below_a_data_folder_and_rows_without_an_image(tmp_path: Path) -> None:

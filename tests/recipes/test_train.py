@@ -84,6 +84,25 @@ def test_saved_config_and_weights_can_be_used_again(full_run: Path) -> None:
     assert "projection.0.weight" in state
 
 
+def test_samples_csv_tells_which_label_each_id_was_given(full_run: Path) -> None:
+    with (full_run / "samples.csv").open() as file:
+        given = [int(row["label"]) for row in csv.DictReader(file)]
+    with (full_run / "ledger.csv").open() as file:
+        first_old = {int(e["sample"]): int(e["old"]) for e in reversed(list(csv.DictReader(file)))}
+    assert first_old
+    assert all(given[sample] == old for sample, old in first_old.items())
+
+
+def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
+    weights = full_run / "model.safetensors"
+    options = QUICK | {"weights": str(weights), "parts": "none", "lr": 1e-9, "weight_decay": 0.0}
+    run = train(TrainConfig(**options, epochs=1, run=str(tmp_path / "run")))
+    first, second = (
+        safetensors.torch.load_file(path) for path in (weights, run / "model.safetensors")
+    )
+    torch.testing.assert_close(second["backbone.0.weight"], first["backbone.0.weight"])
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 2, "noise": "symmetric:0.2"}
     first, again, other = (

@@ -192,6 +192,11 @@ def test_label_values_do_not_matter(impl: str) -> None:
     assert torch.equal(small, huge)
 
 
+def test_labels_may_be_a_list() -> None:
+    x = torch.randn(4, 3)
+    assert torch.equal(supcon_loss(x, [5, 5, 1, 1]), supcon_loss(x, torch.tensor([5, 5, 1, 1])))
+
+
 def test_module_calls_the_function_with_its_options() -> None:
     x, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
     module = SupConLoss(0.2, "one", 0.1, reduction="sum", impl="reference")

@@ -89,6 +89,19 @@ def test_state_dict_round_trip_into_a_fresh_ledger() -> None:
     assert len(ledger.events()) == 3
 
 
+def test_state_of_other_labels_is_refused() -> None:
+    other = LabelLedger(torch.arange(N).flip(0) % K, K)
+    with pytest.raises(RuntimeError, match="original_labels: 4 of 6 differ"):
+        other.load_state_dict(new_ledger().state_dict())
+
+
+def test_ids_may_be_a_list() -> None:
+    ledger = new_ledger()
+    ledger.record([1], [2], epoch=1, rule="test")
+    ledger.revert(ids=[1])
+    assert torch.equal(ledger.labels(), ledger.original())
+
+
 def test_exports(tmp_path: Path) -> None:
     ledger = new_ledger()
     apply(ledger, {0: 1, 4: 2}, epoch=1)

@@ -195,7 +195,8 @@ def test_batch_path_compiles_into_one_graph() -> None:
         ("policy: expected one of .* or a callable, got 'ema'", {"policy": "ema"}),
         ("policy: expected a name or a callable, got 5", {"policy": 5}),
         ("momentum: expected 0 <= momentum < 1, got 1", {"momentum": 1}),
-        ("warmup_epochs: expected at least 0, got -1", {"warmup_epochs": -1}),
+        ("warmup_epochs: expected a whole number of at least 0, got -1", {"warmup_epochs": -1}),
+        ("warmup_epochs: expected a whole number of at least 0, got 0.4", {"warmup_epochs": 0.4}),
         ("feature_dim: needed by estimator='attention'", {"estimator": "attention"}),
     ],
 )

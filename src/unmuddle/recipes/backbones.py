@@ -15,6 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.paths import user_path
 
+_RUN_PREFIX = "backbone."
 SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
 
 
@@ -80,7 +81,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         weights = "DEFAULT" if pretrained else None
         return _without_head(torchvision.models.get_model(torchvision_name, weights=weights), name)
     known = ["small", *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     raise UsageError(f"--backbone {name}: unknown{hint}")
 
@@ -193,8 +194,12 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-        model = network.model if isinstance(network, _OnlyMap | _TimmFeatures) else network
-        missing = model.load_state_dict(state, strict=False).missing_keys
+        target = network.model if isinstance(network, _OnlyMap | _TimmFeatures) else network
+        if "classifier.weight" in state and any(key.startswith(_RUN_PREFIX) for key in state):
+            # The model of a run, saved as a whole.
+            target = network
+            state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
+        missing = target.load_state_dict(state, strict=False).missing_keys
     except Exception as error:  # a foreign file can fail in any way
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
     if missing:

@@ -1,5 +1,6 @@
 """The files of a run. Each is written whole or not at all."""
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import LabelLedger
 
@@ -26,7 +28,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, `summary.json`."""
+    """`config.yaml`, `samples.csv`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, ..."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,6 +55,21 @@ class RunFolder:
         write_whole(path / "config.yaml", lambda file: file.write_text(text))
         (path / "metrics.jsonl").touch()
         return run
+
+    def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
+        """Write which image each training sample id stands for, and its label as given."""
+        sources = data.sources or [""] * len(data)
+        names = [classes[label] for label in data.labels.tolist()]
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file)
+                rows.writerow(("sample", "source", "label", "label_name"))
+                rows.writerows(
+                    zip(range(len(data)), sources, data.labels.tolist(), names, strict=True)
+                )
+
+        write_whole(self.path / "samples.csv", write)
 
     def add_metrics(self, **values: float | None) -> None:
         """Append one line."""

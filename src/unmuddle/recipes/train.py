@@ -56,6 +56,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     accelerator = Accelerator(mixed_precision=config.precision)
     if accelerator.num_processes > 1:
         raise UsageError("training in several processes is not supported")
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     set_seed(config.seed)
 
     # Data: noise goes into the training labels alone, and the labels before it are the truth.
@@ -106,6 +108,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     run = RunFolder.create(run_path, config)
     sheet = sample_sheet(training, training.labels, splits.classes)
     write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
+    run.save_samples(training, splits.classes)
     run.save_ledger(uerm.ledger)
     console.print(
         f"{config.data}: {len(training)} training, {len(splits.val)} validation, "

@@ -23,7 +23,9 @@ def _curves(run: RunFiles) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, share_axes = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in run.metrics]
-    loss_axes.plot(epochs, [entry["train_loss"] for entry in run.metrics], color="tab:blue")
+    loss_axes.plot(
+        epochs, [entry["train_loss"] for entry in run.metrics], color="tab:blue", marker="."
+    )
     loss_axes.set(xlabel="epoch", ylabel="training loss")
     for key, label, style in (
         ("train_accuracy", "training accuracy (on the labels trained on)", "tab:blue"),
@@ -32,7 +34,7 @@ def _curves(run: RunFiles) -> Figure:
     ):
         values = [entry[key] for entry in run.metrics]
         if values[0] is not None:
-            share_axes.plot(epochs, values, label=label, color=style)
+            share_axes.plot(epochs, values, label=label, color=style, marker=".")
     best = run.summary["best_epoch"]
     share_axes.axvline(best, color="grey", linestyle=":", label=f"selected epoch {best}")
     share_axes.set(xlabel="epoch", ylim=(0, 1.02))

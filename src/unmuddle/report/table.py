@@ -28,7 +28,9 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
     """One column a run, one row a figure; a dash where a run has no such figure."""
-    table = Table(caption="test figures: the epoch that was best on the validation split")
+    tested = any("test" in run.summary for run in runs)
+    note = "test figures: the epoch that was best on the validation split" if tested else None
+    table = Table(caption=note)
     table.add_column("run")
     for run in runs:
         table.add_column(escape(run.path.name), justify="right", overflow="fold")

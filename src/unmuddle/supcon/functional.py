@@ -130,6 +130,7 @@ def _positives(
     if mask is not None:
         if labels is not None:
             raise ValueError("labels, mask: give one of the two, not both")
+        mask = torch.as_tensor(mask)
         _check_shape("mask", mask, (batch, batch), "(B, B)")
         return MaskPositives(mask.to(z), views), everyone
     if labels is None:
@@ -141,6 +142,7 @@ def _positives(
         labels = torch.arange(batch, device=z.device)
         included = everyone
     else:
+        labels = torch.as_tensor(labels)
         _check_shape("labels", labels, (batch,), "(B,)")
         if labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"labels: expected an integer type, got {labels.dtype}")

@@ -52,7 +52,8 @@ class LabelLedger(nn.Module):
 
     Only `record` and `revert` change labels, and each change becomes an event, a revert too.
     Replaying the events over the original labels gives the current ones. All state is tensors in
-    `state_dict`; the data set itself is never written to.
+    `state_dict`, which loads only into a ledger made with the same labels; the data set itself is
+    never written to.
 
     Args:
         labels: `(n,)` integer labels as given.
@@ -288,11 +289,22 @@ class LabelLedger(nn.Module):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        saved = state_dict.get(prefix + "original_labels")
+        given = self.original()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if isinstance(saved, Tensor) and saved.shape == given.shape:
+            differing = int((saved.to(given) != given).sum())
+            if differing:
+                error_messages: list[str] = args[-1]
+                error_messages.append(
+                    f"{prefix}original_labels: {differing} of {len(given)} differ from the labels "
+                    "this ledger was made with; is the data set in another order?"
+                )
 
 
 def _integers(name: str, values: Tensor, stop: int) -> Tensor:
     """`values` as int64, if they are `(m,)` integers in `[0, stop)`."""
+    values = torch.as_tensor(values)
     if values.ndim != 1 or (len(values) and values.dtype not in INTEGERS):
         raise ValueError(
             f"{name}: expected a vector of integers, got {values.dtype} {tuple(values.shape)}"

@@ -47,7 +47,8 @@ class UERM(nn.Module):
         estimator: `"margin"`: from the running mean prediction; `"attention"`: a sigmoid head on
             the features, as in the Self-Cure Network.
         policy: `"ema_margin"`, `"scn"`, or any callable `Evidence -> Proposals`.
-        warmup_epochs: epochs that train on the labels as given, with weights of 1.
+        warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
+            come at the end of epoch W, or of the first where W = 0.
         momentum: of the running mean; `None`: 0.7, and 0 for `"scn"`, which looks at the last
             prediction alone.
         feature_dim: D of the features; needed by `"attention"`.
@@ -87,6 +88,7 @@ class UERM(nn.Module):
         feature_dim: int | None = None,
     ) -> None:
         super().__init__()
+        labels = torch.as_tensor(labels)
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
         if estimator not in get_args(Estimator):
@@ -103,8 +105,10 @@ class UERM(nn.Module):
             momentum = default_momentum
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
-        if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs: expected at least 0, got {warmup_epochs}")
+        if warmup_epochs < 0 or warmup_epochs != int(warmup_epochs):
+            raise ValueError(
+                f"warmup_epochs: expected a whole number of at least 0, got {warmup_epochs}"
+            )
         if estimator == "attention" and not feature_dim:
             raise ValueError("feature_dim: needed by estimator='attention'")
         if not callable(policy):

@@ -95,11 +95,13 @@ def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
     paths = [folder / name for name in votes_of]
     problems.check_images(paths)
     kept = (labels >= 0).nonzero()[:, 0]
+    paths = [paths[i] for i in kept.tolist()]
     return LabeledImages(
-        ImageFiles([paths[i] for i in kept.tolist()], size),
+        ImageFiles(paths, size),
         labels[kept],
         true_labels=labels[kept],
         votes=distribution[kept],
+        sources=[str(path) for path in paths],
     )
 
 

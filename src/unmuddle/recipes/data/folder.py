@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from unmuddle.recipes.data.files import ImageFiles, Problems
@@ -56,16 +57,18 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
     if not paths:
         problems.add("no images", str(folder))
     problems.check_images(paths)
-    return LabeledImages(ImageFiles(paths, size), torch.tensor(labels, dtype=torch.int64))
+    return _labeled(paths, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def _labeled(paths: list[Path], labels: Tensor, size: int) -> LabeledImages:
+    return LabeledImages(ImageFiles(paths, size), labels, sources=[str(path) for path in paths])
 
 
 def _split_off(train: LabeledImages, seed: int) -> tuple[LabeledImages, LabeledImages]:
     images = train.images
     assert isinstance(images, ImageFiles)
     kept, off = (
-        LabeledImages(
-            ImageFiles([images.paths[i] for i in ids.tolist()], images.size), train.labels[ids]
-        )
+        _labeled([images.paths[i] for i in ids.tolist()], train.labels[ids], images.size)
         for ids in stratified_split(train.labels, 0.1, seed=seed)
     )
     return kept, off

@@ -24,6 +24,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         labels: `(n,)` labels as given, with their noise.
         true_labels: `(n,)` if they are known to be something better.
         votes: `(n, K)` distribution of annotators' votes, if known.
+        sources: file that each image comes from, if any.
         transform: applied to an image; gives what the network takes.
         views: how many transformed images of a sample are stacked, `(V, 3, H, W)`; 0: just one.
     """
@@ -32,6 +33,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
     labels: Tensor
     true_labels: Tensor | None = None
     votes: Tensor | None = None
+    sources: list[str] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     views: int = 0
 

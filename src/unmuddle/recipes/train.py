@@ -53,11 +53,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     noise = check_noise(config.noise)
     run_path = _run_path(config)
     RunFolder.check_free(run_path)
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     accelerator = Accelerator(mixed_precision=config.precision)
     if accelerator.num_processes > 1:
         raise UsageError("training in several processes is not supported")
-    if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     set_seed(config.seed)
 
     # Data: noise goes into the training labels alone, and the labels before it are the truth.

@@ -162,11 +162,11 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
             f"--backbone {name}: cannot take {image_size} x {image_size} images: {error}"
         ) from error
     network.train(was_training)
-    channels_last = getattr(network, "num_features", None)
+    num_features = getattr(network, "num_features", None)
     if (
         not isinstance(output, torch.Tensor)
         or output.ndim != 4
-        or (channels_last == output.shape[3] != output.shape[1])
+        or (num_features == output.shape[3] != output.shape[1])
     ):
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UsageError(

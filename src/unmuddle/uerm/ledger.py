@@ -127,7 +127,7 @@ class LabelLedger(nn.Module):
         """
         if not rule or "\n" in rule or rule == REVERT:
             raise ValueError(f"rule: expected a name of one line, not {REVERT!r}, got {rule!r}")
-        self._append(ids, labels, epoch, rule, uncertainty, margin, threshold)
+        self._append(ids, labels, epoch, rule, (uncertainty, margin, threshold))
 
     def _append(
         self,
@@ -135,9 +135,7 @@ class LabelLedger(nn.Module):
         labels: Tensor,
         epoch: int,
         rule: str,
-        uncertainty: Tensor | None = None,
-        margin: Tensor | None = None,
-        threshold: Tensor | float = float("nan"),
+        scores: tuple[Tensor | float | None, ...] = (None, None, None),
     ) -> None:
         ids = self._distinct(ids)
         labels = _integers("labels", labels, self.num_classes).to(ids.device)
@@ -145,15 +143,15 @@ class LabelLedger(nn.Module):
             raise ValueError(
                 f"labels: expected shape (m,) = {tuple(ids.shape)}, got {tuple(labels.shape)}"
             )
-        unknown = torch.full(ids.shape, torch.nan)
-        threshold = torch.as_tensor(threshold, dtype=torch.float64).expand(ids.shape)
-        scores = torch.stack(
-            [
-                (unknown if score is None else score).to(self.event_scores)
-                for score in (uncertainty, margin, threshold)
-            ],
-            1,
-        )
+        columns = [
+            torch.as_tensor(
+                torch.nan if score is None else score,
+                dtype=torch.float64,
+                device=self.event_scores.device,
+            )
+            for score in scores
+        ]
+        score_rows = torch.stack([column.expand(ids.shape) for column in columns], 1)
         names = self._rules()
         code = names.index(rule) if rule in names else len(names)
         constant, old = torch.ones_like(ids), self.current_labels[ids]
@@ -162,7 +160,7 @@ class LabelLedger(nn.Module):
         if code == len(names):
             self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
         self.event_integers = torch.cat([self.event_integers, integers])
-        self.event_scores = torch.cat([self.event_scores, scores])
+        self.event_scores = torch.cat([self.event_scores, score_rows])
         self.current_labels[ids] = labels
 
     def revert(

@@ -97,7 +97,7 @@ def test_gradcheck_of_features_and_temperature(impl: str) -> None:
 
 
 def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmuddle.supcon.backends.tiled.ONE_TILE", 0)
+    monkeypatch.setattr("unmuddle.supcon.backends.one_tile.MAX_PAIRS", 0)
     monkeypatch.setattr("unmuddle.supcon.backends.tiled.TILE", 3)
     labels = torch.tensor([0, 1, 0, 1, 2, -100, 1])
     for temperature in (0.02, 0.4):  # running maximum, fixed shift
@@ -119,9 +119,11 @@ def test_reference_is_twice_differentiable() -> None:
 @pytest.mark.parametrize("n", [8, 1100])
 def test_tiled_says_that_it_has_no_second_derivative(n: int) -> None:
     x = torch.randn(n, 3, requires_grad=True)
-    loss = supcon_loss(x, torch.arange(n) % 2, impl="tiled")
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        torch.autograd.grad(loss, x, create_graph=True)
+    for reduction in ("mean", "none"):
+        loss = supcon_loss(x, torch.arange(n) % 2, reduction=reduction, impl="tiled").sum()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="impl='reference'"):
+            gradient.sum().backward()
 
 
 @both_impls

@@ -1,17 +1,32 @@
 """`supcon_loss`: the contract. Shapes, validation, choice of backend, reduction."""
 
-from importlib import import_module
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.positives import ClassPositives, MaskPositives, Positives
+from unmuddle.supcon import fused
+from unmuddle.supcon.backends import reference
+from unmuddle.supcon.batch import Batch, ContrastSet, check_shape
+from unmuddle.supcon.distributed import Shard, is_distributed
+from unmuddle.supcon.fused import Options
+from unmuddle.supcon.problem import Problem, unit_rows
 
 ContrastMode = Literal["all", "one"]
+PositivesMode = Literal["out", "in"]
+Denominator = Literal["all", "negatives"]
 NoPositive = Literal["skip", "zero"]
 Reduction = Literal["mean", "sum", "none"]
-Impl = Literal["auto", "reference", "tiled"]
+Impl = Literal["auto", "reference", "tiled", "triton"]
+CHOICES = {
+    "contrast_mode": get_args(ContrastMode),
+    "positives": get_args(PositivesMode),
+    "denominator": get_args(Denominator),
+    "no_positive": get_args(NoPositive),
+    "reduction": get_args(Reduction),
+    "impl": get_args(Impl),
+}
 
 
 def supcon_loss(
@@ -19,39 +34,59 @@ def supcon_loss(
     labels: Tensor | None = None,
     *,
     mask: Tensor | None = None,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
     temperature: float | Tensor = 0.07,
     contrast_mode: ContrastMode = "all",
+    positives: PositivesMode = "out",
+    denominator: Denominator = "all",
+    weight: Tensor | None = None,
     normalize: bool = True,
     no_positive: NoPositive = "skip",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     base_temperature: float | None = None,
+    gather: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Supervised contrastive loss, `L_out` of Khosla et al. 2020.
+    """Supervised contrastive loss of Khosla et al. 2020.
 
-    For rows `z_i` of unit length, `s_ij = z_i · z_j / τ`, all other rows `A(i)` and positives
-    `P(i)` (rows of the same class, or other views of the same sample):
+    For rows `z_i` of unit length, `s_ij = z_i · z_j / τ`, all other rows `A(i)` and weights `w_ij`
+    of the positives (1 for rows of the same class and other views of the same sample, else 0):
 
-        L_i = log sum_{a in A(i)} exp s_ia - 1/|P(i)| sum_{p in P(i)} s_ip
+        L_i = log sum_{a in A(i)} exp s_ia - sum_p w_ip s_ip / sum_p w_ip          ("out", Eq. 2)
+        L_i = log sum_{a in A(i)} exp s_ia - log(sum_p w_ip exp s_ip / sum_p w_ip)  ("in", Eq. 3)
 
     Args:
         features: `(N, D)` embeddings, or `(B, V, D)`: V views of each of B samples, N = B·V rows.
-        labels: `(N,)` or `(B,)` integer classes. `None` with no mask: the views of one sample are
-            its positives (SimCLR).
+        labels: `(B,)` integer classes; or `(B, C)` soft or multi-hot memberships `y_i >= 0`, which
+            weigh positives by `w_ij = y_i · y_j` (one-hot rows are the integer case). `None` with
+            no mask: the views of one sample are its positives (SimCLR). No gradient.
         mask: `(B, B)` non-negative weights instead of labels; `mask[i, j]` is how much sample j is
-            a positive of sample i. Need not be symmetric. Excludes `labels`.
+            a positive of sample i. Need not be symmetric. No gradient.
+        keys: `(M, D)` more rows to be contrasted with, such as a queue; they are no anchors.
+        key_labels: `(M,)` or `(M, C)` labels of the keys, needed where `labels` are given. Without
+            labels every key is a negative.
         temperature: `τ > 0`; a scalar tensor may require a gradient (its value is not checked).
         contrast_mode: `"all"`: every row is an anchor; `"one"`: the first view of each sample is.
+        positives: where the mean over positives is: `"out"` of the logarithm or `"in"` it.
+        denominator: `"all"`: `A(i)` is every other row; `"negatives"`: every row with `w_ij = 0`.
+        weight: `(B,)` non-negative weights of the anchors' losses; `"mean"` is the weighted mean.
+            What a sample weighs as a positive is set by soft labels.
         normalize: scale rows to unit length; a zero row stays zero and gets a zero gradient.
-        no_positive: anchors without a positive are left out of the mean (`"skip"`) or count as 0
-            (`"zero"`).
-        ignore_index: samples of this label take no part: no anchor, positive or negative.
+        no_positive: anchors without a positive (or, with `denominator="negatives"`, without a
+            negative) are left out of the mean (`"skip"`) or count as 0 (`"zero"`).
+        ignore_index: samples and keys of this label (soft: rows filled with it) take no part: no
+            anchor, positive or negative.
         reduction: `"mean"`, `"sum"`, or `"none"`: `(N,)` for `(N, D)` features, `(B, V)` for
             `(B, V, D)`, `(B,)` with `contrast_mode="one"`.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
-        impl: `"reference"` (dense, differentiable twice), `"tiled"` (O(N·D) memory), or `"auto"`,
-            which `choose_impl` resolves.
+        gather: contrast with the samples of all processes of `torch.distributed`. Every process
+            gets the loss of the global batch; averaged over the processes, as
+            `DistributedDataParallel` does, gradients are those of one process holding that batch.
+            Local batches may differ in size. Keys must be the same everywhere.
+        impl: `"reference"` (dense, differentiable twice), `"tiled"` (O(N·D) memory), `"triton"`
+            (the same on CUDA), or `"auto"`, which `choose_impl` resolves.
 
     Returns:
         The loss in fp32 (fp64 for fp64 features). 0 with zero gradient when no anchor has a
@@ -59,7 +94,8 @@ def supcon_loss(
 
     Raises:
         ValueError: a shape or an option does not fit.
-        TypeError: `features` is not floating point, or `labels` is not of an integer type.
+        TypeError: `features` is not floating point, or `(B,)` labels are not integer.
+        RuntimeError: the input of another process was refused (`gather=True`).
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -67,128 +103,150 @@ def supcon_loss(
         0.5514
 
     References:
-        Khosla et al., Supervised Contrastive Learning, 2020, arXiv 2004.11362, Eq. 2.
+        Khosla et al., Supervised Contrastive Learning, 2020, arXiv 2004.11362, Eq. 2 and 3.
     """
-    check_options(temperature, contrast_mode, no_positive, reduction, base_temperature, impl)
-    batch, views = _check_features(features)
-    backend = import_module(f"unmuddle.supcon.backends.{choose_impl(impl)}").anchor_losses
+    check_options(
+        temperature=temperature, contrast_mode=contrast_mode, positives=positives,
+        denominator=denominator, no_positive=no_positive, reduction=reduction,
+        base_temperature=base_temperature, gather=gather, impl=impl,
+    )  # fmt: skip
+    batch, shard = Batch(features, labels, mask, weight, keys, key_labels), None
+    if gather and is_distributed():
+        batch, shard = batch.gathered()
+    else:
+        batch = batch.checked()
+    contrast = batch.contrast_set(ignore_index)
+    anchors = len(batch.features) * batch.views
 
-    # Half precision enters here and fp32 leaves, also under autocast.
-    with torch.autocast(features.device.type, enabled=False):
-        z = features.flatten(0, -2).to(torch.promote_types(features.dtype, torch.float32))
-        if normalize:
-            z = _unit_rows(z)
-        inv_temperature = 1 / torch.as_tensor(temperature, dtype=z.dtype, device=z.device)
+    device = features.device
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if isinstance(temperature, Tensor):
+        inv_temperature = 1 / temperature.to(device, dtype)
+    else:
+        inv_temperature = torch.full((), 1 / temperature, dtype=dtype, device=device)
+    backend = choose_impl(impl, device, dtype)
+    if len(contrast.x) < 2:
+        backend = "reference"  # no pair, nothing to be fast at
+    options = Options(
+        anchors=anchors,
+        first=shard.first if shard else 0,
+        last=shard.last if shard else anchors,
+        sharded=shard is not None,
+        normalize=normalize,
+        positives=positives,
+        denominator=denominator,
+        product_dtype=_product_dtype(features) if backend == "triton" else dtype,
+        impl=backend,
+    )
 
-        positives, included = _positives(z, labels, mask, batch, views, ignore_index)
-        losses = backend(z, positives, included, inv_temperature)
-        # NaN in, NaN out, and a graph, even where there is no anchor.
-        losses = losses + 0 * (z.sum() + positives.count().sum())
-        if base_temperature is not None:
-            losses = losses / (inv_temperature * base_temperature)
+    def weigh(has_loss: Tensor) -> Tensor:
+        """`(N,)`: what the loss of each anchor counts for in the result."""
+        weights = has_loss
+        if no_positive == "zero" and contrast.included is not None:
+            weights = contrast.included[:anchors].to(dtype)
+        elif no_positive == "zero":
+            weights = torch.ones_like(has_loss)
+        if batch.weight is not None:
+            weights = weights * batch.weight.detach().to(dtype).repeat_interleave(batch.views)
+        if contrast_mode == "one":
+            weights = weights * (torch.arange(anchors, device=device) % batch.views == 0)
+        if reduction == "mean":
+            weights = weights / weights.sum().clamp(min=torch.finfo(dtype).tiny)
+        return weights
 
-        is_anchor = positives.count() > 0 if no_positive == "skip" else included > 0
-        if features.ndim == 3:
-            losses, is_anchor = (
-                losses.unflatten(0, (batch, views)),
-                is_anchor.unflatten(0, (batch, views)),
+    keys_need_gradient = keys is not None and keys.requires_grad
+    is_autocast = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False) if is_autocast else nullcontext():
+        if reduction != "none" and backend != "reference":
+            loss = fused.weighted_sum(
+                *contrast, inv_temperature, shard, keys_need_gradient, options, weigh
             )
-            if contrast_mode == "one":
-                losses, is_anchor = losses[:, 0], is_anchor[:, 0]
-        if reduction == "none":
-            return losses
-        if reduction == "sum":
-            return losses.sum()
-        return losses.sum() / is_anchor.sum().clamp(min=1)
+        else:
+            losses, has_loss = (
+                _reference_losses(contrast, inv_temperature, options)
+                if backend == "reference"
+                else fused.anchor_losses(
+                    *contrast, inv_temperature, shard, keys_need_gradient, options
+                )
+            )
+            loss = losses * weigh(has_loss)
+            loss = loss if reduction == "none" else loss.sum()
+    if base_temperature is not None:
+        loss = loss / (inv_temperature * base_temperature)
+    if reduction == "none" and contrast_mode == "one":
+        return loss[:: batch.views]
+    if reduction == "none" and features.ndim == 3:
+        return loss.unflatten(0, features.shape[:2])
+    return loss
 
 
-def choose_impl(impl: Impl = "auto") -> str:
+def _reference_losses(
+    contrast: ContrastSet, inv_temperature: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    z = contrast.x.to(inv_temperature.dtype)
+    z = unit_rows(z)[0] if options.normalize else z
+    rows = slice(options.anchors)
+    problem = Problem.build(
+        z, *contrast[1:], inv_temperature, options.anchors, rows, z.dtype
+    )
+    return reference.anchor_losses(problem, options.positives, options.denominator)
+
+
+def _product_dtype(features: Tensor) -> torch.dtype:
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and features.dtype == torch.float32:
+        return torch.get_autocast_dtype(device)
+    return features.dtype
+
+
+def choose_impl(
+    impl: Impl = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """The backend that `impl` stands for: an explicit name is never replaced by another.
 
     Examples:
-        >>> choose_impl("auto")
+        >>> choose_impl("auto", "cpu")
         'tiled'
     """
-    _check_choice("impl", impl, get_args(Impl))
-    return "tiled" if impl == "auto" else impl
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(norm > 0, norm, torch.inf)
-
-
-def _positives(
-    z: Tensor,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    batch: int,
-    views: int,
-    ignore_index: int,
-) -> tuple[Positives, Tensor]:
-    everyone = z.new_ones(len(z))
-    if mask is not None:
-        if labels is not None:
-            raise ValueError("labels, mask: give one of the two, not both")
-        mask = torch.as_tensor(mask)
-        _check_shape("mask", mask, (batch, batch), "(B, B)")
-        return MaskPositives(mask.to(z), views), everyone
-    if labels is None:
-        if views < 2:
-            raise ValueError(
-                "labels: without labels or a mask, positives are views of a sample, so features "
-                f"must be (B, V, D) with V >= 2, got V = {views}"
-            )
-        labels = torch.arange(batch, device=z.device)
-        included = everyone
-    else:
-        labels = torch.as_tensor(labels)
-        _check_shape("labels", labels, (batch,), "(B,)")
-        if labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"labels: expected an integer type, got {labels.dtype}")
-        labels = labels.to(z.device, torch.int64)
-        included = (labels != ignore_index).to(z.dtype).repeat_interleave(views)
-    return ClassPositives.from_labels(labels.repeat_interleave(views), included), included
-
-
-def _check_features(features: Tensor) -> tuple[int, int]:
-    if features.ndim not in (2, 3):
-        raise ValueError(
-            f"features: expected shape (N, D) or (B, V, D), got {tuple(features.shape)}"
-        )
-    if not features.is_floating_point():
-        raise TypeError(f"features: expected a floating-point type, got {features.dtype}")
-    if features.ndim == 3 and features.shape[1] == 0:
-        raise ValueError(f"features: expected at least one view, got {tuple(features.shape)}")
-    return features.shape[0], features.shape[1] if features.ndim == 3 else 1
-
-
-def _check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
-    if value.shape != expected:
-        raise ValueError(f"{name}: expected shape {symbols} = {expected}, got {tuple(value.shape)}")
+    _check_choice("impl", impl)
+    if impl != "auto":
+        return impl
+    return "tiled"
 
 
 def check_options(
+    *,
     temperature: float | Tensor,
     contrast_mode: str,
+    positives: str,
+    denominator: str,
     no_positive: str,
     reduction: str,
     base_temperature: float | None,
+    gather: bool,
     impl: str,
 ) -> None:
     """Raise a ValueError that names the first option out of its range."""
-    _check_choice("contrast_mode", contrast_mode, get_args(ContrastMode))
-    _check_choice("no_positive", no_positive, get_args(NoPositive))
-    _check_choice("reduction", reduction, get_args(Reduction))
-    _check_choice("impl", impl, get_args(Impl))
+    _check_choice("contrast_mode", contrast_mode)
+    _check_choice("positives", positives)
+    _check_choice("denominator", denominator)
+    _check_choice("no_positive", no_positive)
+    _check_choice("reduction", reduction)
+    _check_choice("impl", impl)
     if isinstance(temperature, Tensor):
-        _check_shape("temperature", temperature, (), "()")
+        check_shape("temperature", temperature, (), "()")
     elif not temperature > 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     if base_temperature is not None and not base_temperature > 0:
         raise ValueError(f"base_temperature: expected a positive number, got {base_temperature}")
+    if gather and reduction == "none":
+        raise ValueError(
+            "reduction: 'none' not with gather=True, whose gradient is that of one global loss"
+        )
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+def _check_choice(name: str, value: str) -> None:
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name}: expected one of {CHOICES[name]}, got {value!r}")

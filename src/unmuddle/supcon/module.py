@@ -4,8 +4,10 @@ from torch import Tensor, nn
 
 from unmuddle.supcon.functional import (
     ContrastMode,
+    Denominator,
     Impl,
     NoPositive,
+    PositivesMode,
     Reduction,
     check_options,
     supcon_loss,
@@ -19,11 +21,14 @@ class SupConLoss(nn.Module):
         temperature: `τ`; an `nn.Parameter` is trained.
         contrast_mode: `"all"` or `"one"`.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
+        positives: `"out"` or `"in"`.
+        denominator: `"all"` or `"negatives"`.
         normalize: scale embeddings to unit length.
         no_positive: `"skip"` or `"zero"`.
         ignore_index: label of samples that take no part.
         reduction: `"mean"`, `"sum"` or `"none"`.
-        impl: `"auto"`, `"reference"` or `"tiled"`.
+        gather: contrast with the samples of all processes.
+        impl: `"auto"`, `"reference"`, `"tiled"` or `"triton"`.
 
     Examples:
         >>> import torch
@@ -38,38 +43,61 @@ class SupConLoss(nn.Module):
         contrast_mode: ContrastMode = "all",
         base_temperature: float | None = None,
         *,
+        positives: PositivesMode = "out",
+        denominator: Denominator = "all",
         normalize: bool = True,
         no_positive: NoPositive = "skip",
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        gather: bool = False,
         impl: Impl = "auto",
     ) -> None:
         super().__init__()
-        check_options(temperature, contrast_mode, no_positive, reduction, base_temperature, impl)
+        check_options(
+            temperature=temperature, contrast_mode=contrast_mode, positives=positives,
+            denominator=denominator, no_positive=no_positive, reduction=reduction,
+            base_temperature=base_temperature, gather=gather, impl=impl,
+        )  # fmt: skip
         self.temperature = temperature
         self.contrast_mode: ContrastMode = contrast_mode
         self.base_temperature = base_temperature
+        self.positives: PositivesMode = positives
+        self.denominator: Denominator = denominator
         self.normalize = normalize
         self.no_positive: NoPositive = no_positive
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
+        self.gather = gather
         self.impl: Impl = impl
 
     def forward(
-        self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
+        self,
+        features: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        keys: Tensor | None = None,
+        key_labels: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
-        """The loss of `(N, D)` or `(B, V, D)` features with `(B,)` labels or a `(B, B)` mask."""
+        """The loss of `(N, D)` or `(B, V, D)` features; tensors as in `supcon_loss`."""
         return supcon_loss(
             features,
             labels,
             mask=mask,
+            keys=keys,
+            key_labels=key_labels,
             temperature=self.temperature,
             contrast_mode=self.contrast_mode,
+            positives=self.positives,
+            denominator=self.denominator,
+            weight=weight,
             normalize=self.normalize,
             no_positive=self.no_positive,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             base_temperature=self.base_temperature,
+            gather=self.gather,
             impl=self.impl,
         )
 
@@ -77,5 +105,6 @@ class SupConLoss(nn.Module):
         """Options shown by `repr`."""
         return (
             f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
-            f"reduction={self.reduction!r}, impl={self.impl!r}"
+            f"positives={self.positives!r}, denominator={self.denominator!r}, "
+            f"reduction={self.reduction!r}, gather={self.gather}, impl={self.impl!r}"
         )

@@ -1,81 +1,189 @@
-"""Who is a positive of whom, among the N rows of a batch.
+"""Who is a positive of whom, and how much.
 
-Both kinds give the same three things: `count()` `(N,)`, the total weight of each row's positives;
-`sum(z)` `(N, D)`, the weighted sum of each row's positives, without an N x N matrix; and
-`dense()` `(N, N)`, the weights themselves, for the reference. A row is never its own positive.
+The contrast set has T rows: the N anchors of the batch first, keys after them. `w_ij >= 0` is how
+much row j is a positive of anchor i; a row is never its own positive, a row that takes no part is
+nobody's. Every kind of supervision answers the same four questions, three of them without an
+(N, T) matrix.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ClassPositives:
-    """Rows of the same class are each other's positives.
-
-    Attributes:
-        group: `(N,)` class of each row, an integer in `[0, N)`.
-        included: `(N,)` 1 for a row that takes part, 0 for an ignored one.
-    """
-
-    group: Tensor
-    included: Tensor
-
-    @classmethod
-    def from_labels(cls, labels: Tensor, included: Tensor) -> "ClassPositives":
-        """Number the classes 0, 1, ... by sorting: any int64 labels, no data-dependent shape."""
-        ordered, order = labels.sort()
-        starts = torch.zeros_like(ordered)
-        starts[1:] = ordered[1:] != ordered[:-1]
-        return cls(torch.empty_like(order).scatter_(0, order, starts.cumsum(0)), included)
+class Positives(Protocol):
+    """The weights `w_ij` of N anchors over T rows."""
 
     def count(self) -> Tensor:
-        """Total weight of each row's positives."""
-        sizes = torch.zeros_like(self.included).index_add(0, self.group, self.included)
-        return (sizes[self.group] - 1) * self.included
+        """`(N,)`: `sum_j w_ij`, exactly 0 where anchor i has no positive."""
+        ...
 
     def sum(self, z: Tensor) -> Tensor:
-        """Weighted sum of each row's positives."""
-        # The positive term is linear: class sums replace the N x N similarities.
-        z = z * self.included[:, None]
-        sums = torch.zeros_like(z).index_add(0, self.group, z)
-        return (sums[self.group] - z) * self.included[:, None]
+        """`(T, D)` to `(N, D)`: `sum_j w_ij z_j`."""
+        ...
 
-    def dense(self) -> Tensor:
-        """The weights themselves."""
-        weights = (self.group[:, None] == self.group).to(self.included.dtype)
-        return (weights * self.included[:, None] * self.included).fill_diagonal_(0)
+    def spread(self, b: Tensor) -> Tensor:
+        """`(N, D)` to `(T, D)`: `sum_i w_ij b_i`, the transpose of `sum`."""
+        ...
+
+    def tile(self, rows: slice, cols: slice) -> Tensor:
+        """`w` itself for some anchors and rows; what it says of a row and itself is undefined."""
+        ...
 
 
 @dataclass(frozen=True)
-class MaskPositives:
-    """Row i, a view of sample b(i), weighs row j as `mask[b(i), b(j)]`.
+class Classes:
+    """`w_ij = 1` for rows of the same class.
+
+    Attributes:
+        labels: `(T,)` integers.
+        included: `(T,)` 1 for a row that takes part, 0 for an ignored one; None: all do.
+        anchors: N.
+        dtype: of the weights.
+    """
+
+    labels: Tensor
+    included: Tensor | None
+    anchors: int
+    dtype: torch.dtype
+
+    def count(self) -> Tensor:
+        """`sum_j w_ij`."""
+        ones = self._only(torch.ones(len(self.labels), dtype=self.dtype, device=self.labels.device))
+        sizes = torch.zeros_like(ones).index_add(0, self.group, ones)
+        return self._only(sizes[self.group[: self.anchors]] - 1)
+
+    def sum(self, z: Tensor) -> Tensor:
+        """`sum_j w_ij z_j`: class sums replace the pairs, the positive term is linear."""
+        z = self._only(z)
+        sums = torch.zeros_like(z).index_add(0, self.group, z)
+        return self._only(sums[self.group[: self.anchors]] - z[: self.anchors])
+
+    def spread(self, b: Tensor) -> Tensor:
+        """`sum_i w_ij b_i`."""
+        b = self._only(b)
+        sums = b.new_zeros(len(self.group), b.shape[1])
+        spread = sums.index_add(0, self.group[: self.anchors], b)[self.group]
+        spread[: self.anchors] -= b
+        return self._only(spread)
+
+    def tile(self, rows: slice, cols: slice) -> Tensor:
+        """The weights themselves."""
+        same = _same(self.labels[rows], self.labels[cols], self.dtype)
+        if self.included is None:
+            return same
+        return same * self.included[rows, None] * self.included[cols]
+
+    def _only(self, rows: Tensor) -> Tensor:
+        if self.included is None:
+            return rows
+        return rows * self.included[: len(rows)].view(-1, *(1,) * (rows.ndim - 1))
+
+    @cached_property
+    def group(self) -> Tensor:
+        """`(T,)` classes numbered 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
+        ordered, order = self.labels.sort()
+        starts = torch.zeros_like(ordered)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        return torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
+
+
+@dataclass(frozen=True)
+class SoftClasses:
+    """`w_ij = y_i · y_j`: one-hot rows are classes, others are distributions or several classes.
+
+    Attributes:
+        memberships: `(T, C)` non-negative, 0 in the rows that take no part.
+        anchors: N.
+    """
+
+    memberships: Tensor
+    anchors: int
+
+    def count(self) -> Tensor:
+        """`sum_j w_ij`."""
+        # Taking a row away before the product leaves an exact 0 where nobody shares its classes.
+        own = self.memberships[: self.anchors]
+        return (own * (self.memberships.sum(0) - own)).sum(1)
+
+    def sum(self, z: Tensor) -> Tensor:
+        """`sum_j w_ij z_j`, by the sums of each class."""
+        own = self.memberships[: self.anchors]
+        return own @ (self.memberships.T @ z) - (own * own).sum(1, keepdim=True) * z[: len(own)]
+
+    def spread(self, b: Tensor) -> Tensor:
+        """`sum_i w_ij b_i`."""
+        own = self.memberships[: self.anchors]
+        spread = self.memberships @ (own.T @ b)
+        spread[: self.anchors] -= (own * own).sum(1, keepdim=True) * b
+        return spread
+
+    def tile(self, rows: slice, cols: slice) -> Tensor:
+        """The weights themselves."""
+        return self.memberships[rows] @ self.memberships[cols].T
+
+
+@dataclass(frozen=True)
+class SampleMask:
+    """`w_ij = mask[b(i), b(j)]` for views of samples b; keys are nobody's positives.
 
     Attributes:
         mask: `(B, B)` non-negative weights between samples; its diagonal is for a sample's views.
         views: V, so that N = B * V and `b(i) = i // V`.
+        rows: T.
     """
 
     mask: Tensor
     views: int
+    rows: int
 
     def count(self) -> Tensor:
-        """Total weight of each row's positives."""
+        """`sum_j w_ij`."""
         total = self.views * self.mask.sum(1) - self.mask.diagonal()
         return total.repeat_interleave(self.views)
 
     def sum(self, z: Tensor) -> Tensor:
-        """Weighted sum of each row's positives."""
-        per_sample = self.mask @ z.unflatten(0, (-1, self.views)).sum(1)
-        own = self.mask.diagonal().repeat_interleave(self.views)
+        """`sum_j w_ij z_j`, by the sums of each sample's views."""
+        return self._sum(self.mask, z[: len(self.mask) * self.views])
+
+    def spread(self, b: Tensor) -> Tensor:
+        """`sum_i w_ij b_i`."""
+        return F.pad(self._sum(self.mask.T, b), (0, 0, 0, self.rows - len(b)))
+
+    def tile(self, rows: slice, cols: slice) -> Tensor:
+        """The weights themselves."""
+        index = torch.arange(self.rows, device=self.mask.device) // self.views
+        row, col = index[rows], index[cols]
+        is_key = col >= len(self.mask)
+        weights = self.mask[row[:, None], col.clamp(max=len(self.mask) - 1)]
+        return weights.masked_fill(is_key, 0)
+
+    def _sum(self, mask: Tensor, z: Tensor) -> Tensor:
+        per_sample = mask @ z.unflatten(0, (-1, self.views)).sum(1)
+        own = mask.diagonal().repeat_interleave(self.views)
         return per_sample.repeat_interleave(self.views, 0) - own[:, None] * z
 
-    def dense(self) -> Tensor:
-        """The weights themselves."""
-        weights = self.mask.repeat_interleave(self.views, 0).repeat_interleave(self.views, 1)
-        return weights.fill_diagonal_(0)
+
+def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 where `a_i = b_j`, in one pass."""
+    out = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
+    return torch.eq(a.unsqueeze(1), b, out=out)
 
 
-Positives = ClassPositives | MaskPositives
+def find_positives(
+    z: Tensor, labels: Tensor | None, mask: Tensor | None, included: Tensor | None, anchors: int
+) -> Positives:
+    """From `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask with N = B * V."""
+    if mask is not None:
+        return SampleMask(mask.to(z), anchors // max(len(mask), 1), len(z))
+    assert labels is not None
+    if labels.ndim == 1:
+        return Classes(labels, included, anchors, z.dtype)
+    memberships = labels.to(z)
+    return SoftClasses(
+        memberships if included is None else memberships * included[:, None], anchors
+    )

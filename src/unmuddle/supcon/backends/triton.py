@@ -1,0 +1,223 @@
+"""CUDA kernels: one program per block of rows, no atomics, nothing of size N x T in memory.
+
+Both kernels walk over all columns. `log_sum_exp` keeps a running maximum; `pull` needs none, because
+`exp(s_ij - lse_i)` cannot overflow. Similarities are in bits: `s_ij / ln 2`. Products take operands
+of `product_dtype` and accumulate in fp32. The account of operations and bytes is in the docs.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+from unmuddle.supcon.positives import Classes
+from unmuddle.supcon.problem import Over, Problem
+
+MAX_DIM = 2048
+ALL, NEGATIVES, POSITIVES = 0, 1, 2
+OVER: dict[Over, int] = {"all": ALL, "negatives": NEGATIVES, "positives": POSITIVES}
+
+
+@triton.jit
+def _similarities(
+    z, rows, cols, row_stop, col_stop, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        in_dim = d[None, :] < D
+        x = tl.load(z + rows[:, None] * D + d[None, :], (rows[:, None] < row_stop) & in_dim, 0.0)
+        k = tl.load(z + cols[:, None] * D + d[None, :], (cols[:, None] < col_stop) & in_dim, 0.0)
+        s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION)
+    return s * scale
+
+
+@triton.jit
+def _is_term(rows, cols, row_group, col_group, OVER: tl.constexpr):
+    takes_part = (row_group[:, None] >= 0) & (col_group[None, :] >= 0)
+    is_pair = takes_part & (rows[:, None] != cols[None, :])
+    is_same = row_group[:, None] == col_group[None, :]
+    if OVER == 1:
+        is_pair = is_pair & (is_same == 0)
+    elif OVER == 2:
+        is_pair = is_pair & is_same
+    return is_pair
+
+
+@triton.jit
+def log_sum_exp_kernel(
+    z, group, scale_pointer, out, row_start, row_stop, total,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    OVER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`out_i = log2 sum_j exp2 s_ij` for rows of a block."""
+    rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_group = tl.load(group + rows, rows < row_stop, -1)
+    scale = tl.load(scale_pointer)
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total_exp = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, total, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        col_group = tl.load(group + cols, cols < total, -1)
+        s = _similarities(
+            z, rows, cols, row_stop, total, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+        )
+        s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
+        larger = tl.maximum(m, tl.max(s, 1))
+        shift = tl.where(larger == float("-inf"), 0.0, larger)
+        total_exp = total_exp * tl.exp2(m - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+        m = larger
+    tl.store(out + rows, m + tl.log2(total_exp), rows < row_stop)
+
+
+@triton.jit
+def pull_kernel(
+    z, group, scale_pointer, g, lse, a, out, row_start, row_stop, col_start, col_stop,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, OVER: tl.constexpr, ATTRACTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`out_i = sum_j (g_i exp2(s_ij - lse_i) + g_j exp2(s_ij - lse_j) - [w_ij] (a_i + a_j)) z_j`."""
+    rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    out_d = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    in_rows = rows < row_stop
+    row_group = tl.load(group + rows, in_rows, -1)
+    row_g = tl.load(g + rows, in_rows, 0.0)
+    row_lse = tl.load(lse + rows, in_rows, float("inf"))
+    scale = tl.load(scale_pointer)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_OUT), tl.float32)
+    for start in range(col_start, col_stop, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        in_cols = cols < col_stop
+        col_group = tl.load(group + cols, in_cols, -1)
+        col_g = tl.load(g + cols, in_cols, 0.0)
+        col_lse = tl.load(lse + cols, in_cols, float("inf"))
+        s = _similarities(
+            z, rows, cols, row_stop, col_stop, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+        )
+        s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
+        w = tl.exp2(s - row_lse[:, None]) * row_g[:, None]
+        w += tl.exp2(s - col_lse[None, :]) * col_g[None, :]
+        if ATTRACTS:
+            is_positive = _is_term(rows, cols, row_group, col_group, 2)
+            row_a = tl.load(a + rows, in_rows, 0.0)
+            col_a = tl.load(a + cols, in_cols, 0.0)
+            w -= tl.where(is_positive, row_a[:, None] + col_a[None, :], 0.0)
+        pointer = z + cols[:, None] * D + out_d[None, :]
+        k = tl.load(pointer, in_cols[:, None] & (out_d[None, :] < D), 0.0)
+        accumulator = tl.dot(w.to(k.dtype), k, accumulator, input_precision=PRECISION)
+    pointer = out + rows[:, None] * D + out_d[None, :]
+    tl.store(pointer, accumulator, in_rows[:, None] & (out_d[None, :] < D))
+
+
+class Blocks(NamedTuple):
+    """Sizes of what a program holds at once."""
+
+    rows: int
+    cols: int
+    dim: int
+    out: int
+    warps: int
+    stages: int
+
+
+def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
+    """Sizes that fit the shared memory and registers of compute capability 8.0 and later."""
+    out = min(max(triton.next_power_of_2(dim), 16), 128)
+    if dtype == torch.float32:
+        return Blocks(rows=64, cols=32, dim=min(out, 64), out=out, warps=4, stages=2)
+    return Blocks(rows=64, cols=64, dim=out, out=out, warps=4, stages=2)
+
+
+def log_sum_exp(problem: Problem, over: Over) -> Tensor:
+    """`(n,)` for our rows: `log sum_j a_ij exp s_ij`, -inf where there is no term."""
+    z, group, scale = _operands(problem, over)
+    first, last = problem.rows.start, problem.rows.stop
+    blocks = choose_blocks(z.shape[1], z.dtype)
+    out = problem.z.new_empty(problem.anchors)
+    if last > first:
+        log_sum_exp_kernel[(triton.cdiv(last - first, blocks.rows),)](
+            z, group, scale, out, first, last, len(z),
+            D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
+            OVER=OVER[over], PRECISION=_precision(),
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+    return out[problem.rows] * math.log(2)
+
+
+def pull(
+    problem: Problem, over: Over, g: Tensor, lse: Tensor, a: Tensor | None, keys: bool
+) -> Tensor:
+    """`(T, D)`: the gradient of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
+    z, group, scale = _operands(problem, over)
+    total, anchors, ours = len(z), problem.anchors, problem.rows
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf) / math.log(2)
+    lse = F.pad(lse, (0, total - anchors), value=torch.inf)
+    in_kernel = a if isinstance(problem.positives, Classes) else None
+    # Half precision holds weights near 1, not near 1 / N.
+    unit = g.abs().amax().clamp(min=torch.finfo(g.dtype).tiny)
+    blocks = choose_blocks(z.shape[1], z.dtype)
+    dz = torch.zeros_like(problem.z)
+
+    def launch(rows: slice, cols: slice, anchors_that_count: slice) -> None:
+        if rows.stop <= rows.start or cols.stop <= cols.start:
+            return
+        weights = [_only(t / unit, anchors_that_count, total) for t in (g, in_kernel) if t is not None]
+        grid = triton.cdiv(rows.stop - rows.start, blocks.rows), triton.cdiv(z.shape[1], blocks.out)
+        pull_kernel[grid](
+            z, group, scale, weights[0], lse, weights[-1], dz,
+            rows.start, rows.stop, cols.start, cols.stop,
+            D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
+            BLOCK_OUT=blocks.out, OVER=OVER[over], ATTRACTS=in_kernel is not None,
+            PRECISION=_precision(), num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+
+    launch(ours, slice(0, total), slice(0, anchors))
+    if keys:
+        launch(slice(anchors, total), ours, ours)
+    dz.mul_(unit)
+    if a is not None and in_kernel is None:
+        dz.sub_(problem.attraction_gradient(a))
+    return dz
+
+
+def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, `(T,)` classes with -1 for rows that take no part, and `1 / (τ ln 2)`."""
+    z = problem.z.to(problem.product_dtype).contiguous()
+    if not (z.is_cuda or knobs.runtime.interpret):
+        raise ValueError(f"impl: 'triton' needs CUDA tensors, got {z.device}")
+    if z.dtype == torch.float64 or z.shape[1] > MAX_DIM:
+        raise ValueError(
+            f"impl: 'triton' takes fp32, fp16 or bf16 and D <= {MAX_DIM}, got {z.dtype} and "
+            f"D = {z.shape[1]}"
+        )
+    if isinstance(problem.positives, Classes):
+        group = problem.positives.group.to(torch.int32)
+    elif over == "all":
+        group = torch.zeros(len(z), dtype=torch.int32, device=z.device)
+    else:
+        raise ValueError(
+            "impl: 'triton' takes positives='in' and denominator='negatives' with integer labels "
+            "only"
+        )
+    if problem.included is not None:
+        group = group.masked_fill(problem.included == 0, -1)
+    return z, group, problem.inv_temperature / math.log(2)
+
+
+def _only(weights: Tensor, rows: slice, total: int) -> Tensor:
+    """`(T,)`: the weights of some anchors, 0 elsewhere."""
+    out = weights.new_zeros(total)
+    out[rows] = weights[rows]
+    return out
+
+
+def _precision() -> str:
+    """How fp32 operands are multiplied, as `torch.set_float32_matmul_precision` says."""
+    return {"highest": "ieee", "high": "tf32x3"}.get(torch.get_float32_matmul_precision(), "tf32")

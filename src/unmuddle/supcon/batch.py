@@ -1,0 +1,184 @@
+"""The tensors of one call: checked, joined over processes, laid out as one contrast set."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.distributed import REFUSED, JoinRows, Kind, Shard, share_out
+
+
+class ContrastSet(NamedTuple):
+    """Anchors and keys in one matrix.
+
+    Attributes:
+        x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
+        labels: `(T,)` int64 classes or `(T, C)` memberships, or None with a mask.
+        mask: `(B, B)` or None.
+        included: `(T,)` whether a row takes part, or None if all do.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    mask: Tensor | None
+    included: Tensor | None
+
+
+class Batch(NamedTuple):
+    """What a caller gives, see `supcon_loss`."""
+
+    features: Tensor
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    keys: Tensor | None = None
+    key_labels: Tensor | None = None
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return self.features.shape[1] if self.features.ndim == 3 else 1
+
+    def checked(self) -> "Batch":
+        """The same as tensors on the device of the features; raises if something does not fit."""
+        _check_features(self.features)
+        size, batch = len(self.features), self._on_one_device()
+        if batch.mask is not None:
+            if batch.labels is not None:
+                raise ValueError("labels, mask: give one of the two, not both")
+            check_shape("mask", batch.mask, (size, size), "(B, B)")
+        elif batch.labels is not None:
+            _check_labels("labels", batch.labels, size, "B")
+        elif batch.views < 2:
+            raise ValueError(
+                "labels: without labels or a mask, positives are views of a sample, so features "
+                f"must be (B, V, D) with V >= 2, got V = {batch.views}"
+            )
+        if batch.weight is not None:
+            check_shape("weight", batch.weight, (size,), "(B,)")
+        _check_keys(batch)
+        return batch
+
+    def gathered(self) -> tuple["Batch", Shard]:
+        """The checked batch of all processes, and which of its rows are ours."""
+        size, kind, device = REFUSED, Kind(0, 0, 0, 0, 0, 0), torch.as_tensor(self.features).device
+        try:
+            batch = self.checked()
+            if batch.mask is not None:
+                raise ValueError("mask: not with gather=True, it knows one process; give labels")
+            size, kind = len(batch.features), batch._kind()
+        finally:
+            shard = share_out(size, kind, device)
+        return batch._joined(shard), shard.times(batch.views)
+
+    def contrast_set(self, ignore_index: int) -> ContrastSet:
+        """Rows of anchors, then keys."""
+        x = self.features.flatten(0, 1) if self.features.ndim == 3 else self.features
+        labels, included = self.labels, None
+        if labels is None and self.mask is None:
+            labels = torch.arange(len(self.features), device=x.device)
+        elif labels is not None and not _surely_all(labels, ignore_index):
+            included = _takes_part(labels, ignore_index)
+        if self.views > 1:
+            labels = None if labels is None else labels.repeat_interleave(self.views, 0)
+            included = None if included is None else included.repeat_interleave(self.views)
+        if self.keys is None:
+            return ContrastSet(x, labels, self.mask, included)
+
+        size = len(self.keys)
+        if self.key_labels is not None:
+            present = x.new_ones(len(x), dtype=torch.bool) if included is None else included
+            included = torch.cat([present, _takes_part(self.key_labels, ignore_index)])
+        if labels is not None:
+            is_classed = self.labels is not None and self.key_labels is not None
+            nobody = labels.new_full((size,), -1)
+            labels = torch.cat([labels, self.key_labels.to(labels) if is_classed else nobody])
+        return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included)
+
+    def _on_one_device(self) -> "Batch":
+        x, *others = self
+        if all(t is None or (isinstance(t, Tensor) and t.device == x.device) for t in others):
+            return self
+        tensors = (None if t is None else torch.as_tensor(t, device=x.device) for t in others)
+        return Batch(x, *tensors)
+
+    def _kind(self) -> Kind:
+        labels = self.labels
+        return Kind(
+            views=self.views,
+            dim=self.features.shape[-1],
+            label_columns=-1 if labels is None else 0 if labels.ndim == 1 else labels.shape[1],
+            weighted=int(self.weight is not None),
+            keys=0 if self.keys is None else len(self.keys),
+            bits=torch.finfo(self.features.dtype).bits,
+        )
+
+    def _joined(self, shard: Shard) -> "Batch":
+        features = JoinRows.apply(self.features, shard)
+        labels = None if self.labels is None else JoinRows.apply(self.labels, shard)
+        weight = None if self.weight is None else JoinRows.apply(self.weight, shard)
+        return self._replace(features=features, labels=labels, weight=weight)
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
+    """Raise a ValueError that says what was expected and what was got."""
+    if value.shape != expected:
+        raise ValueError(f"{name}: expected shape {symbols} = {expected}, got {tuple(value.shape)}")
+
+
+def _surely_all(labels: Tensor, ignore_index: int) -> bool:
+    """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
+    is_cheap = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_cheap and labels.numel() > 0 and bool(labels.amin() > ignore_index)
+
+
+def _takes_part(labels: Tensor, ignore_index: int) -> Tensor:
+    used = labels != ignore_index
+    return used if labels.ndim == 1 else used.any(1)
+
+
+def _check_features(features: Tensor) -> None:
+    if features.ndim not in (2, 3):
+        raise ValueError(
+            f"features: expected shape (N, D) or (B, V, D), got {tuple(features.shape)}"
+        )
+    if not features.is_floating_point():
+        raise TypeError(f"features: expected a floating-point type, got {features.dtype}")
+    if features.ndim == 3 and features.shape[1] == 0:
+        raise ValueError(f"features: expected at least one view, got {tuple(features.shape)}")
+
+
+def _check_labels(name: str, labels: Tensor, size: int, symbol: str) -> None:
+    if labels.ndim == 2 and len(labels) == size and labels.shape[1] == 1:
+        raise ValueError(
+            f"{name}: ({symbol}, 1) could be classes or memberships of one class; give classes as "
+            f"({symbol},)"
+        )
+    if labels.ndim == 2:
+        check_shape(name, labels, (size, labels.shape[1]), f"({symbol}, C)")
+    else:
+        check_shape(name, labels, (size,), f"({symbol},)")
+    if labels.is_complex() or (labels.ndim == 1 and labels.is_floating_point()):
+        raise TypeError(f"{name}: expected an integer type, got {labels.dtype}")
+
+
+def _check_keys(batch: Batch) -> None:
+    if batch.keys is None:
+        if batch.key_labels is not None:
+            raise ValueError("key_labels: given without keys")
+        return
+    dim = batch.features.shape[-1]
+    if batch.keys.ndim != 2 or batch.keys.shape[1] != dim:
+        raise ValueError(
+            f"keys: expected shape (M, D) with D = {dim}, got {tuple(batch.keys.shape)}"
+        )
+    if batch.key_labels is None:
+        if batch.labels is not None:
+            raise ValueError("key_labels: needed, because labels are given")
+        return
+    _check_labels("key_labels", batch.key_labels, len(batch.keys), "M")
+    if batch.labels is not None and batch.labels.shape[1:] != batch.key_labels.shape[1:]:
+        raise ValueError(
+            f"key_labels: expected shape (M, ...) = {(len(batch.keys), *batch.labels.shape[1:])} "
+            f"as labels have, got {tuple(batch.key_labels.shape)}"
+        )

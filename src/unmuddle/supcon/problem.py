@@ -1,0 +1,80 @@
+"""One contrastive problem, as every backend takes it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.positives import Positives, find_positives
+
+Over = Literal["all", "negatives", "positives"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """N anchors, the first rows of a contrast set of T rows.
+
+    Attributes:
+        z: `(T, D)`, fp32 or fp64; of unit length or not.
+        inv_temperature: `1 / τ`, a scalar tensor.
+        positives: the weights `w_ij` of N anchors over T rows.
+        included: `(T,)` 1 for a row that takes part, 0 for an ignored one; None: all do.
+        anchors: N.
+        rows: the anchors to compute; a process of several computes its own.
+        product_dtype: of the operands of the large products, where a backend has a choice.
+    """
+
+    z: Tensor
+    inv_temperature: Tensor
+    positives: Positives
+    included: Tensor | None
+    anchors: int
+    rows: slice
+    product_dtype: torch.dtype
+
+    @classmethod
+    def build(
+        cls,
+        z: Tensor,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        included: Tensor | None,
+        inv_temperature: Tensor,
+        anchors: int,
+        rows: slice,
+        product_dtype: torch.dtype,
+    ) -> "Problem":
+        """From the tensors of a `ContrastSet`."""
+        included = None if included is None else included.to(z.dtype)
+        positives = find_positives(z, labels, mask, included, anchors)
+        return cls(z, inv_temperature, positives, included, anchors, rows, product_dtype)
+
+    def weights(self, over: Over, rows: slice, cols: slice) -> Tensor | None:
+        """`a_ij` in `log sum_j a_ij exp s_ij`, apart from self and ignored rows; None: all 1."""
+        if over == "all":
+            return None
+        w = self.positives.tile(rows, cols)
+        return w if over == "positives" else (w == 0).to(self.z.dtype)
+
+    def attraction(self) -> Tensor:
+        """`(n,)` for our rows: `z_i · sum_j w_ij z_j`, in O(T·D)."""
+        return (self.z[self.rows] * self.positives.sum(self.z)[self.rows]).sum(1)
+
+    def attraction_gradient(self, a: Tensor) -> Tensor:
+        """`(T, D)`: of `sum_i a_i z_i · sum_j w_ij z_j`; for keys, the part of our rows."""
+        gradient = self.positives.spread(a[:, None] * self.z[: self.anchors])
+        if self.anchors < len(self.z):
+            ours = torch.zeros_like(a)
+            ours[self.rows] = a[self.rows]
+            keys = slice(self.anchors, None)
+            gradient[keys] = self.positives.spread(ours[:, None] * self.z[: self.anchors])[keys]
+        gradient[: self.anchors] += a[:, None] * self.positives.sum(self.z)
+        return gradient
+
+
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit length and the divisor of each; a zero row stays zero, without gradient."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    norm = torch.threshold(norm, 0.0, torch.inf)
+    return x / norm, norm

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmuddle.arm import ARM as ARM
+    from unmuddle.supcon import FeatureQueue as FeatureQueue
     from unmuddle.supcon import SupConLoss as SupConLoss
     from unmuddle.supcon import supcon_loss as supcon_loss
     from unmuddle.uerm import UERM as UERM
     from unmuddle.uerm import LabelLedger as LabelLedger
 
 __version__ = "0.1.0"
-__all__ = ["ARM", "UERM", "LabelLedger", "SupConLoss", "supcon_loss"]
+__all__ = ["ARM", "UERM", "FeatureQueue", "LabelLedger", "SupConLoss", "supcon_loss"]
 
 _HOMES = {
     "ARM": "unmuddle.arm",
+    "FeatureQueue": "unmuddle.supcon",
     "LabelLedger": "unmuddle.uerm",
     "SupConLoss": "unmuddle.supcon",
     "UERM": "unmuddle.uerm",

@@ -2,5 +2,6 @@
 
 from unmuddle.supcon.functional import choose_impl, supcon_loss
 from unmuddle.supcon.module import SupConLoss
+from unmuddle.supcon.queue import FeatureQueue
 
-__all__ = ["SupConLoss", "choose_impl", "supcon_loss"]
+__all__ = ["FeatureQueue", "SupConLoss", "choose_impl", "supcon_loss"]

@@ -49,6 +49,8 @@ class Shard:
 
     def join(self, ours: Tensor) -> Tensor:
         """`(n, ...)` of each process to `(N, ...)`."""
+        if not any(self.sizes):
+            return ours
         padded = ours.new_zeros(max(self.sizes), *ours.shape[1:])
         padded[: len(ours)] = ours
         everyone = [torch.empty_like(padded) for _ in self.sizes]

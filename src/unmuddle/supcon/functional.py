@@ -1,6 +1,7 @@
 """`supcon_loss`: the contract. Shapes, validation, choice of backend, reduction."""
 
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -124,7 +125,11 @@ def supcon_loss(
         inv_temperature = 1 / temperature.to(device, dtype)
     else:
         inv_temperature = torch.full((), 1 / temperature, dtype=dtype, device=device)
-    backend = choose_impl(impl, device, dtype)
+    is_classed = contrast.labels is not None and contrast.labels.ndim == 1
+    is_default = positives == "out" and denominator == "all"
+    backend = choose_impl(
+        impl, device, dtype, dim=features.shape[-1], weighs_pairs=not (is_classed or is_default)
+    )
     if len(contrast.x) < 2:
         backend = "reference"  # no pair, nothing to be fast at
     options = Options(
@@ -203,8 +208,19 @@ def choose_impl(
     impl: Impl = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    dim: int = 128,
+    weighs_pairs: bool = False,
 ) -> str:
     """The backend that `impl` stands for: an explicit name is never replaced by another.
+
+    Args:
+        impl: the option of `supcon_loss`.
+        device: of the features.
+        dtype: of the features.
+        dim: D.
+        weighs_pairs: soft labels or a mask together with positives="in" or
+            denominator="negatives", which the kernels do not know.
 
     Examples:
         >>> choose_impl("auto", "cpu")
@@ -213,6 +229,9 @@ def choose_impl(
     _check_choice("impl", impl)
     if impl != "auto":
         return impl
+    suits_kernels = dtype != torch.float64 and dim <= 2048 and not weighs_pairs
+    if torch.device(device).type == "cuda" and suits_kernels and find_spec("triton"):
+        return "triton"
     return "tiled"
 
 

@@ -1,0 +1,101 @@
+"""`FeatureQueue`: embeddings of past batches as more keys to contrast with."""
+
+import torch
+from torch import Tensor, nn
+
+from unmuddle.supcon.batch import Batch, check_shape
+from unmuddle.supcon.distributed import is_distributed
+
+
+class FeatureQueue(nn.Module):
+    """The last `size` embeddings and their labels, first in, first out (MoCo, He et al. 2020).
+
+    Nothing happens by itself: call `enqueue` after the loss, so that a batch is not contrasted with
+    itself, and pass `keys()` to the loss. Slots not yet filled are labelled `ignore_index`, with
+    which they take no part; so shapes never change. The contents are buffers: part of the
+    `state_dict`, moved by `.to`.
+
+    Args:
+        size: M, how many embeddings are kept.
+        dim: D.
+        num_classes: C for `(B, C)` soft labels; None for integer ones (or none).
+        ignore_index: that of the loss.
+        gather: take the embeddings of all processes, in rank order, so that every process holds the
+            same queue, as the loss with `gather=True` needs it.
+
+    Examples:
+        >>> queue = FeatureQueue(size=4, dim=2)
+        >>> queue.enqueue(torch.ones(3, 2), torch.tensor([5, 5, 6]))
+        >>> keys, labels = queue.keys()
+        >>> labels.tolist()
+        [5, 5, 6, -100]
+
+    References:
+        He et al., Momentum Contrast, 2020, arXiv 1911.05722.
+    """
+
+    features: Tensor
+    labels: Tensor
+    cursor: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        num_classes: int | None = None,
+        *,
+        ignore_index: int = -100,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim), ("num_classes", num_classes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value}")
+        self.ignore_index = ignore_index
+        self.gather = gather
+        self.register_buffer("features", torch.zeros(size, dim))
+        if num_classes is None:
+            labels = torch.full((size,), ignore_index)
+        else:
+            labels = torch.full((size, num_classes), float(ignore_index))
+        self.register_buffer("labels", labels)
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """`(M, D)` embeddings and their `(M,)` or `(M, C)` labels; copies, safe to keep."""
+        return self.features.clone(), self.labels.clone()
+
+    @torch.no_grad()
+    def enqueue(self, features: Tensor, labels: Tensor | None = None) -> None:
+        """Replace the oldest embeddings by new ones, without gradient.
+
+        Args:
+            features: `(B, D)`, or `(B, V, D)`: V views of each sample.
+            labels: `(B,)` or `(B, C)`; None: keys for a loss without labels, all negatives.
+
+        Raises:
+            ValueError: a shape does not fit; the queue is as before.
+            TypeError: as `supcon_loss`.
+            RuntimeError: the input of another process was refused (`gather=True`).
+        """
+        size, dim = self.features.shape
+        if labels is None:
+            unlabelled = 0 if self.ignore_index != 0 else 1
+            labels = self.labels.new_full((len(features), *self.labels.shape[1:]), unlabelled)
+        batch = Batch(features, labels)
+        batch = batch.gathered()[0] if self.gather and is_distributed() else batch.checked()
+        rows, row_labels, *_ = batch.contrast_set(self.ignore_index)
+        assert row_labels is not None
+        check_shape("features", rows, (len(rows), dim), "(N, D)")
+        check_shape("labels", row_labels, (len(rows), *self.labels.shape[1:]), "(N, ...)")
+
+        slots = (self.cursor + torch.arange(len(rows), device=rows.device)) % size
+        newest = slice(-size, None)
+        self.features.index_copy_(0, slots[newest], rows[newest].to(self.features))
+        self.labels.index_copy_(0, slots[newest], row_labels[newest].to(self.labels))
+        self.cursor.copy_((self.cursor + len(rows)) % size)
+
+    def extra_repr(self) -> str:
+        """Options shown by `repr`."""
+        size, dim = self.features.shape
+        return f"size={size}, dim={dim}, gather={self.gather}"

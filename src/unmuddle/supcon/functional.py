@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from unmuddle.supcon import fused
-from unmuddle.supcon.backends import reference
+from unmuddle.supcon.backends import one_tile, reference
 from unmuddle.supcon.batch import Batch, ContrastSet, check_shape
-from unmuddle.supcon.distributed import Shard, is_distributed
+from unmuddle.supcon.distributed import is_distributed
 from unmuddle.supcon.fused import Options
 from unmuddle.supcon.problem import Problem, unit_rows
+from unmuddle.supcon.reduction import AnchorWeights
 
 ContrastMode = Literal["all", "one"]
 PositivesMode = Literal["out", "in"]
@@ -20,6 +21,7 @@ Denominator = Literal["all", "negatives"]
 NoPositive = Literal["skip", "zero"]
 Reduction = Literal["mean", "sum", "none"]
 Impl = Literal["auto", "reference", "tiled", "triton"]
+SHARP_TEMPERATURE = 1 / 40
 CHOICES = {
     "contrast_mode": get_args(ContrastMode),
     "positives": get_args(PositivesMode),
@@ -118,20 +120,12 @@ def supcon_loss(
         batch = batch.checked()
     contrast = batch.contrast_set(ignore_index)
     anchors = len(batch.features) * batch.views
-
-    device = features.device
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    backend = _choose_backend(impl, contrast, positives, denominator)
+    dtype = _working_dtype(contrast.x, anchors, temperature, backend)
     if isinstance(temperature, Tensor):
-        inv_temperature = 1 / temperature.to(device, dtype)
+        inv_temperature = 1 / temperature.to(contrast.x.device, dtype)
     else:
-        inv_temperature = torch.full((), 1 / temperature, dtype=dtype, device=device)
-    is_classed = contrast.labels is not None and contrast.labels.ndim == 1
-    is_default = positives == "out" and denominator == "all"
-    backend = choose_impl(
-        impl, device, dtype, dim=features.shape[-1], weighs_pairs=not (is_classed or is_default)
-    )
-    if len(contrast.x) < 2:
-        backend = "reference"  # no pair, nothing to be fast at
+        inv_temperature = contrast.x.new_full((), 1 / temperature, dtype=dtype)
     options = Options(
         anchors=anchors,
         first=shard.first if shard else 0,
@@ -140,49 +134,68 @@ def supcon_loss(
         normalize=normalize,
         positives=positives,
         denominator=denominator,
-        product_dtype=_product_dtype(features) if backend == "triton" else dtype,
+        product_dtype=_product_dtype(features, dtype),
         impl=backend,
     )
-
-    def weigh(has_loss: Tensor) -> Tensor:
-        """`(N,)`: what the loss of each anchor counts for in the result."""
-        weights = has_loss
-        if no_positive == "zero" and contrast.included is not None:
-            weights = contrast.included[:anchors].to(dtype)
-        elif no_positive == "zero":
-            weights = torch.ones_like(has_loss)
-        if batch.weight is not None:
-            weights = weights * batch.weight.detach().to(dtype).repeat_interleave(batch.views)
-        if contrast_mode == "one":
-            weights = weights * (torch.arange(anchors, device=device) % batch.views == 0)
-        if reduction == "mean":
-            weights = weights / weights.sum().clamp(min=torch.finfo(dtype).tiny)
-        return weights
-
+    weights = AnchorWeights(
+        included=None if contrast.included is None else contrast.included[:anchors],
+        weight=batch.weight,
+        views=batch.views,
+        first_view_only=contrast_mode == "one",
+        counts_zeros=no_positive == "zero",
+        is_mean=reduction == "mean",
+    )
     keys_need_gradient = keys is not None and keys.requires_grad
-    is_autocast = torch.is_autocast_enabled(device.type)
-    with torch.autocast(device.type, enabled=False) if is_autocast else nullcontext():
-        if reduction != "none" and backend != "reference":
-            loss = fused.weighted_sum(
-                *contrast, inv_temperature, shard, keys_need_gradient, options, weigh
-            )
-        else:
-            losses, has_loss = (
-                _reference_losses(contrast, inv_temperature, options)
-                if backend == "reference"
-                else fused.anchor_losses(
-                    *contrast, inv_temperature, shard, keys_need_gradient, options
-                )
-            )
-            loss = losses * weigh(has_loss)
+    arguments = (*contrast, inv_temperature, shard, keys_need_gradient, options)
+    is_autocast = torch.is_autocast_enabled(features.device.type)
+    with torch.autocast(features.device.type, enabled=False) if is_autocast else nullcontext():
+        if backend == "reference":
+            losses, has_loss = _reference_losses(contrast, inv_temperature, options)
+            loss = losses * weights(has_loss)
             loss = loss if reduction == "none" else loss.sum()
+        elif reduction == "none":
+            losses, has_loss = fused.anchor_losses(*arguments)
+            loss = losses * weights(has_loss)
+        else:
+            loss = fused.weighted_sum(*arguments, weights)
     if base_temperature is not None:
         loss = loss / (inv_temperature * base_temperature)
+    loss = loss.to(torch.promote_types(features.dtype, torch.float32))
     if reduction == "none" and contrast_mode == "one":
         return loss[:: batch.views]
     if reduction == "none" and features.ndim == 3:
         return loss.unflatten(0, features.shape[:2])
     return loss
+
+
+def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominator: str) -> str:
+    x, labels = contrast.x, contrast.labels
+    is_classed = labels is not None and labels.ndim == 1
+    is_default = positives == "out" and denominator == "all"
+    backend = choose_impl(
+        impl, x.device, dim=x.shape[1], weighs_pairs=not (is_classed or is_default)
+    )
+    return backend if len(x) > 1 else "reference"  # no pair, nothing to be fast at
+
+
+def _working_dtype(
+    x: Tensor, anchors: int, temperature: float | Tensor, backend: str
+) -> torch.dtype:
+    """fp32, or fp64 where that costs little and rounding a similarity is felt."""
+    is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
+    is_small = anchors * len(x) <= one_tile.MAX_PAIRS
+    is_single = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    if backend == "reference" or (is_sharp and is_small and is_single):
+        return torch.float64
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _product_dtype(features: Tensor, working: torch.dtype) -> torch.dtype:
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and features.dtype == torch.float32:
+        return torch.get_autocast_dtype(device)
+    is_half = features.dtype in (torch.float16, torch.bfloat16)
+    return features.dtype if is_half else working
 
 
 def _reference_losses(
@@ -191,23 +204,13 @@ def _reference_losses(
     z = contrast.x.to(inv_temperature.dtype)
     z = unit_rows(z)[0] if options.normalize else z
     rows = slice(options.anchors)
-    problem = Problem.build(
-        z, *contrast[1:], inv_temperature, options.anchors, rows, z.dtype
-    )
+    problem = Problem.build(z, *contrast[1:], inv_temperature, options.anchors, rows, z.dtype)
     return reference.anchor_losses(problem, options.positives, options.denominator)
-
-
-def _product_dtype(features: Tensor) -> torch.dtype:
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype == torch.float32:
-        return torch.get_autocast_dtype(device)
-    return features.dtype
 
 
 def choose_impl(
     impl: Impl = "auto",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     *,
     dim: int = 128,
     weighs_pairs: bool = False,
@@ -217,7 +220,6 @@ def choose_impl(
     Args:
         impl: the option of `supcon_loss`.
         device: of the features.
-        dtype: of the features.
         dim: D.
         weighs_pairs: soft labels or a mask together with positives="in" or
             denominator="negatives", which the kernels do not know.
@@ -229,7 +231,7 @@ def choose_impl(
     _check_choice("impl", impl)
     if impl != "auto":
         return impl
-    suits_kernels = dtype != torch.float64 and dim <= 2048 and not weighs_pairs
+    suits_kernels = dim <= 2048 and not weighs_pairs
     if torch.device(device).type == "cuda" and suits_kernels and find_spec("triton"):
         return "triton"
     return "tiled"

@@ -2,7 +2,7 @@
 
 Both kernels walk over all columns. `log_sum_exp` keeps a running maximum; `pull` needs none, because
 `exp(s_ij - lse_i)` cannot overflow. Similarities are in bits: `s_ij / ln 2`. Products take operands
-of `product_dtype` and accumulate in fp32. The account of operations and bytes is in the docs.
+of `product_dtype` and accumulate in fp32 (fp64 in fp64). The account of operations and bytes is in the docs.
 """
 
 import math
@@ -27,15 +27,15 @@ OVER: dict[Over, int] = {"all": ALL, "negatives": NEGATIVES, "positives": POSITI
 def _similarities(
     z, rows, cols, row_stop, col_stop, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    s = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATE)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         in_dim = d[None, :] < D
         x = tl.load(z + rows[:, None] * D + d[None, :], (rows[:, None] < row_stop) & in_dim, 0.0)
         k = tl.load(z + cols[:, None] * D + d[None, :], (cols[:, None] < col_stop) & in_dim, 0.0)
-        s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION)
+        s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION, out_dtype=ACCUMULATE)
     return s * scale
 
 
@@ -55,19 +55,20 @@ def _is_term(rows, cols, row_group, col_group, OVER: tl.constexpr):
 def log_sum_exp_kernel(
     z, group, scale_pointer, out, row_start, row_stop, total,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    OVER: tl.constexpr, PRECISION: tl.constexpr,
+    OVER: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
     """`out_i = log2 sum_j exp2 s_ij` for rows of a block."""
     rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_group = tl.load(group + rows, rows < row_stop, -1)
     scale = tl.load(scale_pointer)
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total_exp = tl.zeros((BLOCK_M,), tl.float32)
+    m = tl.full((BLOCK_M,), float("-inf"), ACCUMULATE)
+    total_exp = tl.zeros((BLOCK_M,), ACCUMULATE)
     for start in range(0, total, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         col_group = tl.load(group + cols, cols < total, -1)
         s = _similarities(
-            z, rows, cols, row_stop, total, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+            z, rows, cols, row_stop, total, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+            ACCUMULATE,
         )
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
         larger = tl.maximum(m, tl.max(s, 1))
@@ -83,6 +84,7 @@ def pull_kernel(
     z, group, scale_pointer, g, lse, a, out, row_start, row_stop, col_start, col_stop,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_OUT: tl.constexpr, OVER: tl.constexpr, ATTRACTS: tl.constexpr, PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
     """`out_i = sum_j (g_i exp2(s_ij - lse_i) + g_j exp2(s_ij - lse_j) - [w_ij] (a_i + a_j)) z_j`."""
     rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -92,7 +94,7 @@ def pull_kernel(
     row_g = tl.load(g + rows, in_rows, 0.0)
     row_lse = tl.load(lse + rows, in_rows, float("inf"))
     scale = tl.load(scale_pointer)
-    accumulator = tl.zeros((BLOCK_M, BLOCK_OUT), tl.float32)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_OUT), ACCUMULATE)
     for start in range(col_start, col_stop, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         in_cols = cols < col_stop
@@ -100,7 +102,8 @@ def pull_kernel(
         col_g = tl.load(g + cols, in_cols, 0.0)
         col_lse = tl.load(lse + cols, in_cols, float("inf"))
         s = _similarities(
-            z, rows, cols, row_stop, col_stop, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+            z, rows, cols, row_stop, col_stop, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+            ACCUMULATE,
         )
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
         w = tl.exp2(s - row_lse[:, None]) * row_g[:, None]
@@ -112,7 +115,9 @@ def pull_kernel(
             w -= tl.where(is_positive, row_a[:, None] + col_a[None, :], 0.0)
         pointer = z + cols[:, None] * D + out_d[None, :]
         k = tl.load(pointer, in_cols[:, None] & (out_d[None, :] < D), 0.0)
-        accumulator = tl.dot(w.to(k.dtype), k, accumulator, input_precision=PRECISION)
+        accumulator = tl.dot(
+            w.to(k.dtype), k, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATE
+        )
     pointer = out + rows[:, None] * D + out_d[None, :]
     tl.store(pointer, accumulator, in_rows[:, None] & (out_d[None, :] < D))
 
@@ -131,6 +136,8 @@ class Blocks(NamedTuple):
 def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
     """The largest sizes tried that spill no register on compute capability 8.0, 9.0 and 10.0."""
     out = min(max(triton.next_power_of_2(dim), 16), 128)
+    if dtype == torch.float64:
+        return Blocks(rows=32, cols=32, dim=16, out=min(out, 32), warps=4, stages=2)
     if dtype == torch.float32:
         return Blocks(rows=64, cols=32, dim=min(out, 32), out=out, warps=8, stages=2)
     return Blocks(rows=64, cols=64, dim=min(out, 64), out=out, warps=8, stages=2)
@@ -146,7 +153,7 @@ def log_sum_exp(problem: Problem, over: Over) -> Tensor:
         log_sum_exp_kernel[(triton.cdiv(last - first, blocks.rows),)](
             z, group, scale, out, first, last, len(z),
             D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-            OVER=OVER[over], PRECISION=_precision(),
+            OVER=OVER[over], PRECISION=_precision(z.dtype), ACCUMULATE=_accumulate(z.dtype),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
     return out[problem.rows] * math.log(2)
@@ -176,7 +183,8 @@ def pull(
             rows.start, rows.stop, cols.start, cols.stop,
             D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
             BLOCK_OUT=blocks.out, OVER=OVER[over], ATTRACTS=in_kernel is not None,
-            PRECISION=_precision(), num_warps=blocks.warps, num_stages=blocks.stages,
+            PRECISION=_precision(z.dtype), ACCUMULATE=_accumulate(z.dtype),
+            num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
     launch(ours, slice(0, total), slice(0, anchors))
@@ -195,11 +203,8 @@ def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
         z = z.float()  # the interpreter multiplies bfloat16 as if it were integers
     if not (z.is_cuda or knobs.runtime.interpret):
         raise ValueError(f"impl: 'triton' needs CUDA tensors, got {z.device}")
-    if z.dtype == torch.float64 or z.shape[1] > MAX_DIM:
-        raise ValueError(
-            f"impl: 'triton' takes fp32, fp16 or bf16 and D <= {MAX_DIM}, got {z.dtype} and "
-            f"D = {z.shape[1]}"
-        )
+    if z.shape[1] > MAX_DIM:
+        raise ValueError(f"impl: 'triton' takes D <= {MAX_DIM}, got D = {z.shape[1]}")
     if isinstance(problem.positives, Classes):
         group = problem.positives.group.to(torch.int32)
     elif over == "all":
@@ -221,6 +226,12 @@ def _only(weights: Tensor, rows: slice, total: int) -> Tensor:
     return out
 
 
-def _precision() -> str:
+def _precision(dtype: torch.dtype) -> str:
     """How fp32 operands are multiplied: as three TF32 products, about as exact as one of fp32."""
-    return "tf32" if torch.get_float32_matmul_precision() == "medium" else "tf32x3"
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
+        return "tf32x3"
+    return "tf32" if dtype == torch.float32 else "ieee"
+
+
+def _accumulate(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32

@@ -153,6 +153,7 @@ def supcon(
     mask: Tensor | None,
     included: Tensor | None,
     inv_temperature: Tensor,
+    keys: bool,
     anchors: int,
     first: int,
     last: int,
@@ -163,7 +164,7 @@ def supcon(
     product_dtype: torch.dtype,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`compute_losses` as one operator."""
+    """`compute_losses` as one operator; `keys`: whether they need a gradient."""
     options = Options(
         anchors, first, last, sharded, normalize, positives, denominator, product_dtype, impl
     )
@@ -177,9 +178,10 @@ def _(
     mask: Tensor | None,
     included: Tensor | None,
     inv_temperature: Tensor,
+    keys: bool,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    options, dtype, total = Options(*arguments), inv_temperature.dtype, len(x)
+    options, dtype, total = Options(*arguments), inv_temperature.dtype, x.shape[0]
     n, one = options.last - options.first, _is_one_tile(total, options)
     return (
         x.new_empty(n, dtype=dtype),
@@ -250,16 +252,22 @@ def weighted_sum(
     return torch.dot(losses, weights(has_loss))
 
 
-def anchor_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Losses `(N,)` of the anchors of all processes, and 1 where an anchor has one, else 0.
-
-    Args:
-        *arguments: as `weighted_sum` takes them, without the weights.
-    """
-    # torch.func needs every saved tensor as an output.
-    is_transformed = torch._C._are_functorch_transforms_active()
-    function = TransformableAnchorLosses if is_transformed else AnchorLosses
-    losses, has_loss, *_ = function.apply(*arguments)
+def anchor_losses(
+    x: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    included: Tensor | None,
+    inv_temperature: Tensor,
+    shard: Shard | None,
+    keys: bool,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Losses `(N,)` of the anchors of all processes, and 1 where an anchor has one, else 0."""
+    tensors = x, labels, mask, included, inv_temperature
+    if torch.compiler.is_compiling():
+        losses, has_loss, *_ = supcon(*tensors, keys, *options)
+    else:
+        losses, has_loss, *_ = AnchorLosses.apply(*tensors, shard, keys, options)
     return losses, has_loss
 
 
@@ -292,87 +300,65 @@ class SmallBatch(torch.autograd.Function):
 
 
 class AnchorLosses(torch.autograd.Function):
-    """`anchor_losses` outside of torch.func."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        outputs = _losses(*arguments)
-        _save(ctx, arguments, outputs)
-        ctx.mark_non_differentiable(outputs[1])
-        return outputs[0], outputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _backward(ctx, grads[0])
-
-
-class TransformableAnchorLosses(torch.autograd.Function):
-    """`anchor_losses` within torch.func."""
+    """`anchor_losses` in eager mode."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return _losses(*arguments)
+        *tensors, shard, _, options = arguments
+        outputs = compute_losses(*tensors, options)
+        if shard is None:
+            return outputs
+        losses, has_loss, lse, *others = outputs
+        joined = shard.join(torch.stack([losses, has_loss, *lse], 1))
+        return joined[:, 0].clone(), joined[:, 1].clone(), joined[:, 2:].T.clone(), *others
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _save(ctx, inputs, output)
+        ctx.save_for_backward(*inputs[:5], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.shard, ctx.keys, ctx.options = inputs[5:]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _backward(ctx, grads[0])
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if grads[0] is None:
+            return (None,) * 8
+        compute = Gradients.apply if torch.is_grad_enabled() else compute_gradients
+        dx, dt = compute(*_backward_arguments(ctx, grads[0]), ctx.options)
+        if ctx.shard is not None:
+            # Averaging over processes divides by their number; rows of features are scaled when
+            # they return to their process.
+            dx[ctx.options.anchors :] *= ctx.shard.processes
+            dt *= ctx.shard.processes
+        return dx, None, None, None, dt, None, None, None
 
 
-def _losses(*arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, shard, _, options = arguments
-    outputs = (
-        supcon(*tensors, *options)
-        if torch.compiler.is_compiling()
-        else compute_losses(*tensors, options)
-    )
-    if shard is None:
-        return outputs
-    losses, has_loss, lse, *others = outputs
-    joined = shard.join(torch.stack([losses, has_loss, *lse], 1))
-    return joined[:, 0].clone(), joined[:, 1].clone(), joined[:, 2:].T.clone(), *others
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], *output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.shard, ctx.keys, ctx.options = inputs[5:]
-
-
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 8
+def _backward_arguments(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     temperature = ctx.needs_input_grad[4]
     # The temperature's gradient is a sum over all rows, so it needs those of the keys.
-    keys = ctx.keys or temperature
-    arguments = (grad, *saved[5:], keys, temperature, *saved[:5], ctx.options)
-    compute = Gradients.apply if torch.is_grad_enabled() else _gradients
-    dx, d_inv_temperature = compute(*arguments)
-    if ctx.shard is not None:
-        # Averaging over processes divides by their number; rows of features are scaled when
-        # they return to their process.
-        dx[ctx.options.anchors :] *= ctx.shard.processes
-        d_inv_temperature *= ctx.shard.processes
-    return dx, None, None, None, d_inv_temperature, None, None, None
+    return grad, *saved[5:], ctx.keys or temperature, temperature, *saved[:5]
 
 
-def _gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
-        return supcon_backward(*arguments[:-1], *arguments[-1])
-    return compute_gradients(*arguments)
+def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.keys, *ctx.options = inputs[5:]
+
+
+def _backward_compiled(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    dx, dt = supcon_backward(*_backward_arguments(ctx, grads[0]), *ctx.options)
+    return dx, None, None, None, dt, *(None,) * (1 + len(ctx.options))
+
+
+supcon.register_autograd(_backward_compiled, setup_context=_setup_compiled)
 
 
 class Gradients(torch.autograd.Function):
-    """`_gradients` for a caller that may ask for their derivative."""
+    """`compute_gradients` for a caller that may ask for their derivative."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _gradients(*arguments)
+        return compute_gradients(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

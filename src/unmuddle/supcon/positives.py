@@ -112,15 +112,19 @@ class SoftClasses:
 
     def sum(self, z: Tensor) -> Tensor:
         """`sum_j w_ij z_j`, by the sums of each class."""
-        own = self.memberships[: self.anchors]
-        return own @ (self.memberships.T @ z) - (own * own).sum(1, keepdim=True) * z[: len(own)]
+        # In fp64, because a row may weigh far more with itself than with all others together.
+        every, rows = self.memberships.double(), z.double()
+        own = every[: self.anchors]
+        total = own @ (every.T @ rows)
+        return (total - (own * own).sum(1, keepdim=True) * rows[: self.anchors]).to(z.dtype)
 
     def spread(self, b: Tensor) -> Tensor:
         """`sum_i w_ij b_i`."""
-        own = self.memberships[: self.anchors]
-        spread = self.memberships @ (own.T @ b)
-        spread[: self.anchors] -= (own * own).sum(1, keepdim=True) * b
-        return spread
+        every, rows = self.memberships.double(), b.double()
+        own = every[: self.anchors]
+        spread = every @ (own.T @ rows)
+        spread[: self.anchors] -= (own * own).sum(1, keepdim=True) * rows
+        return spread.to(b.dtype)
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
         """The weights themselves."""
@@ -143,7 +147,8 @@ class SampleMask:
 
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
-        total = self.views * self.mask.sum(1) - self.mask.diagonal()
+        own = self.mask.diagonal()
+        total = self.views * self.mask.clone().fill_diagonal_(0).sum(1) + (self.views - 1) * own
         return total.repeat_interleave(self.views)
 
     def sum(self, z: Tensor) -> Tensor:
@@ -163,9 +168,10 @@ class SampleMask:
         return weights.masked_fill(is_key, 0)
 
     def _sum(self, mask: Tensor, z: Tensor) -> Tensor:
-        per_sample = mask @ z.unflatten(0, (-1, self.views)).sum(1)
-        own = mask.diagonal().repeat_interleave(self.views)
-        return per_sample.repeat_interleave(self.views, 0) - own[:, None] * z
+        sample = z.unflatten(0, (-1, self.views))
+        total = sample.sum(1, keepdim=True)
+        others = mask.clone().fill_diagonal_(0) @ total[:, 0]
+        return (others[:, None] + mask.diagonal()[:, None, None] * (total - sample)).flatten(0, 1)
 
 
 def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

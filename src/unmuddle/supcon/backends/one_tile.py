@@ -40,7 +40,7 @@ def forward(problem: Problem, positives: str, denominator: str) -> tuple[Tensor,
     else:
         log_mean = (log_p + minus_share.neg().log_()).logsumexp(1, keepdim=True)
         log_mean.masked_fill_(has_loss == 0, 0)
-        losses = 0 * log_p.sum(1) - log_mean[:, 0]
+        losses = 0 * log_p.amax(1) - log_mean[:, 0]  # NaN in, NaN out
         minus_share.mul_((log_p - log_mean).exp_())
     p = log_p.exp_() if p is None else p
     return losses, has_loss[:, 0], minus_share.addcmul_(p, has_loss)

@@ -153,7 +153,7 @@ def log_sum_exp(problem: Problem, over: Over) -> Tensor:
         log_sum_exp_kernel[(triton.cdiv(last - first, blocks.rows),)](
             z, group, scale, out, first, last, len(z),
             D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-            OVER=OVER[over], PRECISION=_precision(z.dtype), ACCUMULATE=_accumulate(z.dtype),
+            OVER=OVER[over], PRECISION=precision(z.dtype), ACCUMULATE=accumulate(z.dtype),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
     return out[problem.rows] * math.log(2)
@@ -183,7 +183,7 @@ def pull(
             rows.start, rows.stop, cols.start, cols.stop,
             D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
             BLOCK_OUT=blocks.out, OVER=OVER[over], ATTRACTS=in_kernel is not None,
-            PRECISION=_precision(z.dtype), ACCUMULATE=_accumulate(z.dtype),
+            PRECISION=precision(z.dtype), ACCUMULATE=accumulate(z.dtype),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
@@ -226,12 +226,13 @@ def _only(weights: Tensor, rows: slice, total: int) -> Tensor:
     return out
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
     """How fp32 operands are multiplied: as three TF32 products, about as exact as one of fp32."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
         return "tf32x3"
     return "tf32" if dtype == torch.float32 else "ieee"
 
 
-def _accumulate(dtype: torch.dtype) -> tl.dtype:
+def accumulate(dtype: torch.dtype) -> tl.dtype:
+    """In what products are summed."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -1,0 +1,127 @@
+"""The Triton kernels: values in the interpreter, resources of the code compiled for real GPUs."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from problems import KINDS, draw
+from unmuddle import supcon_loss
+
+triton = pytest.importorskip("triton")
+KNOWS_PAIRS = ["int", "views", "keys", "unlabelled keys"]
+
+
+def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
+    """Value and gradients of features, temperature and keys, in fp64."""
+    leaves = [drawn.features.to(dtype), torch.tensor(options.pop("temperature"), dtype=torch.float64)]
+    arguments = dict(drawn.arguments)
+    if "keys" in arguments:
+        leaves.append(arguments["keys"].to(dtype))
+        arguments["keys"] = leaves[2]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    value = supcon_loss(leaves[0], **arguments, temperature=leaves[1], **options)
+    return [t.double() for t in (value.detach(), *torch.autograd.grad(value, leaves))]
+
+
+@pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 3), (65, 17), (70, 150)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_kernels_agree_with_the_reference(
+    kind: str, n: int, dim: int, temperature: float
+) -> None:
+    drawn = draw(kind, n, dim, seed=n, dtype=torch.float32)
+    modes = itertools.product(["out", "in"], ["all", "negatives"])
+    for positives, denominator in modes if kind in KNOWS_PAIRS else [("out", "all")]:
+        options = {"temperature": temperature, "positives": positives, "denominator": denominator}
+        truth = run(drawn, torch.float64, impl="reference", **options)
+        got = run(drawn, torch.float32, impl="triton", **options)
+        for mine, true in zip(got, truth, strict=True):
+            scale = float(true.abs().max()) + 1 / temperature
+            assert float((mine - true).abs().max()) < 3e-6 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_kernels_agree_within_its_rounding(dtype: torch.dtype) -> None:
+    drawn = draw("int", 70, 33, seed=0, dtype=torch.float32)
+    drawn = drawn._replace(features=drawn.features.to(dtype))
+    truth = run(drawn, torch.float64, impl="reference", temperature=0.2)
+    got = run(drawn, dtype, impl="triton", temperature=0.2)
+    assert supcon_loss(drawn.features, **drawn.arguments, impl="triton").dtype == torch.float32
+    eps = torch.finfo(dtype).eps
+    for mine, true in zip(got, truth, strict=True):
+        assert float((mine - true).abs().max()) < 8 * eps * float(true.abs().max())
+
+
+def test_autocast_multiplies_in_its_dtype() -> None:
+    features, labels = torch.randn(40, 16), torch.arange(40) % 3
+    single = supcon_loss(features, labels, impl="triton")
+    with torch.autocast("cpu", torch.float16):
+        half = supcon_loss(features, labels, impl="triton")
+    assert half.dtype == torch.float32
+    assert half != single
+    torch.testing.assert_close(half, single, rtol=1e-2, atol=0)
+
+
+@pytest.fixture
+def nan_memory():
+    """Uninitialised memory is NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1e-6])
+@pytest.mark.usefixtures("nan_memory")
+def test_what_was_not_written_is_not_read(temperature: float) -> None:
+    drawn = draw("keys", 67, 5, seed=1, dtype=torch.float32)
+    results = run(drawn, torch.float32, impl="triton", temperature=temperature)
+    assert all(result.isfinite().all() for result in results)
+
+
+def test_nan_in_gives_nan_out() -> None:
+    features = torch.randn(9, 4)
+    features[2, 1] = torch.nan
+    assert supcon_loss(features, torch.arange(9) % 3, impl="triton").isnan()
+
+
+def test_what_the_kernels_do_not_take_is_an_error() -> None:
+    soft, features = torch.rand(6, 3), torch.randn(6, 4)
+    with pytest.raises(ValueError, match="impl: 'triton' takes .* with integer labels only"):
+        supcon_loss(features, soft, positives="in", impl="triton")
+    with pytest.raises(ValueError, match="impl: 'triton' takes D <= 2048, got D = 2049"):
+        supcon_loss(torch.randn(6, 2049), torch.arange(6) % 2, impl="triton")
+
+
+def test_outside_of_the_interpreter_a_cpu_tensor_is_an_error() -> None:
+    code = (
+        "import torch; from unmuddle import supcon_loss\n"
+        "supcon_loss(torch.randn(4, 3), torch.arange(4) % 2, impl='triton')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert "impl: 'triton' needs CUDA tensors, got cpu" in done.stderr
+
+
+def test_compiled_for_real_gpus_nothing_spills(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = tmp_path / "kernels.json"
+    command = [sys.executable, str(script), "--dims", "128", "2048", "--json", str(out)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    rows = json.loads(out.read_text())
+    assert len(rows) == 2 * 3 * 2 * 2  # kernels, GPUs, types, dims
+    for row in rows:
+        assert row["spilled_bytes"] == 0, row
+        assert row["shared_bytes"] <= row["shared_limit"], row
+        assert row["registers"] <= 255, row

@@ -1,10 +1,10 @@
 """ARM's shared convolution against one convolution a channel: agreement first, then time."""
 
 import torch
-from timing import alternating_medians
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from timing import alternating_medians
 from unmuddle.arm import de_albino
 
 

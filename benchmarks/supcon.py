@@ -1,9 +1,9 @@
 """SupConLoss against the dense eager computation: agreement first, then time, on this machine."""
 
 import torch
-from timing import alternating_medians
 from torch import Tensor
 
+from timing import alternating_medians
 from unmuddle import supcon_loss
 
 DIM, TEMPERATURE = 128, 0.07

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import make_ferplus, make_folder, save_image, truncate
 from PIL import Image
 
+from layouts import make_ferplus, make_folder, save_image, truncate
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.data.ferplus import majority
 from unmuddle.recipes.data.noise import check_noise, symmetric_noise

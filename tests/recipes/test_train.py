@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from layouts import make_ferplus
 
+from layouts import make_ferplus
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.train import train

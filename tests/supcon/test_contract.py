@@ -29,6 +29,23 @@ def test_without_a_positive_the_loss_is_zero_with_zero_gradient(
 
 
 @both_impls
+@pytest.mark.parametrize("n", [5, 700])
+@pytest.mark.parametrize("temperature", [1e-3, 0.1])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_without_a_negative_the_loss_over_negatives_is_zero_with_zero_gradient(
+    impl: str, n: int, temperature: float, positives: str
+) -> None:
+    x = torch.randn(n, 4, requires_grad=True)
+    loss = supcon_loss(
+        x, torch.rand(n, 3) + 0.1, positives=positives, denominator="negatives",
+        temperature=temperature, impl=impl,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == 0
+    assert not x.grad.any()
+
+
+@both_impls
 def test_no_positive_skip_and_zero_differ_by_the_count_of_anchors(impl: str) -> None:
     x, labels = torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 2])
     skip, zero = (supcon_loss(x, labels, no_positive=mode, impl=impl) for mode in ("skip", "zero"))
@@ -229,6 +246,16 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
     [
         (r"labels: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(3, dtype=int)}),
         (r"labels: expected an integer type, got torch.float32", TypeError, {"labels": torch.zeros(4)}),
+        (r"labels: \(B, 1\) could be classes or memberships", ValueError, {"labels": torch.zeros(4, 1)}),
+        (r"labels: expected shape \(B, C\) = \(4, 3\), got \(5, 3\)", ValueError, {"labels": torch.zeros(5, 3)}),
+        (r"weight: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(4, dtype=int), "weight": torch.ones(3)}),
+        (r"keys: expected shape \(M, D\) with D = 3, got \(2, 4\)", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 4)}),
+        (r"key_labels: needed, because labels are given", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 3)}),
+        (r"key_labels: given without keys", ValueError, {"labels": torch.zeros(4, dtype=int), "key_labels": torch.zeros(2, dtype=int)}),
+        (r"key_labels: expected shape \(M,\) = \(2,\), got \(3,\)", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 3), "key_labels": torch.zeros(3, dtype=int)}),
+        (r"key_labels: expected shape .* as labels have", ValueError, {"labels": torch.zeros(4, 3), "keys": torch.zeros(2, 3), "key_labels": torch.zeros(2, dtype=int)}),
+        (r"positives: expected one of \('out', 'in'\), got 'both'", ValueError, {"positives": "both"}),
+        (r"denominator: expected one of \('all', 'negatives'\), got 'some'", ValueError, {"denominator": "some"}),
         (r"mask: expected shape \(B, B\) = \(4, 4\), got \(4, 3\)", ValueError, {"mask": torch.zeros(4, 3)}),
         (r"labels, mask: give one", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
         (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),

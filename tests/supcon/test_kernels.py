@@ -20,7 +20,10 @@ KNOWS_PAIRS = ["int", "views", "keys", "unlabelled keys"]
 
 def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
     """Value and gradients of features, temperature and keys, in fp64."""
-    leaves = [drawn.features.to(dtype), torch.tensor(options.pop("temperature"), dtype=torch.float64)]
+    leaves = [
+        drawn.features.to(dtype),
+        torch.tensor(options.pop("temperature"), dtype=torch.float64),
+    ]
     arguments = dict(drawn.arguments)
     if "keys" in arguments:
         leaves.append(arguments["keys"].to(dtype))
@@ -34,9 +37,7 @@ def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
 @pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 3), (65, 17), (70, 150)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
-def test_kernels_agree_with_the_reference(
-    kind: str, n: int, dim: int, temperature: float
-) -> None:
+def test_kernels_agree_with_the_reference(kind: str, n: int, dim: int, temperature: float) -> None:
     drawn = draw(kind, n, dim, seed=n, dtype=torch.float32)
     modes = itertools.product(["out", "in"], ["all", "negatives"])
     for positives, denominator in modes if kind in KNOWS_PAIRS else [("out", "all")]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.distributed import REFUSED, JoinRows, Kind, Shard, share_out
+from unmuddle.supcon.distributed import REFUSED, Kind, Shard, join_rows, share_out
 
 
 class ContrastSet(NamedTuple):
@@ -90,17 +90,17 @@ class Batch(NamedTuple):
             present = x.new_ones(len(x), dtype=torch.bool) if included is None else included
             included = torch.cat([present, _takes_part(self.key_labels, ignore_index)])
         if labels is not None:
-            is_classed = self.labels is not None and self.key_labels is not None
-            nobody = labels.new_full((size,), -1)
-            labels = torch.cat([labels, self.key_labels.to(labels) if is_classed else nobody])
+            key_labels = labels.new_full((size,), -1)  # nobody's positives
+            if self.labels is not None and self.key_labels is not None:
+                key_labels = self.key_labels.to(labels)
+            labels = torch.cat([labels, key_labels])
         return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included)
 
     def _on_one_device(self) -> "Batch":
         x, *others = self
-        if all(t is None or (isinstance(t, Tensor) and t.device == x.device) for t in others):
-            return self
-        tensors = (None if t is None else torch.as_tensor(t, device=x.device) for t in others)
-        return Batch(x, *tensors)
+        return Batch(
+            x, *(None if t is None else torch.as_tensor(t, device=x.device) for t in others)
+        )
 
     def _kind(self) -> Kind:
         labels = self.labels
@@ -114,9 +114,9 @@ class Batch(NamedTuple):
         )
 
     def _joined(self, shard: Shard) -> "Batch":
-        features = JoinRows.apply(self.features, shard)
-        labels = None if self.labels is None else JoinRows.apply(self.labels, shard)
-        weight = None if self.weight is None else JoinRows.apply(self.weight, shard)
+        features = join_rows(self.features, shard)
+        labels = None if self.labels is None else join_rows(self.labels, shard)
+        weight = None if self.weight is None else join_rows(self.weight, shard)
         return self._replace(features=features, labels=labels, weight=weight)
 
 

@@ -55,14 +55,15 @@ class Shard:
         padded[: len(ours)] = ours
         everyone = [torch.empty_like(padded) for _ in self.sizes]
         dist.all_gather(everyone, padded)
-        return torch.cat(
-            [part[:size] for part, size in zip(everyone, self.sizes, strict=True)]
-        )
+        return torch.cat([part[:size] for part, size in zip(everyone, self.sizes, strict=True)])
 
 
-class JoinRows(torch.autograd.Function):
+def join_rows(rows: Tensor, shard: Shard) -> Tensor:
     """`Shard.join`; the backward gives our rows, times the number of processes."""
+    return _JoinRows.apply(rows, shard)
 
+
+class _JoinRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shard: Shard) -> Tensor:
         ctx.shard = shard

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -146,7 +146,8 @@ def supcon_loss(
         is_mean=reduction == "mean",
     )
     keys_need_gradient = keys is not None and keys.requires_grad
-    arguments = (*contrast, inv_temperature, shard, keys_need_gradient, options)
+    tensors: dict[str, Any] = {**contrast._asdict(), "inv_temperature": inv_temperature}
+    how: dict[str, Any] = {"shard": shard, "keys": keys_need_gradient, "options": options}
     is_autocast = torch.is_autocast_enabled(features.device.type)
     with torch.autocast(features.device.type, enabled=False) if is_autocast else nullcontext():
         if backend == "reference":
@@ -154,10 +155,10 @@ def supcon_loss(
             loss = losses * weights(has_loss)
             loss = loss if reduction == "none" else loss.sum()
         elif reduction == "none":
-            losses, has_loss = fused.anchor_losses(*arguments)
+            losses, has_loss = fused.anchor_losses(**tensors, **how)
             loss = losses * weights(has_loss)
         else:
-            loss = fused.weighted_sum(*arguments, weights)
+            loss = fused.weighted_sum(**tensors, **how, weights=weights)
     if base_temperature is not None:
         loss = loss / (inv_temperature * base_temperature)
     loss = loss.to(torch.promote_types(features.dtype, torch.float32))
@@ -204,7 +205,16 @@ def _reference_losses(
     z = contrast.x.to(inv_temperature.dtype)
     z = unit_rows(z)[0] if options.normalize else z
     rows = slice(options.anchors)
-    problem = Problem.build(z, *contrast[1:], inv_temperature, options.anchors, rows, z.dtype)
+    problem = Problem.build(
+        z,
+        contrast.labels,
+        contrast.mask,
+        contrast.included,
+        inv_temperature,
+        options.anchors,
+        rows,
+        z.dtype,
+    )
     return reference.anchor_losses(problem, options.positives, options.denominator)
 
 

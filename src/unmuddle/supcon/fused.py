@@ -1,7 +1,7 @@
 """The losses of all anchors as one operator with a derivative of its own.
 
-`torch.compile` sees two opaque operators, `unmuddle::supcon` and `unmuddle::supcon_backward`; inside,
-a backend's `log_sum_exp` and `pull` do the work that grows with the square of the batch.
+`torch.compile` sees two opaque operators, `unmuddle::supcon` and `unmuddle::supcon_backward`;
+inside, a backend's `log_sum_exp` and `pull` do the work that grows with the square of the batch.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from torch import Tensor
 from unmuddle.supcon.backends import one_tile
 from unmuddle.supcon.distributed import Shard
 from unmuddle.supcon.problem import Problem, unit_rows
-
 
 NO_SECOND_DERIVATIVE = (
     "supcon_loss: only impl='reference' has a second derivative; use it with create_graph=True"
@@ -245,11 +244,16 @@ def weighted_sum(
 ) -> Tensor:
     """`sum_i weights(has_loss)_i L_i` over the anchors of all processes."""
     arguments = x, labels, mask, included, inv_temperature
-    is_opaque = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_opaque = torch.compiler.is_compiling() or is_transformed()
     if _is_one_tile(len(x), options) and not is_opaque:
-        return SmallBatch.apply(*arguments, options, weights)
+        return _SmallBatch.apply(*arguments, options, weights)
     losses, has_loss = anchor_losses(*arguments, shard, keys, options)
     return torch.dot(losses, weights(has_loss))
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is active."""
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
 
 
 def anchor_losses(
@@ -267,18 +271,18 @@ def anchor_losses(
     if torch.compiler.is_compiling():
         losses, has_loss, *_ = supcon(*tensors, keys, *options)
     else:
-        losses, has_loss, *_ = AnchorLosses.apply(*tensors, shard, keys, options)
+        losses, has_loss, *_ = _AnchorLosses.apply(*tensors, shard, keys, options)
     return losses, has_loss
 
 
-class SmallBatch(torch.autograd.Function):
+class _SmallBatch(torch.autograd.Function):
     """`weighted_sum` with its gradient computed at once: fewest steps, least kept."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         x, *others, inv_temperature, options, weights = arguments
         z, norm = _rows(x, inv_temperature, options)
-        problem = _problem(z, *others, inv_temperature, options)
+        problem = _problem(z, *others, inv_temperature=inv_temperature, options=options)
         losses, has_loss, coefficients = one_tile.forward(
             problem, options.positives, options.denominator
         )
@@ -294,18 +298,18 @@ class SmallBatch(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, dx, dt = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dx = OnceDifferentiable.apply(dx, x)
+            dx = _OnceDifferentiable.apply(dx, x)
         dt = None if dt is None else dt * grads[0]
         return dx * grads[0], None, None, None, dt, None, None
 
 
-class AnchorLosses(torch.autograd.Function):
+class _AnchorLosses(torch.autograd.Function):
     """`anchor_losses` in eager mode."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         *tensors, shard, _, options = arguments
-        outputs = compute_losses(*tensors, options)
+        outputs = compute_losses(*tensors, options=options)
         if shard is None:
             return outputs
         losses, has_loss, lse, *others = outputs
@@ -323,8 +327,9 @@ class AnchorLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if grads[0] is None:
             return (None,) * 8
-        compute = Gradients.apply if torch.is_grad_enabled() else compute_gradients
-        dx, dt = compute(*_backward_arguments(ctx, grads[0]), ctx.options)
+        arguments: list[Any] = [*_backward_arguments(ctx, grads[0]), ctx.options]
+        compute = _Gradients.apply if torch.is_grad_enabled() else compute_gradients
+        dx, dt = compute(*arguments)
         if ctx.shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.
@@ -353,7 +358,7 @@ def _backward_compiled(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 supcon.register_autograd(_backward_compiled, setup_context=_setup_compiled)
 
 
-class Gradients(torch.autograd.Function):
+class _Gradients(torch.autograd.Function):
     """`compute_gradients` for a caller that may ask for their derivative."""
 
     @staticmethod
@@ -369,7 +374,7 @@ class Gradients(torch.autograd.Function):
         raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-class OnceDifferentiable(torch.autograd.Function):
+class _OnceDifferentiable(torch.autograd.Function):
     """A gradient that depends on x in a way that is not known."""
 
     @staticmethod

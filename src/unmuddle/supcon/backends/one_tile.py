@@ -31,7 +31,8 @@ def forward(problem: Problem, positives: str, denominator: str) -> tuple[Tensor,
         others = s.masked_fill(w != 0, lowest)
         has_loss *= (others > lowest).any(1, keepdim=True)
         w *= has_loss
-        lse = others.logsumexp(1, keepdim=True)
+        # Without a negative any finite shift will do.
+        lse = torch.where(has_loss > 0, others.logsumexp(1, keepdim=True), s.amax(1, keepdim=True))
         log_p, p = s - lse, (others - lse).exp_()
 
     minus_share = w.div_(torch.rsub(count, -info.tiny))  # 0 where there is no positive

@@ -1,9 +1,9 @@
 """O(N·D) memory on any device: the pairs are visited in tiles, each pair of anchors once.
 
-With `E_ij = exp s_ij` and `u_i = g_i / sum_j a_ij E_ij`, the gradient of `sum_i g_i lse_i` in `s` is
-`u_i a_ij E_ij`, so that of `z_i` is `(1/τ) sum_j (u_i a_ij + u_j a_ji) E_ij z_j`: one weight for both
-ends of a pair. The derivation is in the maths page of the docs. Exponentials are powers of two,
-several times as fast as `exp`.
+With `E_ij = exp s_ij` and `u_i = g_i / sum_j a_ij E_ij`, the gradient of `sum_i g_i lse_i` in
+`s_ij` is `u_i a_ij E_ij`, so that of `z_i` is `(1/τ) sum_j (u_i a_ij + u_j a_ji) E_ij z_j`: one
+weight for both ends of a pair. The derivation is in the maths page of the docs. Exponentials are
+powers of two, several times as fast as `exp`.
 """
 
 import math

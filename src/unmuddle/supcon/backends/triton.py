@@ -1,9 +1,11 @@
 """CUDA kernels: one program per block of rows, no atomics, nothing of size N x T in memory.
 
-Both kernels walk over all columns. `log_sum_exp` keeps a running maximum; `pull` needs none, because
+Both kernels walk over all columns. `log_sum_exp` keeps a running maximum; `pull` needs none, as
 `exp(s_ij - lse_i)` cannot overflow. Similarities are in bits: `s_ij / ln 2`. Products take operands
-of `product_dtype` and accumulate in fp32 (fp64 in fp64). The account of operations and bytes is in the docs.
+of `product_dtype` and accumulate in fp32 (fp64 in fp64).
 """
+
+# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import math
 from typing import NamedTuple
@@ -67,7 +69,17 @@ def log_sum_exp_kernel(
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         col_group = tl.load(group + cols, cols < total, -1)
         s = _similarities(
-            z, rows, cols, row_stop, total, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+            z,
+            rows,
+            cols,
+            row_stop,
+            total,
+            scale,
+            D,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            PRECISION,
             ACCUMULATE,
         )
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
@@ -86,7 +98,7 @@ def pull_kernel(
     BLOCK_OUT: tl.constexpr, OVER: tl.constexpr, ATTRACTS: tl.constexpr, PRECISION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`out_i = sum_j (g_i exp2(s_ij - lse_i) + g_j exp2(s_ij - lse_j) - [w_ij] (a_i + a_j)) z_j`."""
+    """`out_i = sum_j (g_i exp2(s_ij - lse_i) + g_j exp2(s_ij - lse_j) - w_ij (a_i + a_j)) z_j`."""
     rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     out_d = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     in_rows = rows < row_stop
@@ -102,7 +114,17 @@ def pull_kernel(
         col_g = tl.load(g + cols, in_cols, 0.0)
         col_lse = tl.load(lse + cols, in_cols, float("inf"))
         s = _similarities(
-            z, rows, cols, row_stop, col_stop, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+            z,
+            rows,
+            cols,
+            row_stop,
+            col_stop,
+            scale,
+            D,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            PRECISION,
             ACCUMULATE,
         )
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
@@ -176,7 +198,9 @@ def pull(
     def launch(rows: slice, cols: slice, anchors_that_count: slice) -> None:
         if rows.stop <= rows.start or cols.stop <= cols.start:
             return
-        weights = [_only(t / unit, anchors_that_count, total) for t in (g, in_kernel) if t is not None]
+        weights = [
+            _only(t / unit, anchors_that_count, total) for t in (g, in_kernel) if t is not None
+        ]
         grid = triton.cdiv(rows.stop - rows.start, blocks.rows), triton.cdiv(z.shape[1], blocks.out)
         pull_kernel[grid](
             z, group, scale, weights[0], lse, weights[-1], dz,

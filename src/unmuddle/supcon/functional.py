@@ -136,6 +136,7 @@ def supcon_loss(
         denominator=denominator,
         product_dtype=_product_dtype(features, dtype),
         impl=backend,
+        keep=torch.is_grad_enabled() and (contrast.x.requires_grad or inv_temperature.requires_grad),
     )
     weights = AnchorWeights(
         included=None if contrast.included is None else contrast.included[:anchors],

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.backends import one_tile
+from unmuddle.supcon.backends import one_tile, tiled
 from unmuddle.supcon.distributed import Shard
 from unmuddle.supcon.problem import Problem, unit_rows
 
@@ -34,6 +34,7 @@ class Options(NamedTuple):
         denominator: "all" or "negatives".
         product_dtype: of the operands of the large products, where the backend has a choice.
         impl: "tiled" or "triton".
+        keep: there will be a backward, which similarities may be kept for.
     """
 
     anchors: int
@@ -45,6 +46,7 @@ class Options(NamedTuple):
     denominator: str
     product_dtype: torch.dtype
     impl: str
+    keep: bool
 
 
 def compute_losses(
@@ -62,29 +64,28 @@ def compute_losses(
         has_loss: `(n,)`, 1 or 0.
         lse: `(2, n)`, over the denominator and (positives="in") the positives; small: `(2, 0)`.
         norm: `(T, 1)` divisor of each row, `(0, 1)` if not normalised.
-        coefficients: `(N, T)` `dL_i/ds_ij` of a small batch, else `(0, T)`.
+        kept: `(N, T)` `dL_i/ds_ij` of a small batch; else `(K,)`, what the backend likes to keep.
     """
     z, norm = _rows(x, inv_temperature, options)
     problem = _problem(z, labels, mask, included, inv_temperature, options)
     if _is_one_tile(len(z), options):
-        losses, has_loss, coefficients = one_tile.forward(
-            problem, options.positives, options.denominator
-        )
-        return losses, has_loss, z.new_empty(2, 0), norm, coefficients
+        losses, has_loss, kept = one_tile.forward(problem, options.positives, options.denominator)
+        return losses, has_loss, z.new_empty(2, 0), norm, kept
 
     backend = _backend(options)
+    kept = z.new_empty(_kept_shape(len(z), options))
     count = problem.positives.count()[problem.rows]
-    lse = backend.log_sum_exp(problem, options.denominator)
+    lse = backend.log_sum_exp(problem, options.denominator, kept, is_filled=False)
     has_loss = ((count != 0) & (lse != -torch.inf)).to(z.dtype)
     if options.positives == "out":
         lse_positives = lse
         numerator = problem.attraction() * inv_temperature / count
     else:
-        lse_positives = backend.log_sum_exp(problem, "positives")
+        lse_positives = backend.log_sum_exp(problem, "positives", kept, is_filled=True)
         numerator = lse_positives - count.log()
     # NaN in, NaN out, also of rows that are in no loss.
     losses = torch.where(has_loss > 0, lse - numerator, 0 * z.sum())
-    return losses, has_loss, torch.stack([lse, lse_positives]), norm, z.new_empty(0, len(z))
+    return losses, has_loss, torch.stack([lse, lse_positives]), norm, kept
 
 
 def compute_gradients(
@@ -92,7 +93,7 @@ def compute_gradients(
     has_loss: Tensor,
     lse: Tensor,
     norm: Tensor,
-    coefficients: Tensor,
+    kept: Tensor,
     keys: bool,
     temperature: bool,
     x: Tensor,
@@ -109,16 +110,16 @@ def compute_gradients(
     z = x.to(inv_temperature.dtype)
     z = z / norm if options.normalize else z
     if _is_one_tile(len(z), options):
-        dz = one_tile.pull(z, grad, coefficients)
+        dz = one_tile.pull(z, grad, kept)
     else:
         problem = _problem(z, labels, mask, included, inv_temperature, options)
         backend = _backend(options)
         g, a = grad * has_loss, None
         if options.positives == "out":
             a = torch.where(has_loss > 0, g / problem.positives.count(), 0)
-        dz = backend.pull(problem, options.denominator, g, lse[0], a, keys)
+        dz = backend.pull(problem, options.denominator, g, lse[0], a, keys, kept)
         if options.positives == "in":
-            dz -= backend.pull(problem, "positives", g, lse[1], None, keys)
+            dz -= backend.pull(problem, "positives", g, lse[1], None, keys, kept)
     if options.sharded:
         dz[: options.first] = 0
         dz[options.last : options.anchors] = 0
@@ -162,10 +163,11 @@ def supcon(
     denominator: str,
     product_dtype: torch.dtype,
     impl: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`compute_losses` as one operator; `keys`: whether they need a gradient."""
     options = Options(
-        anchors, first, last, sharded, normalize, positives, denominator, product_dtype, impl
+        anchors, first, last, sharded, normalize, positives, denominator, product_dtype, impl, keep
     )
     return compute_losses(x, labels, mask, included, inv_temperature, options)
 
@@ -187,7 +189,7 @@ def _(
         x.new_empty(n, dtype=dtype),
         x.new_empty(2, 0 if one else n, dtype=dtype),
         x.new_empty(total if options.normalize else 0, 1, dtype=dtype),
-        x.new_empty(n if one else 0, total, dtype=dtype),
+        x.new_empty(_kept_shape(total, options), dtype=dtype),
     )
 
 
@@ -197,7 +199,7 @@ def supcon_backward(
     has_loss: Tensor,
     lse: Tensor,
     norm: Tensor,
-    coefficients: Tensor,
+    kept: Tensor,
     keys: bool,
     temperature: bool,
     x: Tensor,
@@ -214,13 +216,14 @@ def supcon_backward(
     denominator: str,
     product_dtype: torch.dtype,
     impl: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """`compute_gradients` as one operator."""
     options = Options(
-        anchors, first, last, sharded, normalize, positives, denominator, product_dtype, impl
+        anchors, first, last, sharded, normalize, positives, denominator, product_dtype, impl, keep
     )
     return compute_gradients(
-        grad, has_loss, lse, norm, coefficients, keys, temperature, x, labels, mask, included,
+        grad, has_loss, lse, norm, kept, keys, temperature, x, labels, mask, included,
         inv_temperature, options,
     )  # fmt: skip
 
@@ -408,6 +411,13 @@ def _problem(
 def _is_one_tile(total: int, options: Options) -> bool:
     is_small = options.anchors * total <= one_tile.MAX_PAIRS
     return options.impl == "tiled" and is_small and not options.sharded
+
+
+def _kept_shape(total: int, options: Options) -> tuple[int, ...]:
+    if _is_one_tile(total, options):
+        return options.anchors, total
+    n = options.last - options.first
+    return (tiled.kept_size(n, total) if options.impl == "tiled" and options.keep else 0,)
 
 
 def _backend(options: Options) -> ModuleType:

@@ -165,7 +165,7 @@ def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
     return Blocks(rows=64, cols=64, dim=min(out, 64), out=out, warps=8, stages=2)
 
 
-def log_sum_exp(problem: Problem, over: Over) -> Tensor:
+def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) -> Tensor:
     """`(n,)` for our rows: `log sum_j a_ij exp s_ij`, -inf where there is no term."""
     z, group, scale = _operands(problem, over)
     first, last = problem.rows.start, problem.rows.stop
@@ -182,7 +182,13 @@ def log_sum_exp(problem: Problem, over: Over) -> Tensor:
 
 
 def pull(
-    problem: Problem, over: Over, g: Tensor, lse: Tensor, a: Tensor | None, keys: bool
+    problem: Problem,
+    over: Over,
+    g: Tensor,
+    lse: Tensor,
+    a: Tensor | None,
+    keys: bool,
+    kept: Tensor,
 ) -> Tensor:
     """`(T, D)`: the gradient of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
     z, group, scale = _operands(problem, over)

@@ -94,7 +94,15 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool, n: i
     mask = torch.rand(n, n) if supervision == "mask" else None
     included = None if supervision == "mask" else torch.arange(n) % 4 > 0
     options = fused.Options(
-        n, 0, n, False, normalize, "out", "all", product_dtype=torch.float32, impl="tiled",
+        n,
+        0,
+        n,
+        False,
+        normalize,
+        "out",
+        "all",
+        product_dtype=torch.float32,
+        impl="tiled",
         keep=True,
     )
     tensors = (x.requires_grad_(), labels, mask, included, inv_temperature.requires_grad_())

@@ -1,6 +1,6 @@
 """The tensors of one call: checked, joined over processes, laid out as one contrast set."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,10 +97,8 @@ class Batch(NamedTuple):
         return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included)
 
     def _on_one_device(self) -> "Batch":
-        x, *others = self
-        return Batch(
-            x, *(None if t is None else torch.as_tensor(t, device=x.device) for t in others)
-        )
+        device, others = self.features.device, self[1:]
+        return Batch(self.features, *[_on_device(value, device) for value in others])
 
     def _kind(self) -> Kind:
         labels = self.labels
@@ -120,6 +118,12 @@ class Batch(NamedTuple):
         return self._replace(features=features, labels=labels, weight=weight)
 
 
+def _on_device(value: Any, device: torch.device) -> Tensor | None:
+    if value is None or (isinstance(value, Tensor) and value.device == device):
+        return value
+    return torch.as_tensor(value, device=device)
+
+
 def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     """Raise a ValueError that says what was expected and what was got."""
     if value.shape != expected:
@@ -129,7 +133,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
     """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
     is_cheap = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    return is_cheap and labels.numel() > 0 and bool(labels.amin() > ignore_index)
+    return is_cheap and labels.numel() > 0 and labels.amin().item() > ignore_index
 
 
 def _takes_part(labels: Tensor, ignore_index: int) -> Tensor:

@@ -136,7 +136,8 @@ def supcon_loss(
         denominator=denominator,
         product_dtype=_product_dtype(features, dtype),
         impl=backend,
-        keep=torch.is_grad_enabled() and (contrast.x.requires_grad or inv_temperature.requires_grad),
+        keep=torch.is_grad_enabled()
+        and any(t.requires_grad for t in (contrast.x, inv_temperature)),
     )
     weights = AnchorWeights(
         included=None if contrast.included is None else contrast.included[:anchors],
@@ -149,8 +150,8 @@ def supcon_loss(
     keys_need_gradient = keys is not None and keys.requires_grad
     tensors: dict[str, Any] = {**contrast._asdict(), "inv_temperature": inv_temperature}
     how: dict[str, Any] = {"shard": shard, "keys": keys_need_gradient, "options": options}
-    is_autocast = torch.is_autocast_enabled(features.device.type)
-    with torch.autocast(features.device.type, enabled=False) if is_autocast else nullcontext():
+    device = features.device.type
+    with torch.autocast(device, enabled=False) if _is_autocast(features) else nullcontext():
         if backend == "reference":
             losses, has_loss = _reference_losses(contrast, inv_temperature, options)
             loss = losses * weights(has_loss)
@@ -162,7 +163,8 @@ def supcon_loss(
             loss = fused.weighted_sum(**tensors, **how, weights=weights)
     if base_temperature is not None:
         loss = loss / (inv_temperature * base_temperature)
-    loss = loss.to(torch.promote_types(features.dtype, torch.float32))
+    if dtype == torch.float64 and features.dtype != torch.float64:
+        loss = loss.float()
     if reduction == "none" and contrast_mode == "one":
         return loss[:: batch.views]
     if reduction == "none" and features.ndim == 3:
@@ -184,20 +186,25 @@ def _working_dtype(
     x: Tensor, anchors: int, temperature: float | Tensor, backend: str
 ) -> torch.dtype:
     """fp32, or fp64 where that costs little and rounding a similarity is felt."""
+    if backend == "reference" or x.dtype == torch.float64:
+        return torch.float64
     is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
     is_small = anchors * len(x) <= one_tile.MAX_PAIRS
-    is_single = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    if backend == "reference" or (is_sharp and is_small and is_single):
+    if is_sharp and is_small and x.dtype == torch.float32 and not _is_autocast(x):
         return torch.float64
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float32
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _product_dtype(features: Tensor, working: torch.dtype) -> torch.dtype:
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype == torch.float32:
-        return torch.get_autocast_dtype(device)
-    is_half = features.dtype in (torch.float16, torch.bfloat16)
-    return features.dtype if is_half else working
+    if features.dtype in (torch.float16, torch.bfloat16):
+        return features.dtype
+    if features.dtype == torch.float32 and _is_autocast(features):
+        return torch.get_autocast_dtype(features.device.type)
+    return working
 
 
 def _reference_losses(

@@ -37,7 +37,7 @@ def forward(problem: Problem, positives: str, denominator: str) -> tuple[Tensor,
 
     minus_share = w.div_(torch.rsub(count, -info.tiny))  # 0 where there is no positive
     if positives == "out":
-        losses = torch.linalg.vecdot(minus_share, log_p)
+        losses = (minus_share * log_p).sum(1)
     else:
         log_mean = (log_p + minus_share.neg().log_()).logsumexp(1, keepdim=True)
         log_mean.masked_fill_(has_loss == 0, 0)

@@ -106,7 +106,7 @@ def _tiles(
             size = shape[0] * shape[1]
             is_kept = used + size <= len(kept)
             s = (kept[used : used + size] if is_kept else scratch[:size]).view(shape)
-            used += size
+            used += size if is_kept else 0
             is_new = not (is_kept and is_filled)
             if is_new:
                 torch.mm(x, z[cols].T, out=s)
@@ -116,6 +116,8 @@ def _tiles(
                     s += log_included[rows, None]
                     s += log_included[cols]
             yield rows, cols, s, is_new
+    if not is_filled:
+        kept[used:] = 0
 
 
 def _blocks(start: int, stop: int) -> Iterator[slice]:

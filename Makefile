@@ -29,7 +29,9 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/supcon.py
+	mkdir -p runs
+	$(BIN)/python benchmarks/supcon.py --json runs/bench-supcon.json --plot runs/bench-supcon.png
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/arm.py
 
 clean:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmuddle.supcon.problem import Over, Problem
 
 TILE = 512
-KEPT = 5 * 2**20  # similarities kept for the backward: 20 MB of fp32, whatever N
+KEPT = 4 * 2**20  # similarities kept for the backward: 16 MB of fp32, whatever N
 SAFE_EXPONENT = 60.0  # 2 ** ±60 summed, inverted and weighed stays a normal fp32 number
 
 

@@ -70,7 +70,7 @@ def measure(n: int, dim: int) -> dict[str, Any]:
     for loss in losses.values():
         torch.testing.assert_close(step(loss), expected, rtol=1e-3, atol=1e-6)
 
-    repeats = 200 if n <= 256 else 40 if n <= 1024 else 9 if n <= 8192 else 1
+    repeats = 200 if n <= 256 else 40 if n <= 1024 else 9 if n <= 8192 else 3
     both = {name: (lambda f=loss: step(f)) for name, loss in losses.items()}
     forward = {name: (lambda f=loss: f(features, labels)) for name, loss in losses.items()}
     seconds = {"both": alternating_medians(both, repeats=repeats)}

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from unmuddle import supcon_loss
-from unmuddle.supcon import fused
+from unmuddle.supcon.operators import supcon, supcon_backward
+from unmuddle.supcon.problem import Options
 
 CASES = {
     "default": {},
@@ -93,7 +94,7 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool, n: i
     labels = {"int": torch.arange(n) % 3, "soft": torch.rand(n, 3), "mask": None}[supervision]
     mask = torch.rand(n, n) if supervision == "mask" else None
     included = None if supervision == "mask" else torch.arange(n) % 4 > 0
-    options = fused.Options(
+    options = Options(
         n,
         0,
         n,
@@ -106,9 +107,9 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool, n: i
         keep=True,
     )
     tensors = (x.requires_grad_(), labels, mask, included, inv_temperature.requires_grad_())
-    torch.library.opcheck(fused.supcon, (*tensors, False, *options))
+    torch.library.opcheck(supcon, (*tensors, False, *options))
     with torch.no_grad():
-        _, has_loss, lse, norm, coefficients = fused.supcon(*tensors, False, *options)
-    saved = (torch.rand(n), has_loss, lse, norm, coefficients, False, True)
+        _, has_loss, lse, norm, coefficients = supcon(*tensors, False, *options)
+    saved = (torch.rand(n), has_loss, lse, norm, coefficients)
     tensors = tuple(None if t is None else t.detach() for t in tensors)
-    torch.library.opcheck(fused.supcon_backward, (*saved, *tensors, *options))
+    torch.library.opcheck(supcon_backward, (*saved, *tensors, False, True, *options))

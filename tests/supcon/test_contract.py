@@ -135,13 +135,34 @@ def test_reference_is_twice_differentiable() -> None:
 
 
 @pytest.mark.parametrize("n", [8, 1100])
-def test_tiled_says_that_it_has_no_second_derivative(n: int) -> None:
-    x = torch.randn(n, 3, requires_grad=True)
-    for reduction in ("mean", "none"):
-        loss = supcon_loss(x, torch.arange(n) % 2, reduction=reduction, impl="tiled").sum()
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-        with pytest.raises(RuntimeError, match="impl='reference'"):
-            gradient.sum().backward()
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("wrt", ["features", "temperature"])
+def test_tiled_says_that_it_has_no_second_derivative(n: int, reduction: str, wrt: str) -> None:
+    x, tau = torch.randn(n, 3, requires_grad=True), torch.tensor(0.3, requires_grad=True)
+    loss = supcon_loss(
+        x, torch.arange(n) % 2, temperature=tau, reduction=reduction, impl="tiled"
+    ).sum()
+    leaf = {"features": x, "temperature": tau}[wrt]
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        gradient.sum().backward()
+
+
+@both_impls
+def test_labels_of_any_type_meet_key_labels_of_another(impl: str) -> None:
+    x, keys = torch.randn(4, 3), torch.randn(2, 3)
+    labels, key_labels = torch.tensor([0, 0, 1, 1]), torch.tensor([256, -255])
+    for dtype in (torch.uint8, torch.int8, torch.int32):
+        narrow = supcon_loss(x, labels.to(dtype), keys=keys, key_labels=key_labels, impl=impl)
+        assert torch.equal(
+            narrow, supcon_loss(x, labels, keys=keys, key_labels=key_labels, impl=impl)
+        )
+    hot, soft = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 1]]), torch.rand(2, 2)
+    for dtype in (torch.bool, torch.float64):
+        typed = supcon_loss(x, hot.to(dtype), keys=keys, key_labels=soft, impl=impl)
+        assert torch.equal(
+            typed, supcon_loss(x, hot.float(), keys=keys, key_labels=soft, impl=impl)
+        )
 
 
 @both_impls
@@ -166,11 +187,20 @@ def test_result_type(impl: str, dtype: torch.dtype, result: torch.dtype) -> None
 
 
 @both_impls
-def test_autocast_changes_nothing(impl: str) -> None:
-    x, labels = torch.randn(6, 4), torch.arange(6) % 2
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = supcon_loss(x, labels, impl=impl)
-    assert torch.equal(inside, supcon_loss(x, labels, impl=impl))
+@pytest.mark.parametrize("n", [6, 700])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_changes_nothing(impl: str, n: int, reduction: str) -> None:
+    x, labels = torch.randn(n, 4), torch.arange(n) % 2
+    results = []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = supcon_loss(leaf, labels, reduction=reduction, impl=impl)
+            value.sum().backward()
+        results.append((value.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    if impl == "tiled":  # what autograd does inside autocast is not ours
+        assert torch.equal(results[0][1], results[1][1])
 
 
 def test_tiled_keeps_a_constant_and_what_grows_with_n_for_the_backward() -> None:

@@ -120,6 +120,20 @@ def test_gradients_in_single_precision_agree_to_a_millionth(sizes: tuple[int, ..
     run(_single_precision, sizes)
 
 
+def _other_types(sizes: tuple[int, ...]) -> None:
+    x, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    dtype = (torch.int64, torch.uint8, torch.int32)[dist.get_rank()]
+    loss = supcon_loss(x, labels.to(dtype), gather=True)
+    everyone = [torch.empty_like(x) for _ in sizes]
+    dist.all_gather(everyone, x)
+    expected = supcon_loss(torch.cat(everyone), labels.repeat(3))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+def test_label_types_may_differ_between_processes() -> None:
+    run(_other_types, (4, 4, 4))
+
+
 def _wrong_input(sizes: tuple[int, ...]) -> None:
     rank, x = dist.get_rank(), torch.randn(3, 4)
     with pytest.raises(

@@ -61,6 +61,17 @@ def test_half_precision_kernels_agree_within_its_rounding(dtype: torch.dtype) ->
         assert float((mine - true).abs().max()) < 8 * eps * float(true.abs().max())
 
 
+def test_a_tiny_loss_does_not_vanish_in_half_precision() -> None:
+    drawn = draw("int", 70, 33, seed=0, dtype=torch.float32)
+    gradients = []
+    for scale in (1.0, 2.0**-20):
+        x = drawn.features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16):
+            loss = scale * supcon_loss(x, **drawn.arguments, impl="triton")
+        gradients.append(torch.autograd.grad(loss, x)[0] / scale)
+    torch.testing.assert_close(*gradients)
+
+
 def test_autocast_multiplies_in_its_dtype() -> None:
     features, labels = torch.randn(40, 16), torch.arange(40) % 3
     single = supcon_loss(features, labels, impl="triton")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -106,6 +107,29 @@ def test_tiled_agrees_with_reference_in_value_and_every_gradient(
         torch.testing.assert_close(tiled, reference, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [9, 700])
+def test_keys_without_gradient_take_part_in_the_temperature_s(n: int) -> None:
+    drawn = draw("keys", n, 4, seed=n)
+    gradients = []
+    for impl in IMPLS:
+        tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        loss = supcon_loss(drawn.features, **drawn.arguments, temperature=tau, impl=impl)
+        gradients += torch.autograd.grad(loss, tau)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
+
+
+def test_rows_that_weigh_most_with_themselves_keep_their_precision() -> None:
+    # Weights of 1e-6 with all others, of 1 with themselves: what is taken away is nearly all.
+    n = 600
+    features, labels = torch.randn(n, 16), torch.eye(n, n + 1)
+    labels[:, n] = 1e-3
+    each = [
+        supcon_loss(features, labels, reduction="none", impl=impl)
+        for impl in ("reference", "tiled")
+    ]
+    torch.testing.assert_close(each[1], each[0], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("n", [7, 800])
 @pytest.mark.parametrize("modes", MODES)
@@ -175,8 +199,8 @@ def test_gradient_is_no_further_from_fp64_than_the_eager_one(
 
     truth = gradient(eager, features.double())
     for impl in [*IMPLS, "triton"] if n < 100 else IMPLS:
-        ours = error(lambda x: supcon_loss(x, labels, temperature=temperature, impl=impl))  # noqa: B023
-        assert ours <= error(eager) + 1e-6, impl
+        ours = partial(supcon_loss, labels=labels, temperature=temperature, impl=impl)
+        assert error(ours) <= error(eager) + 1e-6, impl
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -6,22 +6,7 @@ import torch
 from torch import Tensor
 
 from unmuddle.supcon.distributed import REFUSED, Kind, Shard, join_rows, share_out
-
-
-class ContrastSet(NamedTuple):
-    """Anchors and keys in one matrix.
-
-    Attributes:
-        x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
-        labels: `(T,)` int64 classes or `(T, C)` memberships, or None with a mask.
-        mask: `(B, B)` or None.
-        included: `(T,)` whether a row takes part, or None if all do.
-    """
-
-    x: Tensor
-    labels: Tensor | None
-    mask: Tensor | None
-    included: Tensor | None
+from unmuddle.supcon.problem import ContrastSet
 
 
 class Batch(NamedTuple):
@@ -40,7 +25,7 @@ class Batch(NamedTuple):
         return self.features.shape[1] if self.features.ndim == 3 else 1
 
     def checked(self) -> "Batch":
-        """The same as tensors on the device of the features; raises if something does not fit."""
+        """The same as tensors of one device and few dtypes; raises if something does not fit."""
         _check_features(self.features)
         size, batch = len(self.features), self._on_one_device()
         if batch.mask is not None:
@@ -57,7 +42,11 @@ class Batch(NamedTuple):
         if batch.weight is not None:
             check_shape("weight", batch.weight, (size,), "(B,)")
         _check_keys(batch)
-        return batch
+        dtype = torch.promote_types(batch.features.dtype, torch.float32)
+        return batch._replace(
+            labels=_as_labels(batch.labels, dtype),
+            weight=None if batch.weight is None else batch.weight.detach().to(dtype),
+        )
 
     def gathered(self) -> tuple["Batch", Shard]:
         """The checked batch of all processes, and which of its rows are ours."""
@@ -92,7 +81,7 @@ class Batch(NamedTuple):
         if labels is not None:
             key_labels = labels.new_full((size,), -1)  # nobody's positives
             if self.labels is not None and self.key_labels is not None:
-                key_labels = self.key_labels.to(labels)
+                key_labels = self.key_labels
             labels = torch.cat([labels, key_labels])
         return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included)
 
@@ -134,6 +123,11 @@ def _surely_all(labels: Tensor, ignore_index: int) -> bool:
     """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
     is_cheap = labels.device.type == "cpu" and not torch.compiler.is_compiling()
     return is_cheap and labels.numel() > 0 and labels.amin().item() > ignore_index
+
+
+def _as_labels(labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """`(B,)` classes as int64, `(B, C)` memberships as floating-point numbers."""
+    return None if labels is None else labels.to(torch.int64 if labels.ndim == 1 else dtype)
 
 
 def _takes_part(labels: Tensor, ignore_index: int) -> Tensor:

@@ -1,18 +1,24 @@
 """`supcon_loss`: the contract. Shapes, validation, choice of backend, reduction."""
 
-from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from unmuddle.supcon import fused
+from unmuddle.supcon import autograd
 from unmuddle.supcon.backends import one_tile, reference
-from unmuddle.supcon.batch import Batch, ContrastSet, check_shape
+from unmuddle.supcon.batch import Batch, check_shape
 from unmuddle.supcon.distributed import is_distributed
-from unmuddle.supcon.fused import Options
-from unmuddle.supcon.problem import Problem, unit_rows
+from unmuddle.supcon.problem import (
+    MAX_KERNEL_DIM,
+    ContrastSet,
+    Options,
+    Problem,
+    is_autocast,
+    outside_autocast,
+    unit_rows,
+)
 from unmuddle.supcon.reduction import AnchorWeights
 
 ContrastMode = Literal["all", "one"]
@@ -22,6 +28,16 @@ NoPositive = Literal["skip", "zero"]
 Reduction = Literal["mean", "sum", "none"]
 Impl = Literal["auto", "reference", "tiled", "triton"]
 SHARP_TEMPERATURE = 1 / 40
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # blocked
+        return False
+
+
+HAS_TRITON = _is_installed("triton")
 CHOICES = {
     "contrast_mode": get_args(ContrastMode),
     "positives": get_args(PositivesMode),
@@ -148,19 +164,21 @@ def supcon_loss(
         is_mean=reduction == "mean",
     )
     keys_need_gradient = keys is not None and keys.requires_grad
-    tensors: dict[str, Any] = {**contrast._asdict(), "inv_temperature": inv_temperature}
-    how: dict[str, Any] = {"shard": shard, "keys": keys_need_gradient, "options": options}
-    device = features.device.type
-    with torch.autocast(device, enabled=False) if _is_autocast(features) else nullcontext():
-        if backend == "reference":
-            losses, has_loss = _reference_losses(contrast, inv_temperature, options)
+    with outside_autocast(features):
+        if reduction != "none" and backend != "reference":
+            loss = autograd.weighted_sum(
+                contrast, inv_temperature, options, shard, keys=keys_need_gradient, weights=weights
+            )
+        else:
+            losses, has_loss = (
+                _reference_losses(contrast, inv_temperature, options)
+                if backend == "reference"
+                else autograd.anchor_losses(
+                    contrast, inv_temperature, options, shard, keys=keys_need_gradient
+                )
+            )
             loss = losses * weights(has_loss)
             loss = loss if reduction == "none" else loss.sum()
-        elif reduction == "none":
-            losses, has_loss = fused.anchor_losses(**tensors, **how)
-            loss = losses * weights(has_loss)
-        else:
-            loss = fused.weighted_sum(**tensors, **how, weights=weights)
     if base_temperature is not None:
         loss = loss / (inv_temperature * base_temperature)
     if dtype == torch.float64 and features.dtype != torch.float64:
@@ -190,19 +208,15 @@ def _working_dtype(
         return torch.float64
     is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
     is_small = anchors * len(x) <= one_tile.MAX_PAIRS
-    if is_sharp and is_small and x.dtype == torch.float32 and not _is_autocast(x):
+    if is_sharp and is_small and x.dtype == torch.float32 and not is_autocast(x):
         return torch.float64
     return torch.float32
-
-
-def _is_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def _product_dtype(features: Tensor, working: torch.dtype) -> torch.dtype:
     if features.dtype in (torch.float16, torch.bfloat16):
         return features.dtype
-    if features.dtype == torch.float32 and _is_autocast(features):
+    if features.dtype == torch.float32 and is_autocast(features):
         return torch.get_autocast_dtype(features.device.type)
     return working
 
@@ -212,17 +226,8 @@ def _reference_losses(
 ) -> tuple[Tensor, Tensor]:
     z = contrast.x.to(inv_temperature.dtype)
     z = unit_rows(z)[0] if options.normalize else z
-    rows = slice(options.anchors)
-    problem = Problem.build(
-        z,
-        contrast.labels,
-        contrast.mask,
-        contrast.included,
-        inv_temperature,
-        options.anchors,
-        rows,
-        z.dtype,
-    )
+    options = options._replace(first=0, last=options.anchors, sharded=False)
+    problem = Problem.build(z, contrast, inv_temperature, options)
     return reference.anchor_losses(problem, options.positives, options.denominator)
 
 
@@ -249,8 +254,8 @@ def choose_impl(
     _check_choice("impl", impl)
     if impl != "auto":
         return impl
-    suits_kernels = dim <= 2048 and not weighs_pairs
-    if torch.device(device).type == "cuda" and suits_kernels and find_spec("triton"):
+    suits_kernels = dim <= MAX_KERNEL_DIM and not weighs_pairs
+    if torch.device(device).type == "cuda" and suits_kernels and HAS_TRITON:
         return "triton"
     return "tiled"
 

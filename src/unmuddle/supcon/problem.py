@@ -1,7 +1,8 @@
 """One contrastive problem, as every backend takes it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,51 @@ from torch import Tensor
 from unmuddle.supcon.positives import Positives, find_positives
 
 Over = Literal["all", "negatives", "positives"]
+MAX_KERNEL_DIM = 2048
+
+
+class ContrastSet(NamedTuple):
+    """Anchors and keys in one matrix.
+
+    Attributes:
+        x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
+        labels: `(T,)` int64 classes or `(T, C)` memberships, or None with a mask.
+        mask: `(B, B)` or None.
+        included: `(T,)` whether a row takes part, or None if all do.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    mask: Tensor | None
+    included: Tensor | None
+
+
+class Options(NamedTuple):
+    """What is computed of a contrast set, and how.
+
+    Attributes:
+        anchors: N, the first rows of the contrast set.
+        first: first row of the anchors to compute.
+        last: first row behind them.
+        sharded: other processes compute the other anchors.
+        normalize: scale rows to unit length.
+        positives: "out" or "in".
+        denominator: "all" or "negatives".
+        product_dtype: of the operands of the large products, where the backend has a choice.
+        impl: "tiled" or "triton".
+        keep: there will be a backward, which similarities may be kept for.
+    """
+
+    anchors: int
+    first: int
+    last: int
+    sharded: bool
+    normalize: bool
+    positives: str
+    denominator: str
+    product_dtype: torch.dtype
+    impl: str
+    keep: bool
 
 
 @dataclass(frozen=True)
@@ -35,20 +81,20 @@ class Problem:
 
     @classmethod
     def build(
-        cls,
-        z: Tensor,
-        labels: Tensor | None,
-        mask: Tensor | None,
-        included: Tensor | None,
-        inv_temperature: Tensor,
-        anchors: int,
-        rows: slice,
-        product_dtype: torch.dtype,
+        cls, z: Tensor, contrast: ContrastSet, inv_temperature: Tensor, options: Options
     ) -> "Problem":
-        """From the tensors of a `ContrastSet`."""
+        """Of the rows `z` that stand for those of the contrast set."""
+        _, labels, mask, included = contrast
         included = None if included is None else included.to(z.dtype)
-        positives = find_positives(z, labels, mask, included, anchors)
-        return cls(z, inv_temperature, positives, included, anchors, rows, product_dtype)
+        return cls(
+            z=z,
+            inv_temperature=inv_temperature,
+            positives=find_positives(z, labels, mask, included, options.anchors),
+            included=included,
+            anchors=options.anchors,
+            rows=slice(options.first, options.last),
+            product_dtype=options.product_dtype,
+        )
 
     def weights(self, over: Over, rows: slice, cols: slice) -> Tensor | None:
         """`a_ij` in `log sum_j a_ij exp s_ij`, apart from self and ignored rows; None: all 1."""
@@ -78,3 +124,13 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     norm = torch.threshold(norm, 0.0, torch.inf)
     return x / norm, norm
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def outside_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their operands."""
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()

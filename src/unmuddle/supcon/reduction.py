@@ -33,7 +33,7 @@ class AnchorWeights:
             everyone = torch.ones_like(has_loss)
             weights = everyone if self.included is None else everyone * self.included
         if self.weight is not None:
-            weights = weights * self.weight.detach().to(weights).repeat_interleave(self.views)
+            weights = weights * self.weight.repeat_interleave(self.views)
         if self.first_view_only:
             row = torch.arange(len(weights), device=weights.device)
             weights = weights * (row % self.views == 0)

@@ -1,5 +1,5 @@
-"""Implementations of one contract: `anchor_losses(z, positives, included, inv_temperature)`.
+"""Implementations of the loss.
 
-`z` is `(N, D)` in fp32 or fp64, `included` `(N,)` is 0 for rows that take no part,
-`inv_temperature` a scalar tensor; the result `(N,)` is 0 where an anchor has no positive.
+`reference` is Eq. 2 and 3 for autograd, `one_tile` takes small batches whole. `tiled` and `triton`
+have one contract: `log_sum_exp` over a row's pairs, and `pull`, the gradient of all of them in z.
 """

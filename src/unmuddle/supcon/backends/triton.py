@@ -18,9 +18,8 @@ from torch import Tensor
 from triton import knobs
 
 from unmuddle.supcon.positives import Classes
-from unmuddle.supcon.problem import Over, Problem
+from unmuddle.supcon.problem import MAX_KERNEL_DIM, Over, Problem
 
-MAX_DIM = 2048
 ALL, NEGATIVES, POSITIVES = 0, 1, 2
 OVER: dict[Over, int] = {"all": ALL, "negatives": NEGATIVES, "positives": POSITIVES}
 
@@ -69,19 +68,9 @@ def log_sum_exp_kernel(
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         col_group = tl.load(group + cols, cols < total, -1)
         s = _similarities(
-            z,
-            rows,
-            cols,
-            row_stop,
-            total,
-            scale,
-            D,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_D,
-            PRECISION,
+            z, rows, cols, row_stop, total, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
             ACCUMULATE,
-        )
+        )  # fmt: skip
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
         larger = tl.maximum(m, tl.max(s, 1))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
@@ -114,19 +103,9 @@ def pull_kernel(
         col_g = tl.load(g + cols, in_cols, 0.0)
         col_lse = tl.load(lse + cols, in_cols, float("inf"))
         s = _similarities(
-            z,
-            rows,
-            cols,
-            row_stop,
-            col_stop,
-            scale,
-            D,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_D,
-            PRECISION,
+            z, rows, cols, row_stop, col_stop, scale, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
             ACCUMULATE,
-        )
+        )  # fmt: skip
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
         w = tl.exp2(s - row_lse[:, None]) * row_g[:, None]
         w += tl.exp2(s - col_lse[None, :]) * col_g[None, :]
@@ -233,8 +212,8 @@ def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
         z = z.float()  # the interpreter multiplies bfloat16 as if it were integers
     if not (z.is_cuda or knobs.runtime.interpret):
         raise ValueError(f"impl: 'triton' needs CUDA tensors, got {z.device}")
-    if z.shape[1] > MAX_DIM:
-        raise ValueError(f"impl: 'triton' takes D <= {MAX_DIM}, got D = {z.shape[1]}")
+    if z.shape[1] > MAX_KERNEL_DIM:
+        raise ValueError(f"impl: 'triton' takes D <= {MAX_KERNEL_DIM}, got D = {z.shape[1]}")
     if isinstance(problem.positives, Classes):
         group = problem.positives.group.to(torch.int32)
     elif over == "all":

@@ -1,5 +1,6 @@
 """Time callables against each other in one run."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from collections.abc import Callable
 def alternating_medians(
     calls: dict[str, Callable[[], object]], *, repeats: int
 ) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, so that noise hits all alike."""
+    """Median seconds of each call; in turns of random order, so that noise hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
+    turns, order = list(calls.items()), random.Random(0)
     for _ in range(repeats):
-        for name, call in calls.items():
+        order.shuffle(turns)
+        for name, call in turns:
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)

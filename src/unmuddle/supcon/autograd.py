@@ -23,7 +23,7 @@ def weighted_sum(
 ) -> Tensor:
     """`sum_i weights(has_loss)_i L_i` over the anchors of all processes."""
     is_small = compute.is_one_tile(len(contrast.x), options)
-    if is_small and options.keep and not torch.compiler.is_compiling() and not _is_transformed():
+    if is_small and not torch.compiler.is_compiling() and not _is_transformed():
         return _SmallBatch.apply(*contrast, inv_temperature, options, weights)
     losses, has_loss = anchor_losses(contrast, inv_temperature, options, shard, keys=keys)
     return torch.dot(losses, weights(has_loss))
@@ -71,8 +71,10 @@ class _SmallBatch(torch.autograd.Function):
         return dx, None, None, None, dt, None, None
 
 
-def _scaled(grad: Tensor, dx: Tensor, dt: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    return dx * grad, dt * grad
+def _scaled(
+    grad: Tensor, dx: Tensor, dt: Tensor | None, *_: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    return dx * grad, None if dt is None else dt * grad
 
 
 class _AnchorLosses(torch.autograd.Function):

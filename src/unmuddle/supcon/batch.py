@@ -1,6 +1,6 @@
 """The tensors of one call: checked, joined over processes, laid out as one contrast set."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,27 +26,34 @@ class Batch(NamedTuple):
 
     def checked(self) -> "Batch":
         """The same as tensors of one device and few dtypes; raises if something does not fit."""
-        _check_features(self.features)
-        size, batch = len(self.features), self._on_one_device()
-        if batch.mask is not None:
-            if batch.labels is not None:
+        features, labels, mask, weight, keys, key_labels = self
+        _check_features(features)
+        size, device = len(features), features.device
+        if mask is not None:
+            if labels is not None:
                 raise ValueError("labels, mask: give one of the two, not both")
-            check_shape("mask", batch.mask, (size, size), "(B, B)")
-        elif batch.labels is not None:
-            _check_labels("labels", batch.labels, size, "B")
-        elif batch.views < 2:
+            mask = torch.as_tensor(mask, device=device)
+            check_shape("mask", mask, (size, size), "(B, B)")
+        elif labels is not None:
+            labels = torch.as_tensor(labels, device=device)
+            _check_labels("labels", labels, size, "B")
+            labels = labels.long() if labels.ndim == 1 else labels.to(_result_type(features))
+        elif self.views < 2:
             raise ValueError(
                 "labels: without labels or a mask, positives are views of a sample, so features "
-                f"must be (B, V, D) with V >= 2, got V = {batch.views}"
+                f"must be (B, V, D) with V >= 2, got V = {self.views}"
             )
-        if batch.weight is not None:
-            check_shape("weight", batch.weight, (size,), "(B,)")
-        _check_keys(batch)
-        dtype = torch.promote_types(batch.features.dtype, torch.float32)
-        return batch._replace(
-            labels=_as_labels(batch.labels, dtype),
-            weight=None if batch.weight is None else batch.weight.detach().to(dtype),
-        )
+        if weight is not None:
+            weight = torch.as_tensor(weight, device=device)
+            check_shape("weight", weight, (size,), "(B,)")
+            weight = weight.detach().to(_result_type(features))
+        if keys is not None:
+            keys = torch.as_tensor(keys, device=device)
+            key_labels = None if key_labels is None else torch.as_tensor(key_labels, device=device)
+            _check_keys(features, labels, keys, key_labels)
+        elif key_labels is not None:
+            raise ValueError("key_labels: given without keys")
+        return Batch(features, labels, mask, weight, keys, key_labels)
 
     def gathered(self) -> tuple["Batch", Shard]:
         """The checked batch of all processes, and which of its rows are ours."""
@@ -85,10 +92,6 @@ class Batch(NamedTuple):
             labels = torch.cat([labels, key_labels])
         return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included)
 
-    def _on_one_device(self) -> "Batch":
-        device, others = self.features.device, self[1:]
-        return Batch(self.features, *[_on_device(value, device) for value in others])
-
     def _kind(self) -> Kind:
         labels = self.labels
         return Kind(
@@ -107,12 +110,6 @@ class Batch(NamedTuple):
         return self._replace(features=features, labels=labels, weight=weight)
 
 
-def _on_device(value: Any, device: torch.device) -> Tensor | None:
-    if value is None or (isinstance(value, Tensor) and value.device == device):
-        return value
-    return torch.as_tensor(value, device=device)
-
-
 def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     """Raise a ValueError that says what was expected and what was got."""
     if value.shape != expected:
@@ -121,13 +118,12 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
     """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
-    is_cheap = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_cheap = labels.is_cpu and not torch.compiler.is_compiling()
     return is_cheap and labels.numel() > 0 and labels.amin().item() > ignore_index
 
 
-def _as_labels(labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """`(B,)` classes as int64, `(B, C)` memberships as floating-point numbers."""
-    return None if labels is None else labels.to(torch.int64 if labels.ndim == 1 else dtype)
+def _result_type(features: Tensor) -> torch.dtype:
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 def _takes_part(labels: Tensor, ignore_index: int) -> Tensor:
@@ -160,23 +156,19 @@ def _check_labels(name: str, labels: Tensor, size: int, symbol: str) -> None:
         raise TypeError(f"{name}: expected an integer type, got {labels.dtype}")
 
 
-def _check_keys(batch: Batch) -> None:
-    if batch.keys is None:
-        if batch.key_labels is not None:
-            raise ValueError("key_labels: given without keys")
-        return
-    dim = batch.features.shape[-1]
-    if batch.keys.ndim != 2 or batch.keys.shape[1] != dim:
-        raise ValueError(
-            f"keys: expected shape (M, D) with D = {dim}, got {tuple(batch.keys.shape)}"
-        )
-    if batch.key_labels is None:
-        if batch.labels is not None:
+def _check_keys(
+    features: Tensor, labels: Tensor | None, keys: Tensor, key_labels: Tensor | None
+) -> None:
+    dim = features.shape[-1]
+    if keys.ndim != 2 or keys.shape[1] != dim:
+        raise ValueError(f"keys: expected shape (M, D) with D = {dim}, got {tuple(keys.shape)}")
+    if key_labels is None:
+        if labels is not None:
             raise ValueError("key_labels: needed, because labels are given")
         return
-    _check_labels("key_labels", batch.key_labels, len(batch.keys), "M")
-    if batch.labels is not None and batch.labels.shape[1:] != batch.key_labels.shape[1:]:
+    _check_labels("key_labels", key_labels, len(keys), "M")
+    if labels is not None and labels.shape[1:] != key_labels.shape[1:]:
         raise ValueError(
-            f"key_labels: expected shape (M, ...) = {(len(batch.keys), *batch.labels.shape[1:])} "
-            f"as labels have, got {tuple(batch.key_labels.shape)}"
+            f"key_labels: expected shape (M, ...) = {(len(keys), *labels.shape[1:])} as labels "
+            f"have, got {tuple(key_labels.shape)}"
         )

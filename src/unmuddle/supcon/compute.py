@@ -38,8 +38,10 @@ def losses(
     z, norm = _rows(contrast.x, inv_temperature, options)
     problem = Problem.build(z, contrast, inv_temperature, options)
     if is_one_tile(len(z), options):
-        each, has_loss, kept = one_tile.forward(problem, options.positives, options.denominator)
-        return each, Saved(has_loss, z.new_empty(2, 0), norm, kept)
+        terms, has_loss, kept = one_tile.forward(
+            problem, options.positives, options.denominator, weigh=lambda has_loss: has_loss
+        )
+        return terms.sum(1), Saved(has_loss, z.new_empty(2, 0), norm, kept)
 
     backend = _backend(options)
     kept = z.new_empty(kept_shape(len(z), options))
@@ -88,7 +90,7 @@ def _gradients(
     z = contrast.x.to(inv_temperature.dtype)
     z = z / norm if options.normalize else z
     if is_one_tile(len(z), options):
-        dz = one_tile.pull(z, grad, kept)
+        dz = one_tile.pull(z, kept * grad[:, None])
     else:
         problem = Problem.build(z, contrast, inv_temperature, options)
         backend = _backend(options)
@@ -104,7 +106,7 @@ def _gradients(
         dz[: options.first] = 0
         dz[options.last : options.anchors] = 0
     dx, dt = _to_inputs(dz, z, norm, inv_temperature, options, temperature)
-    return dx.to(contrast.x.dtype), dt
+    return dx.to(contrast.x.dtype), z.new_zeros(()) if dt is None else dt
 
 
 def value_and_gradients(
@@ -114,15 +116,18 @@ def value_and_gradients(
     weights: AnchorWeights,
     *,
     temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum of the losses of a small batch, and its gradients of x and `1 / τ`."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The weighted sum of a small batch's losses and, to be kept, its gradients of x, `1 / τ`."""
     z, norm = _rows(contrast.x, inv_temperature, options)
     problem = Problem.build(z, contrast, inv_temperature, options)
-    each, has_loss, coefficients = one_tile.forward(problem, options.positives, options.denominator)
-    g = weights(has_loss)
-    dz = one_tile.pull(z, g, coefficients)
+    terms, _, coefficients = one_tile.forward(
+        problem, options.positives, options.denominator, weights
+    )
+    if not options.keep:
+        return terms.sum(), None, None
+    dz = one_tile.pull(z, coefficients)
     dx, dt = _to_inputs(dz, z, norm, inv_temperature, options, temperature)
-    return torch.dot(each, g), dx.to(contrast.x.dtype), dt
+    return terms.sum(), dx.to(contrast.x.dtype), dt
 
 
 def is_one_tile(total: int, options: Options) -> bool:
@@ -151,15 +156,15 @@ def _to_inputs(
     inv_temperature: Tensor,
     options: Options,
     temperature: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """From the gradient in z, times τ, those of x and, if wanted, of `1 / τ`."""
-    if not (options.normalize or temperature):
-        return dz.mul_(inv_temperature), z.new_zeros(())
-    along = torch.linalg.vecdot(z, dz).unsqueeze(1)
-    # The losses depend on z only through z·z/τ: Euler's theorem gives the temperature's gradient.
-    dt = along.sum() / 2 if temperature else z.new_zeros(())
-    if options.normalize:
-        dz.addcmul_(z, along, value=-1).div_(norm)
+    dt = None
+    if options.normalize or temperature:
+        along = torch.linalg.vecdot(z, dz).unsqueeze(1)
+        # The losses depend on z only through z·z/τ: Euler's theorem.
+        dt = along.sum() / 2 if temperature else None
+        if options.normalize:
+            dz.addcmul_(z, along, value=-1).div_(norm)
     return dz.mul_(inv_temperature), dt
 
 

@@ -153,7 +153,7 @@ def supcon_loss(
         product_dtype=_product_dtype(features, dtype),
         impl=backend,
         keep=torch.is_grad_enabled()
-        and any(t.requires_grad for t in (contrast.x, inv_temperature)),
+        and (contrast.x.requires_grad or inv_temperature.requires_grad),
     )
     weights = AnchorWeights(
         included=None if contrast.included is None else contrast.included[:anchors],
@@ -192,12 +192,13 @@ def supcon_loss(
 
 def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominator: str) -> str:
     x, labels = contrast.x, contrast.labels
+    if len(x) < 2:
+        return "reference"  # no pair, nothing to be fast at
+    if impl != "auto":
+        return impl
     is_classed = labels is not None and labels.ndim == 1
     is_default = positives == "out" and denominator == "all"
-    backend = choose_impl(
-        impl, x.device, dim=x.shape[1], weighs_pairs=not (is_classed or is_default)
-    )
-    return backend if len(x) > 1 else "reference"  # no pair, nothing to be fast at
+    return _fastest(x.is_cuda, x.shape[1], not (is_classed or is_default))
 
 
 def _working_dtype(
@@ -254,10 +255,12 @@ def choose_impl(
     _check_choice("impl", impl)
     if impl != "auto":
         return impl
-    suits_kernels = dim <= MAX_KERNEL_DIM and not weighs_pairs
-    if torch.device(device).type == "cuda" and suits_kernels and HAS_TRITON:
-        return "triton"
-    return "tiled"
+    return _fastest(torch.device(device).type == "cuda", dim, weighs_pairs)
+
+
+def _fastest(is_cuda: bool, dim: int, weighs_pairs: bool) -> str:
+    suits_kernels = is_cuda and dim <= MAX_KERNEL_DIM and not weighs_pairs
+    return "triton" if suits_kernels and HAS_TRITON else "tiled"
 
 
 def check_options(

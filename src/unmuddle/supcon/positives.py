@@ -35,7 +35,7 @@ class Positives(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Classes:
     """`w_ij = 1` for rows of the same class.
 
@@ -92,7 +92,7 @@ class Classes:
         return torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
 
 
-@dataclass(frozen=True)
+@dataclass
 class SoftClasses:
     """`w_ij = y_i · y_j`: one-hot rows are classes, others are distributions or several classes.
 
@@ -131,7 +131,7 @@ class SoftClasses:
         return self.memberships[rows] @ self.memberships[cols].T
 
 
-@dataclass(frozen=True)
+@dataclass
 class SampleMask:
     """`w_ij = mask[b(i), b(j)]` for views of samples b; keys are nobody's positives.
 

@@ -1,7 +1,6 @@
 """One contrastive problem, as every backend takes it."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -57,8 +56,7 @@ class Options(NamedTuple):
     keep: bool
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """N anchors, the first rows of a contrast set of T rows.
 
     Attributes:

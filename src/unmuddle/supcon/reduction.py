@@ -1,21 +1,24 @@
 """From the losses of anchors to the result."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+TINY = torch.finfo(torch.float32).tiny
 
-@dataclass(frozen=True)
-class AnchorWeights:
-    """`(N,)`: what the loss of each anchor counts for; the result is their weighted sum.
+
+class AnchorWeights(NamedTuple):
+    """`(N,)`: what the loss of each anchor counts for, 0 where there is none.
+
+    The result is their weighted sum.
 
     Attributes:
         included: `(N,)` whether an anchor takes part, or None if all do.
         weight: `(B,)` of the samples, or None.
         views: V.
         first_view_only: only the first view of each sample is an anchor.
-        counts_zeros: anchors without a loss count as 0 instead of not at all.
+        counts_zeros: anchors without a loss count as losses of 0 instead of not at all.
         is_mean: the weights add up to 1.
     """
 
@@ -28,16 +31,17 @@ class AnchorWeights:
 
     def __call__(self, has_loss: Tensor) -> Tensor:
         """From `(N,)`, 1 where an anchor has a loss, else 0."""
-        weights = has_loss
+        counted = has_loss
         if self.counts_zeros:
-            everyone = torch.ones_like(has_loss)
-            weights = everyone if self.included is None else everyone * self.included
+            counted = torch.ones_like(has_loss)
+            counted = counted if self.included is None else counted * self.included
         if self.weight is not None:
-            weights = weights * self.weight.repeat_interleave(self.views)
+            counted = counted * self.weight.repeat_interleave(self.views)
         if self.first_view_only:
-            row = torch.arange(len(weights), device=weights.device)
-            weights = weights * (row % self.views == 0)
+            row = torch.arange(len(counted), device=counted.device)
+            counted = counted * (row % self.views == 0)
+        weights = counted * has_loss if self.counts_zeros else counted
         if self.is_mean:
             # Without a loss there is nothing to divide: 0 / tiny is 0.
-            weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+            weights = weights / counted.sum().clamp_min(TINY)
         return weights

@@ -54,20 +54,21 @@ class Classes:
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
         ones = self._only(torch.ones(len(self.labels), dtype=self.dtype, device=self.labels.device))
-        sizes = torch.zeros_like(ones).index_add(0, self.group, ones)
-        return self._only(sizes[self.group[: self.anchors]] - 1)
+        sizes = torch.zeros_like(ones).index_add_(0, self.group, ones)
+        return self._only(sizes.index_select(0, self.group[: self.anchors]) - 1)
 
     def sum(self, z: Tensor) -> Tensor:
         """`sum_j w_ij z_j`: class sums replace the pairs, the positive term is linear."""
         z = self._only(z)
-        sums = torch.zeros_like(z).index_add(0, self.group, z)
-        return self._only(sums[self.group[: self.anchors]] - z[: self.anchors])
+        sums = torch.zeros_like(z).index_add_(0, self.group, z)
+        return self._only(sums.index_select(0, self.group[: self.anchors]).sub_(z[: self.anchors]))
 
     def spread(self, b: Tensor) -> Tensor:
         """`sum_i w_ij b_i`."""
         b = self._only(b)
         sums = b.new_zeros(len(self.group), b.shape[1])
-        spread = sums.index_add(0, self.group[: self.anchors], b)[self.group]
+        sums.index_add_(0, self.group[: self.anchors], b)
+        spread = sums.index_select(0, self.group)
         spread[: self.anchors] -= b
         return self._only(spread)
 

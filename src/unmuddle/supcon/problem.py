@@ -103,7 +103,7 @@ class Problem(NamedTuple):
 
     def attraction(self) -> Tensor:
         """`(n,)` for our rows: `z_i · sum_j w_ij z_j`, in O(T·D)."""
-        return (self.z[self.rows] * self.positives.sum(self.z)[self.rows]).sum(1)
+        return torch.linalg.vecdot(self.z[self.rows], self.positives.sum(self.z)[self.rows])
 
     def attraction_gradient(self, a: Tensor) -> Tensor:
         """`(T, D)`: of `sum_i a_i z_i · sum_j w_ij z_j`; for keys, the part of our rows."""
@@ -113,7 +113,7 @@ class Problem(NamedTuple):
             ours[self.rows] = a[self.rows]
             keys = slice(self.anchors, None)
             gradient[keys] = self.positives.spread(ours[:, None] * self.z[: self.anchors])[keys]
-        gradient[: self.anchors] += a[:, None] * self.positives.sum(self.z)
+        gradient[: self.anchors].addcmul_(a[:, None], self.positives.sum(self.z))
         return gradient
 
 

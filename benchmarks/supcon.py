@@ -1,12 +1,13 @@
 """SupConLoss against its peers on this machine: agreement first, then time and peak memory.
 
-Every measurement of a size runs in its own process; within it the candidates take turns.
+Every size runs in a process of its own; within it the candidates take turns.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from unmuddle import supcon_loss
 TEMPERATURE = 0.07
 SIZES = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 DIMS = {256: [32, 512], 4096: [32, 512]}  # besides 128
-LARGEST = {"eager": 8192, "compiled eager": 8192, "metric learning": 4096}
+LARGEST = {"eager": 16384, "compiled eager": 32768, "metric learning": 8192}
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,28 +58,32 @@ def candidates(n: int) -> dict[str, Loss]:
 
 
 def measure(n: int, dim: int) -> dict[str, Any]:
-    """Seconds of each candidate, and the memory that one step of ours takes."""
+    """Median seconds of each candidate and the megabytes that one step of it takes."""
     torch.manual_seed(n)
     features, labels = torch.randn(n, dim, requires_grad=True), torch.randint(8, (n,))
-
-    def step(loss: Loss) -> Tensor:
-        return torch.autograd.grad(loss(features, labels), features)[0]
-
-    memory = _extra_memory(lambda: step(ours))
     losses = candidates(n)
-    expected = step(losses.get("eager", ours))
-    for loss in losses.values():
-        torch.testing.assert_close(step(loss), expected, rtol=1e-3, atol=1e-6)
-
-    repeats = 200 if n <= 256 else 40 if n <= 1024 else 9 if n <= 8192 else 3
-    both = {name: (lambda f=loss: step(f)) for name, loss in losses.items()}
     forward = {name: (lambda f=loss: f(features, labels)) for name, loss in losses.items()}
+    both = {name: (lambda f=f: _backward(f(), features)) for name, f in forward.items()}
+
+    expected = both["eager" if "eager" in both else "unmuddle"]()
+    for step in both.values():
+        torch.testing.assert_close(step(), expected, rtol=1e-3, atol=1e-6)
+
+    megabytes = {name: _extra_memory(step) for name, step in both.items()}
+    repeats = 200 if n <= 256 else 40 if n <= 1024 else 9 if n <= 4096 else 3
     seconds = {"both": alternating_medians(both, repeats=repeats)}
     if n <= 8192:
         seconds["forward"] = alternating_medians(forward, repeats=repeats)
-        products = {"products": lambda: _bare_products(features.detach())} | both
+        backward = {name: (lambda value: _backward(value, features)) for name in losses}
+        seconds["backward"] = alternating_medians(backward, repeats=repeats, before=forward)
+        products = {"products": lambda: _bare_products(features.detach())}
+        products["unmuddle"] = both["unmuddle"]
         seconds["products"] = alternating_medians(products, repeats=repeats)
-    return {"n": n, "dim": dim, "seconds": seconds, "extra_megabytes": memory}
+    return {"n": n, "dim": dim, "seconds": seconds, "megabytes": megabytes}
+
+
+def _backward(value: Tensor, features: Tensor) -> Tensor:
+    return torch.autograd.grad(value, features)[0]
 
 
 def _bare_products(z: Tensor) -> None:
@@ -90,12 +95,18 @@ def _bare_products(z: Tensor) -> None:
 
 
 def _extra_memory(call: Callable[[], object]) -> float:
-    """Megabytes: the process's peak in one call minus its level before."""
-    warm = torch.randn(600, 8, requires_grad=True)
-    torch.autograd.grad(ours(warm, torch.arange(600) % 8), warm)
-    level = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    """Megabytes: the process's peak in one call minus its level before (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    level = _memory("VmRSS")
     call()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - level / 2**20
+    return _memory("VmHWM") - level
+
+
+def _memory(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def environment() -> dict[str, Any]:
@@ -111,12 +122,22 @@ def environment() -> dict[str, Any]:
 
 def table_row(row: dict[str, Any]) -> str:
     """Milliseconds of ours, how many times as long the others take, ours over bare products."""
-    both, products = row["seconds"]["both"], row["seconds"].get("products")
+    both, products, memory = (
+        row["seconds"]["both"],
+        row["seconds"].get("products"),
+        row["megabytes"],
+    )
     mine = both["unmuddle"]
-    times = [f"{both[peer] / mine:.2f}" if peer in both else "" for peer in LARGEST]
+    peers = [f"{both[k] / mine:.2f}, {memory[k]:.0f} MB" if k in both else "" for k in LARGEST]
     bare = f"{products['unmuddle'] / products['products']:.2f}" if products else ""
-    cells = [row["n"], row["dim"], f"{mine * 1e3:.2f}", *times, bare]
-    return "| " + " | ".join(map(str, cells)) + f" | {row['extra_megabytes']:.0f} |"
+    cells = [
+        row["n"],
+        row["dim"],
+        f"{mine * 1e3:.2f} ms, {memory['unmuddle']:.0f} MB",
+        *peers,
+        bare,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def save(result: dict[str, Any], path: Path) -> None:
@@ -127,22 +148,22 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time over N, both axes logarithmic."""
+    """Time and memory over N, all axes logarithmic."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for name in ["unmuddle", *LARGEST]:
-        points = [
-            (row["n"], row["seconds"]["both"][name] * 1e3)
-            for row in rows
-            if row["dim"] == 128 and name in row["seconds"]["both"]
-        ]
-        if points:
-            axes.loglog(*zip(*points, strict=True), marker="o", label=name)
-    axes.set(xlabel="N (D = 128)", ylabel="forward + backward, ms")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+        points = [row for row in rows if row["dim"] == 128 and name in row["megabytes"]]
+        sizes = [row["n"] for row in points]
+        left.loglog(sizes, [row["seconds"]["both"][name] for row in points], "o-", label=name)
+        right.loglog(sizes, [row["megabytes"][name] for row in points], "o-")
+    left.set(ylabel="forward + backward, seconds")
+    right.set(ylabel="extra memory, MB")
+    for axes in (left, right):
+        axes.set(xlabel="N (D = 128)")
+        axes.grid(alpha=0.3)
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -158,8 +179,8 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     print(f"SupConLoss, fp32, {environment()}\n")
-    print(" | ".join(["| N | D | unmuddle, ms", *LARGEST, "bare products | extra memory, MB |"]))
-    print("|---" * (len(LARGEST) + 5) + "|")
+    print(" | ".join(["| N | D | unmuddle", *LARGEST, "unmuddle / bare products |"]))
+    print("|---" * (len(LARGEST) + 4) + "|")
     for n in arguments.sizes:
         for dim in [128, *DIMS.get(n, [])]:
             command = [sys.executable, __file__, "--one", str(n), str(dim)]

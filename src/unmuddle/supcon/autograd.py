@@ -22,7 +22,7 @@ def weighted_sum(
     weights: AnchorWeights,
 ) -> Tensor:
     """`sum_i weights(has_loss)_i L_i` over the anchors of all processes."""
-    is_small = compute.is_one_tile(len(contrast.x), options)
+    is_small = compute.is_one_tile(contrast.x.shape[0], options)
     if is_small and not torch.compiler.is_compiling() and not _is_transformed():
         return _SmallBatch.apply(*contrast, inv_temperature, options, weights)
     losses, has_loss = anchor_losses(contrast, inv_temperature, options, shard, keys=keys)

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         """The same as tensors of one device and few dtypes; raises if something does not fit."""
         features, labels, mask, weight, keys, key_labels = self
         _check_features(features)
-        size, device = len(features), features.device
+        size, device = features.shape[0], features.device
         if mask is not None:
             if labels is not None:
                 raise ValueError("labels, mask: give one of the two, not both")
@@ -119,7 +119,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
     """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
     is_cheap = labels.is_cpu and not torch.compiler.is_compiling()
-    return is_cheap and labels.numel() > 0 and labels.amin().item() > ignore_index
+    return is_cheap and labels.numel() > 0 and labels.min().item() > ignore_index
 
 
 def _result_type(features: Tensor) -> torch.dtype:

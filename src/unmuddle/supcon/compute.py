@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmuddle.supcon.backends import one_tile, tiled
 from unmuddle.supcon.problem import ContrastSet, Options, Problem, outside_autocast, unit_rows
-from unmuddle.supcon.reduction import AnchorWeights
+from unmuddle.supcon.reduction import EACH, AnchorWeights
 
 
 class Saved(NamedTuple):
@@ -37,14 +37,13 @@ def losses(
     """`(n,)` losses of our anchors, 0 where there is none."""
     z, norm = _rows(contrast.x, inv_temperature, options)
     problem = Problem.build(z, contrast, inv_temperature, options)
-    if is_one_tile(len(z), options):
-        terms, has_loss, kept = one_tile.forward(
-            problem, options.positives, options.denominator, weigh=lambda has_loss: has_loss
-        )
-        return terms.sum(1), Saved(has_loss, z.new_empty(2, 0), norm, kept)
+    if is_one_tile(z.shape[0], options):
+        tile = one_tile.forward(problem, options.positives, options.denominator, EACH)
+        has_loss = tile.counts.sign().squeeze(1)
+        return tile.terms.sum(1), Saved(has_loss, z.new_empty(2, 0), norm, tile.coefficients)
 
     backend = _backend(options)
-    kept = z.new_empty(kept_shape(len(z), options))
+    kept = z.new_empty(kept_shape(z.shape[0], options))
     count = problem.positives.count()[problem.rows]
     lse = backend.log_sum_exp(problem, options.denominator, kept, is_filled=False)
     has_loss = ((count != 0) & (lse != -torch.inf)).to(z.dtype)
@@ -89,7 +88,7 @@ def _gradients(
     has_loss, lse, norm, kept = saved
     z = contrast.x.to(inv_temperature.dtype)
     z = z / norm if options.normalize else z
-    if is_one_tile(len(z), options):
+    if is_one_tile(z.shape[0], options):
         dz = one_tile.pull(z, kept * grad[:, None])
     else:
         problem = Problem.build(z, contrast, inv_temperature, options)
@@ -120,14 +119,12 @@ def value_and_gradients(
     """The weighted sum of a small batch's losses and, to be kept, its gradients of x, `1 / τ`."""
     z, norm = _rows(contrast.x, inv_temperature, options)
     problem = Problem.build(z, contrast, inv_temperature, options)
-    terms, _, coefficients = one_tile.forward(
-        problem, options.positives, options.denominator, weights
-    )
+    tile = one_tile.forward(problem, options.positives, options.denominator, weights)
     if not options.keep:
-        return terms.sum(), None, None
-    dz = one_tile.pull(z, coefficients)
+        return tile.terms.sum(), None, None
+    dz = one_tile.pull(z, tile.coefficients)
     dx, dt = _to_inputs(dz, z, norm, inv_temperature, options, temperature)
-    return terms.sum(), dx.to(contrast.x.dtype), dt
+    return tile.terms.sum(), dx.to(contrast.x.dtype), dt
 
 
 def is_one_tile(total: int, options: Options) -> bool:
@@ -160,7 +157,7 @@ def _to_inputs(
     """From the gradient in z, times τ, those of x and, if wanted, of `1 / τ`."""
     dt = None
     if options.normalize or temperature:
-        along = torch.linalg.vecdot(z, dz).unsqueeze(1)
+        along = (z * dz).sum(1, keepdim=True)
         # The losses depend on z only through z·z/τ: Euler's theorem.
         dt = along.sum() / 2 if temperature else None
         if options.normalize:

@@ -1,5 +1,6 @@
 """`supcon_loss`: the contract. Shapes, validation, choice of backend, reduction."""
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -135,9 +136,10 @@ def supcon_loss(
     else:
         batch = batch.checked()
     contrast = batch.contrast_set(ignore_index)
-    anchors = len(batch.features) * batch.views
+    anchors = batch.features.shape[0] * batch.views
     backend = _choose_backend(impl, contrast, positives, denominator)
-    dtype = _working_dtype(contrast.x, anchors, temperature, backend)
+    autocast = is_autocast(features)
+    dtype = _working_dtype(contrast.x, anchors, temperature, backend, autocast)
     if isinstance(temperature, Tensor):
         inv_temperature = 1 / temperature.to(contrast.x.device, dtype)
     else:
@@ -150,7 +152,7 @@ def supcon_loss(
         normalize=normalize,
         positives=positives,
         denominator=denominator,
-        product_dtype=_product_dtype(features, dtype),
+        product_dtype=_product_dtype(features, dtype, autocast),
         impl=backend,
         keep=torch.is_grad_enabled()
         and (contrast.x.requires_grad or inv_temperature.requires_grad),
@@ -164,7 +166,7 @@ def supcon_loss(
         is_mean=reduction == "mean",
     )
     keys_need_gradient = keys is not None and keys.requires_grad
-    with outside_autocast(features):
+    with outside_autocast(features) if autocast else nullcontext():
         if reduction != "none" and backend != "reference":
             loss = autograd.weighted_sum(
                 contrast, inv_temperature, options, shard, keys=keys_need_gradient, weights=weights
@@ -192,7 +194,7 @@ def supcon_loss(
 
 def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominator: str) -> str:
     x, labels = contrast.x, contrast.labels
-    if len(x) < 2:
+    if x.shape[0] < 2:
         return "reference"  # no pair, nothing to be fast at
     if impl != "auto":
         return impl
@@ -202,22 +204,22 @@ def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominat
 
 
 def _working_dtype(
-    x: Tensor, anchors: int, temperature: float | Tensor, backend: str
+    x: Tensor, anchors: int, temperature: float | Tensor, backend: str, autocast: bool
 ) -> torch.dtype:
     """fp32, or fp64 where that costs little and rounding a similarity is felt."""
     if backend == "reference" or x.dtype == torch.float64:
         return torch.float64
     is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
     is_small = anchors * len(x) <= one_tile.MAX_PAIRS
-    if is_sharp and is_small and x.dtype == torch.float32 and not is_autocast(x):
+    if is_sharp and is_small and x.dtype == torch.float32 and not autocast:
         return torch.float64
     return torch.float32
 
 
-def _product_dtype(features: Tensor, working: torch.dtype) -> torch.dtype:
+def _product_dtype(features: Tensor, working: torch.dtype, autocast: bool) -> torch.dtype:
     if features.dtype in (torch.float16, torch.bfloat16):
         return features.dtype
-    if features.dtype == torch.float32 and is_autocast(features):
+    if autocast and features.dtype == torch.float32:
         return torch.get_autocast_dtype(features.device.type)
     return working
 

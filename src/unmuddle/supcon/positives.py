@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ALL = slice(None)
+
 
 class Positives(Protocol):
     """The weights `w_ij` of N anchors over T rows."""
@@ -74,7 +76,7 @@ class Classes:
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
         """The weights themselves."""
-        same = _same(self.labels[rows], self.labels[cols], self.dtype)
+        same = _same(_cut(self.labels, rows), _cut(self.labels, cols), self.dtype)
         if self.included is None:
             return same
         return same * self.included[rows, None] * self.included[cols]
@@ -175,9 +177,13 @@ class SampleMask:
         return (others[:, None] + mask.diagonal()[:, None, None] * (total - sample)).flatten(0, 1)
 
 
+def _cut(x: Tensor, rows: slice) -> Tensor:
+    return x if rows == ALL else x[rows]
+
+
 def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """1 where `a_i = b_j`, in one pass."""
-    out = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
+    out = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
     return torch.eq(a.unsqueeze(1), b, out=out)
 
 

@@ -29,6 +29,12 @@ class AnchorWeights(NamedTuple):
     counts_zeros: bool
     is_mean: bool
 
+    def equal_parts(self, n: int) -> int | None:
+        """What n anchors that all have a loss are divided by, or None if weights differ."""
+        if self.included is not None or self.weight is not None or self.first_view_only:
+            return None
+        return n if self.is_mean else 1
+
     def __call__(self, has_loss: Tensor) -> Tensor:
         """From `(N,)`, 1 where an anchor has a loss, else 0."""
         counted = has_loss
@@ -45,3 +51,7 @@ class AnchorWeights(NamedTuple):
             # Without a loss there is nothing to divide: 0 / tiny is 0.
             weights = weights / counted.sum().clamp_min(TINY)
         return weights
+
+
+# Losses as they are.
+EACH = AnchorWeights(None, None, 1, False, False, False)

@@ -8,6 +8,7 @@ powers of two, several times as fast as `exp`.
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,17 +30,21 @@ def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) 
 
     `kept` is filled with the first tiles, or has been before.
     """
+    blocks = _blocks(problem)
     if _is_bounded(problem):
         total = torch.zeros_like(problem.z[:, 0])
-        for rows, cols, s, is_new in _tiles(problem, kept, is_filled):
+        sums = [total[block] for block in blocks]
+        for r, c, s, is_new in _tiles(problem, blocks, kept, is_filled):
+            rows, cols = blocks[r], blocks[c]
             e = s.exp2_() if is_new else s
-            total[rows] += _weigh(e, problem.weights(over, rows, cols)).sum(1)
+            sums[r] += _weigh(e, problem.weights(over, rows, cols)).sum(1)
             if _is_mirrored(problem, rows, cols):
-                total[cols] += _weigh(e.T, problem.weights(over, cols, rows)).sum(1)
+                sums[c] += _weigh(e.T, problem.weights(over, cols, rows)).sum(1)
         return total[problem.rows].log()
 
     lse = torch.full_like(problem.z[:, 0], -torch.inf)
-    for rows, cols, s, _ in _tiles(problem, kept, is_filled):
+    for r, c, s, _ in _tiles(problem, blocks, kept, is_filled):
+        rows, cols = blocks[r], blocks[c]
         by_row = _add_log(s, problem.weights(over, rows, cols)) * math.log(2)
         lse[rows] = lse[rows].logaddexp(by_row.logsumexp(1))
         if _is_mirrored(problem, rows, cols):
@@ -58,34 +63,38 @@ def pull(
     kept: Tensor,
 ) -> Tensor:
     """`(T, D)`: the gradient of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
-    z = problem.z
+    z, blocks = problem.z, _blocks(problem)
     none = z.new_zeros(len(z) - problem.anchors)  # keys are no anchors
-    g = torch.cat([g, none])
-    lse = torch.cat([lse.masked_fill(lse == -torch.inf, torch.inf), none + torch.inf])
+    g = torch.cat([g, none]).unsqueeze(1)
+    lse = torch.cat([lse.masked_fill(lse == -torch.inf, torch.inf), none + torch.inf]).unsqueeze(1)
     bounded = _is_bounded(problem)
     u, log2_sum = g * (-lse).exp(), lse / math.log(2)
 
     dz = torch.zeros_like(z)
-    for rows, cols, s, is_new in _tiles(problem, kept, is_filled=True):
+    zs, dzs, us = ([x[block] for block in blocks] for x in (z, dz, u))
+    scratch = z.new_empty(TILE * TILE)
+    for r, c, s, is_new in _tiles(problem, blocks, kept, is_filled=True):
+        rows, cols = blocks[r], blocks[c]
         there, back = problem.weights(over, rows, cols), problem.weights(over, cols, rows)
+        w = scratch[: s.numel()].view(s.shape)
         if bounded:
-            w = _weigh(u[rows, None], there) + _weigh(u[cols, None], back).T
+            torch.add(_weigh(us[r], there), _weigh(us[c], back).T, out=w)
             w.mul_(s.exp2_() if is_new else s)
         else:
-            by_row = (_add_log(s, there) - log2_sum[rows, None]).exp2_().mul_(g[rows, None])
-            by_col = (_add_log(s.T, back) - log2_sum[cols, None]).exp2_().mul_(g[cols, None])
-            w = by_row.add_(by_col.T)
-        dz[rows].addmm_(w, z[cols])
+            by_row = (_add_log(s, there) - log2_sum[rows]).exp2_().mul_(g[rows])
+            by_col = (_add_log(s.T, back) - log2_sum[cols]).exp2_().mul_(g[cols])
+            torch.add(by_row, by_col.T, out=w)
+        dzs[r].addmm_(w, zs[c])
         is_key = keys and cols.start >= problem.anchors
         if is_key or _is_mirrored(problem, rows, cols):
-            dz[cols].addmm_(w.T, z[rows])
+            dzs[c].addmm_(w.T, zs[r])
     return dz if a is None else dz.sub_(problem.attraction_gradient(a))
 
 
 def _tiles(
-    problem: Problem, kept: Tensor, is_filled: bool
-) -> Iterator[tuple[slice, slice, Tensor, bool]]:
-    """Our anchors against all rows: `s_ij / ln 2`, -inf for self and ignored rows.
+    problem: Problem, blocks: list[slice], kept: Tensor, is_filled: bool
+) -> Iterator[tuple[int, int, Tensor, bool]]:
+    """Our anchors against all rows: `s_ij / ln 2` of two blocks, -inf for self and ignored rows.
 
     Two anchors of ours meet once, in a tile on or above the diagonal. The first tiles are views of
     `kept`, as they were left there if it `is_filled`; the others are new, in memory used again.
@@ -93,36 +102,41 @@ def _tiles(
     z, ours = problem.z, problem.rows
     scale = problem.inv_temperature / math.log(2)
     log_included = None if problem.included is None else problem.included.log()
+    columns = [z[block].T for block in blocks]
     scratch, used = z.new_empty(TILE * TILE), 0
-    for rows in _blocks(ours.start, ours.stop):
+    for r, rows in enumerate(blocks):
+        if not ours.start <= rows.start < ours.stop:
+            continue
         x = z[rows] * scale
-        for cols in (
-            *_blocks(0, ours.start),
-            *_blocks(rows.start, ours.stop),
-            *_blocks(ours.stop, problem.anchors),
-            *_blocks(problem.anchors, len(z)),
-        ):
-            shape = rows.stop - rows.start, cols.stop - cols.start
+        for c, cols in enumerate(blocks):
+            if ours.start <= cols.start < rows.start:
+                continue  # the mirror of a tile above the diagonal
+            shape = len(x), columns[c].shape[1]
             size = shape[0] * shape[1]
             is_kept = used + size <= len(kept)
             s = (kept[used : used + size] if is_kept else scratch[:size]).view(shape)
             used += size if is_kept else 0
             is_new = not (is_kept and is_filled)
             if is_new:
-                torch.mm(x, z[cols].T, out=s)
-                if rows == cols:
+                torch.mm(x, columns[c], out=s)
+                if r == c:
                     s.fill_diagonal_(-torch.inf)
                 if log_included is not None:
                     s += log_included[rows, None]
                     s += log_included[cols]
-            yield rows, cols, s, is_new
+            yield r, c, s, is_new
     if not is_filled:
         kept[used:] = 0
 
 
-def _blocks(start: int, stop: int) -> Iterator[slice]:
-    for begin in range(start, stop, TILE):
-        yield slice(begin, min(begin + TILE, stop))
+def _blocks(problem: Problem) -> list[slice]:
+    """All rows, none of them partly ours or partly anchors."""
+    ends = 0, problem.rows.start, problem.rows.stop, problem.anchors, len(problem.z)
+    return [
+        slice(begin, min(begin + TILE, stop))
+        for start, stop in pairwise(ends)
+        for begin in range(start, stop, TILE)
+    ]
 
 
 def _is_mirrored(problem: Problem, rows: slice, cols: slice) -> bool:

@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def measure(n: int, dim: int) -> dict[str, Any]:
         products["unmuddle"] = both["unmuddle"]
         seconds["products"] = alternating_medians(products, repeats=repeats)
     return {"n": n, "dim": dim, "seconds": seconds, "megabytes": megabytes}
+
+
+def growth(small: int = 8192, large: int = 32768, dim: int = 128) -> float:
+    """The power of N with which the time of a step grows, the two sizes taking turns."""
+    steps: dict[str, Callable[[], Tensor]] = {}
+    for n in (small, large):
+        x, labels = torch.randn(n, dim, requires_grad=True), torch.randint(8, (n,))
+        steps[str(n)] = lambda x=x, labels=labels: _backward(ours(x, labels), x)
+    seconds = alternating_medians(steps, repeats=5)
+    return math.log(seconds[str(large)] / seconds[str(small)]) / math.log(large / small)
 
 
 def _backward(value: Tensor, features: Tensor) -> Tensor:
@@ -172,10 +183,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--growth", action="store_true", help="only how time grows with N")
     parser.add_argument("--one", type=int, nargs=2, metavar=("N", "D"), help="measure one size")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(*arguments.one)))
+        return
+    if arguments.growth:
+        print(f"time from N = 8,192 to 32,768, D = 128: N^{growth():.2f}")
         return
     rows: list[dict[str, Any]] = []
     print(f"SupConLoss, fp32, {environment()}\n")

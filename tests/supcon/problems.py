@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-KINDS = ["int", "soft", "multi-hot", "mask", "views", "keys", "soft keys", "unlabelled keys"]
+KINDS = ["int", "soft", "multi-hot", "mask", "views", "keys", "soft keys", "unlabelled keys",
+         "mask keys"]  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -25,7 +26,7 @@ class Drawn(NamedTuple):
 def draw(kind: str, n: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Drawn:
     """About n anchors; every third row is ignored where there are labels."""
     g = torch.Generator().manual_seed(seed)
-    views = 2 if kind in ("mask", "views", "unlabelled keys") else 1
+    views = 2 if kind in ("mask", "views", "unlabelled keys", "mask keys") else 1
     size, m = max(n // views, 1), 5 if "keys" in kind else 0
     features = torch.randn(size, views, dim, generator=g, dtype=dtype)
     keys = torch.randn(m, dim, generator=g, dtype=dtype)
@@ -50,11 +51,13 @@ def draw(kind: str, n: int, dim: int, seed: int, dtype: torch.dtype = torch.floa
         included[::3] = False
         member = member * included[:, None]
         weights = member[:size] @ member.T
-    elif kind == "mask":
+    elif kind.startswith("mask"):
         mask = torch.rand(size, size, generator=g, dtype=dtype)
         mask = mask * (torch.rand(size, size, generator=g) < 0.5)
         arguments["mask"] = mask
-        weights = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        weights = torch.nn.functional.pad(
+            mask.repeat_interleave(2, 0).repeat_interleave(2, 1), (0, m)
+        )
     else:
         sample = torch.arange(size).repeat_interleave(2)
         weights = torch.zeros(len(sample), len(sample) + m, dtype=dtype)

@@ -1,5 +1,6 @@
 """Edge cases, derivatives, types and errors of `supcon_loss`."""
 
+import inspect
 import warnings
 
 import pytest
@@ -214,7 +215,7 @@ def test_tiled_keeps_a_constant_and_what_grows_with_n_for_the_backward() -> None
     x = torch.randn(n, d, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         supcon_loss(x, torch.arange(n) % 8, impl="tiled")
-    linear, constant = 4 * n * (2 * d + 8), 4 * tiled.KEPT
+    linear, constant = 4 * n * (2 * d + 8), 4 * tiled.KEPT_OF_LARGE
     assert sum(saved) < linear + constant < 4 * n * n / 20
 
 
@@ -246,6 +247,13 @@ def test_label_values_do_not_matter(impl: str) -> None:
 def test_labels_may_be_a_list() -> None:
     x = torch.randn(4, 3)
     assert torch.equal(supcon_loss(x, [5, 5, 1, 1]), supcon_loss(x, torch.tensor([5, 5, 1, 1])))
+
+
+def test_repr_shows_every_option() -> None:
+    options = inspect.signature(SupConLoss).parameters
+    shown = repr(SupConLoss(normalize=False))
+    assert all(f"{name}=" in shown for name in options)
+    assert "normalize=False" in shown
 
 
 def test_module_calls_the_function_with_its_options() -> None:
@@ -331,6 +339,23 @@ def test_wrong_input_is_named(message: str, error: type[Exception], arguments: d
     arguments = {"features": torch.zeros(4, 3), "labels": None} | arguments
     with pytest.raises(error, match=message):
         supcon_loss(**arguments)
+
+
+@pytest.mark.parametrize("n", [8, 600])
+@pytest.mark.parametrize("impl", ["tiled", "reference"])
+def test_supervision_gets_no_gradient(impl: str, n: int) -> None:
+    features, keys = torch.randn(n, 4, requires_grad=True), torch.randn(3, 4)
+    soft, soft_keys = torch.rand(n, 2, requires_grad=True), torch.rand(3, 2, requires_grad=True)
+    mask = torch.rand(n, n, requires_grad=True)
+    (
+        supcon_loss(features, soft, keys=keys, key_labels=soft_keys, impl=impl)
+        + supcon_loss(features, mask=mask, impl=impl)
+    ).backward()
+    assert features.grad is not None
+    assert soft.grad is None
+    assert soft_keys.grad is None
+    assert mask.grad is None
+    assert not supcon_loss(features.detach(), soft, impl=impl).requires_grad
 
 
 def test_module_refuses_wrong_options_when_built() -> None:

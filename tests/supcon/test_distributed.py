@@ -1,15 +1,11 @@
 """`gather=True` in 1 to 4 real processes: what one process with all samples computes."""
 
-import os
-import socket
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from processes import run
 from unmuddle import FeatureQueue, supcon_loss
 
 SIZES = [(7,), (5, 4), (5, 0, 3), (5, 0, 3, 1)]
@@ -21,24 +17,6 @@ CASES = {
     "reference": {"impl": "reference"},
     "sharp": {"temperature": 0.01},
 }
-
-
-def run(test: Callable[..., None], sizes: tuple[int, ...], *arguments: object) -> None:
-    """Call `test(sizes, *arguments)` in one process for each size."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (test, sizes, port, arguments), nprocs=len(sizes))
-
-
-def _process(rank: int, test: Callable[..., None], sizes: tuple, port: int, arguments) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
-    try:
-        test(sizes, *arguments)
-    finally:
-        dist.destroy_process_group()
 
 
 class Model(nn.Module):

@@ -41,6 +41,24 @@ def test_loss_with_a_queue_is_the_loss_with_its_filled_part(soft: bool) -> None:
     torch.testing.assert_close(with_queue, filled)
 
 
+@pytest.mark.parametrize("classes", [None, 3])
+def test_what_was_queued_without_labels_is_nobodys_positive(classes: int | None) -> None:
+    queue = FeatureQueue(8, 4, classes)
+    queue.enqueue(torch.randn(4, 4))
+    labels = torch.zeros(6, dtype=torch.int64)
+    labels = labels if classes is None else torch.nn.functional.one_hot(labels, classes)
+    features = torch.randn(6, 4)
+    rows, row_labels = queue.keys()
+    alone = supcon_loss(features[:1], labels[:1], keys=rows, key_labels=row_labels)
+    assert alone == 0  # no positive
+    contrast = torch.cat([features, rows[:4]])
+    both = supcon_loss(features, labels, keys=rows, key_labels=row_labels)
+    z = torch.nn.functional.normalize(contrast) / 0.07**0.5
+    s = (z[:6] @ z.T).fill_diagonal_(-torch.inf)
+    others = s[:, :6][~torch.eye(6, dtype=torch.bool)].view(6, 5)
+    torch.testing.assert_close(both, (s.logsumexp(1) - others.mean(1)).mean())
+
+
 def test_unlabelled_queue_gives_negatives() -> None:
     queue, features = FeatureQueue(size=6, dim=4), torch.randn(3, 2, 4)
     past = torch.randn(2, 4)

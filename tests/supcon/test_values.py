@@ -118,6 +118,19 @@ def test_keys_without_gradient_take_part_in_the_temperature_s(n: int) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("n", [512, 513])
+@pytest.mark.parametrize("share", [1e-4, 1e-7, 1e-10])
+def test_a_small_share_of_a_class_is_not_lost_beside_a_whole_one(share: float, n: int) -> None:
+    features = torch.randn(n, 16)
+    memberships = torch.tensor([share, 1.0]).repeat(n, 1)
+    memberships[0] = torch.tensor([1.0, 0.0])  # whose positives are all that small
+    mine, truth = (
+        supcon_loss(features, memberships, reduction="none", impl=impl)[0]
+        for impl in ("auto", "reference")
+    )
+    torch.testing.assert_close(mine, truth, rtol=2e-5, atol=0)
+
+
 def test_rows_that_weigh_most_with_themselves_keep_their_precision() -> None:
     # Weights of 1e-6 with all others, of 1 with themselves: what is taken away is nearly all.
     n = 600

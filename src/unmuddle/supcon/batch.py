@@ -32,12 +32,14 @@ class Batch(NamedTuple):
         if mask is not None:
             if labels is not None:
                 raise ValueError("labels, mask: give one of the two, not both")
-            mask = torch.as_tensor(mask, device=device)
+            mask = torch.as_tensor(mask, device=device).detach()
             check_shape("mask", mask, (size, size), "(B, B)")
         elif labels is not None:
             labels = torch.as_tensor(labels, device=device)
             _check_labels("labels", labels, size, "B")
-            labels = labels.long() if labels.ndim == 1 else labels.to(_result_type(features))
+            labels = (
+                labels.long() if labels.ndim == 1 else labels.detach().to(_result_type(features))
+            )
         elif self.views < 2:
             raise ValueError(
                 "labels: without labels or a mask, positives are views of a sample, so features "
@@ -49,7 +51,8 @@ class Batch(NamedTuple):
             weight = weight.detach().to(_result_type(features))
         if keys is not None:
             keys = torch.as_tensor(keys, device=device)
-            key_labels = None if key_labels is None else torch.as_tensor(key_labels, device=device)
+            if key_labels is not None:
+                key_labels = torch.as_tensor(key_labels, device=device).detach()
             _check_keys(features, labels, keys, key_labels)
         elif key_labels is not None:
             raise ValueError("key_labels: given without keys")

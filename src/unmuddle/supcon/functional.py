@@ -86,8 +86,10 @@ def supcon_loss(
             a positive of sample i. Need not be symmetric. No gradient.
         keys: `(M, D)` more rows to be contrasted with, such as a queue; they are no anchors.
         key_labels: `(M,)` or `(M, C)` labels of the keys, needed where `labels` are given. Without
-            labels every key is a negative.
-        temperature: `τ > 0`; a scalar tensor may require a gradient (its value is not checked).
+            labels every key is a negative, but for those labelled `ignore_index`: give both results
+            of `FeatureQueue.keys()`.
+        temperature: `τ > 0`; a scalar tensor may require a gradient (its value is not checked:
+            train its logarithm to keep it positive).
         contrast_mode: `"all"`: every row is an anchor; `"one"`: the first view of each sample is.
         positives: where the mean over positives is: `"out"` of the logarithm or `"in"` it.
         denominator: `"all"`: `A(i)` is every other row; `"negatives"`: every row with `w_ij = 0`.
@@ -97,7 +99,7 @@ def supcon_loss(
         no_positive: anchors without a positive (or, with `denominator="negatives"`, without a
             negative) are left out of the mean (`"skip"`) or count as 0 (`"zero"`).
         ignore_index: samples and keys of this label (soft: rows filled with it) take no part: no
-            anchor, positive or negative.
+            anchor, positive or negative. Their features must be finite all the same.
         reduction: `"mean"`, `"sum"`, or `"none"`: `(N,)` for `(N, D)` features, `(B, V)` for
             `(B, V, D)`, `(B,)` with `contrast_mode="one"`.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
@@ -286,8 +288,8 @@ def check_options(
     _check_choice("impl", impl)
     if isinstance(temperature, Tensor):
         check_shape("temperature", temperature, (), "()")
-    elif not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    elif not isinstance(temperature, int | float) or not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
     if base_temperature is not None and not base_temperature > 0:
         raise ValueError(f"base_temperature: expected a positive number, got {base_temperature}")
     if gather and reduction == "none":

@@ -103,8 +103,6 @@ class SupConLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""
-        return (
-            f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
-            f"positives={self.positives!r}, denominator={self.denominator!r}, "
-            f"reduction={self.reduction!r}, gather={self.gather}, impl={self.impl!r}"
-        )
+        names = ("temperature", "contrast_mode", "base_temperature", "positives", "denominator")
+        names += ("normalize", "no_positive", "ignore_index", "reduction", "gather", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -109,14 +109,15 @@ class SoftClasses:
 
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
-        # Taking a row away before the product leaves an exact 0 where nobody shares its classes.
-        own = self.memberships[: self.anchors]
-        return (own * (self.memberships.sum(0) - own)).sum(1)
+        # Taking a row away before the product leaves an exact 0 where nobody shares its classes. In
+        # fp64, because a row may weigh far more with itself than with all others together.
+        every = self.memberships.double()
+        own = every[: self.anchors]
+        return (own * (every.sum(0) - own)).sum(1).to(self.memberships.dtype)
 
     def sum(self, z: Tensor) -> Tensor:
         """`sum_j w_ij z_j`, by the sums of each class."""
-        # In fp64, because a row may weigh far more with itself than with all others together.
-        every, rows = self.memberships.double(), z.double()
+        every, rows = self.memberships.double(), z.double()  # as in count
         own = every[: self.anchors]
         total = own @ (every.T @ rows)
         return (total - (own * own).sum(1, keepdim=True) * rows[: self.anchors]).to(z.dtype)
@@ -165,10 +166,10 @@ class SampleMask:
     def tile(self, rows: slice, cols: slice) -> Tensor:
         """The weights themselves."""
         index = torch.arange(self.rows, device=self.mask.device) // self.views
-        row, col = index[rows], index[cols]
-        is_key = col >= len(self.mask)
-        weights = self.mask[row[:, None], col.clamp(max=len(self.mask) - 1)]
-        return weights.masked_fill(is_key, 0)
+        row, col = index[rows][:, None], index[cols]
+        size = len(self.mask)
+        weights = self.mask[row.clamp(max=size - 1), col.clamp(max=size - 1)]
+        return weights.masked_fill((row >= size) | (col >= size), 0)
 
     def _sum(self, mask: Tensor, z: Tensor) -> Tensor:
         sample = z.unflatten(0, (-1, self.views))

@@ -71,7 +71,7 @@ class FeatureQueue(nn.Module):
 
         Args:
             features: `(B, D)`, or `(B, V, D)`: V views of each sample.
-            labels: `(B,)` or `(B, C)`; None: keys for a loss without labels, all negatives.
+            labels: `(B,)` or `(B, C)`; None: negatives for every anchor.
 
         Raises:
             ValueError: a shape does not fit; the queue is as before.
@@ -80,8 +80,9 @@ class FeatureQueue(nn.Module):
         """
         size, dim = self.features.shape
         if labels is None:
-            unlabelled = 0 if self.ignore_index != 0 else 1
-            labels = self.labels.new_full((len(features), *self.labels.shape[1:]), unlabelled)
+            labels = self.labels.new_full(
+                (len(features), *self.labels.shape[1:]), self._unlabelled()
+            )
         batch = Batch(features, labels)
         batch = batch.gathered()[0] if self.gather and is_distributed() else batch.checked()
         rows, row_labels, *_ = batch.contrast_set(self.ignore_index)
@@ -94,6 +95,12 @@ class FeatureQueue(nn.Module):
         self.features.index_copy_(0, slots[newest], rows[newest].to(self.features))
         self.labels.index_copy_(0, slots[newest], row_labels[newest].to(self.labels))
         self.cursor.copy_((self.cursor + len(rows)) % size)
+
+    def _unlabelled(self) -> int:
+        """A label that nobody shares: a class without samples, or membership in no class."""
+        if self.labels.ndim == 1:
+            return torch.iinfo(self.labels.dtype).min
+        return 0 if self.ignore_index != 0 else 1
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""

@@ -76,7 +76,7 @@ def forward(problem: Problem, positives: str, denominator: str, weights: AnchorW
 
 def _through_log_softmax(pull: Tensor, log_p: Tensor) -> Tensor:
     """`pull - exp(log_p) * its sum over a row`, where that sum is -g."""
-    return torch._log_softmax_backward_data(pull, log_p, 1, log_p.dtype)  # pyright: ignore[reportPrivateImportUsage]
+    return torch._log_softmax_backward_data(pull, log_p, 1, log_p.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _surely_positive(count: Tensor) -> bool:

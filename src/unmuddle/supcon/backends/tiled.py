@@ -16,13 +16,16 @@ from torch import Tensor
 from unmuddle.supcon.problem import Over, Problem
 
 TILE = 512
-KEPT = 4 * 2**20  # similarities kept for the backward: 16 MB of fp32, whatever N
+# Similarities kept for the backward: up to 30 MB of fp32 where that is most of them, as at
+# N = 4096; 16 MB of larger problems, which gain little.
+KEPT, KEPT_OF_LARGE, LARGE = 15 * 2**19, 4 * 2**20, 9 * 2**20
 SAFE_EXPONENT = 60.0  # 2 ** ±60 summed, inverted and weighed stays a normal fp32 number
 
 
 def kept_size(n: int, total: int) -> int:
     """How many similarities of n rows with `total` are kept, at most."""
-    return min(n * (n + TILE) // 2 + n * (total - n), KEPT)
+    pairs = n * (n + TILE) // 2 + n * (total - n)
+    return min(pairs, KEPT) if pairs <= LARGE else KEPT_OF_LARGE
 
 
 def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) -> Tensor:

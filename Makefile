@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 # One environment for everything; pip runs again only when pyproject.toml has changed.
 .venv/installed: pyproject.toml
@@ -19,6 +19,10 @@ demo: .venv/installed
 test: lint docs
 	$(BIN)/python -m pytest
 
+# Besides: every architecture that ARM is tried on.
+test-all: lint docs
+	$(BIN)/python -m pytest -m ''
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +35,7 @@ docs: .venv/installed
 bench: .venv/installed
 	mkdir -p runs
 	$(BIN)/python benchmarks/supcon.py --json runs/bench-supcon.json --plot runs/bench-supcon.png
+	$(BIN)/python benchmarks/supcon.py --growth
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/arm.py
 

@@ -18,6 +18,7 @@ def test_there_are_examples() -> None:
     assert len(BLOCKS) >= 5
 
 
+@pytest.mark.filterwarnings("ignore:ARM")  # of an example that shows when ARM warns
 @pytest.mark.parametrize("block", BLOCKS)
 def test_example_runs(block: str) -> None:
     exec(compile(block, "example", "exec"), {})
@@ -25,9 +26,9 @@ def test_example_runs(block: str) -> None:
 
 def test_every_public_name_is_in_the_api_page() -> None:
     import unmuddle
-    from unmuddle import arm, supcon, uerm
+    from unmuddle import arm, supcon, testing, uerm
 
     page = (ROOT / "docs" / "pages" / "api.md").read_text()
     documented = {line.split(".")[-1] for line in page.splitlines() if line.startswith(":::")}
-    public = {name for module in (unmuddle, arm, supcon, uerm) for name in module.__all__}
+    public = {name for module in (unmuddle, arm, supcon, testing, uerm) for name in module.__all__}
     assert public <= documented

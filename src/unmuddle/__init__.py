@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmuddle.arm import ARM as ARM
+    from unmuddle.arm import attach_arm as attach_arm
+    from unmuddle.arm import fold_arm as fold_arm
     from unmuddle.supcon import FeatureQueue as FeatureQueue
     from unmuddle.supcon import SupConLoss as SupConLoss
     from unmuddle.supcon import supcon_loss as supcon_loss
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
     from unmuddle.uerm import LabelLedger as LabelLedger
 
 __version__ = "0.1.0"
-__all__ = ["ARM", "UERM", "FeatureQueue", "LabelLedger", "SupConLoss", "supcon_loss"]
+__all__ = [
+    "ARM",
+    "UERM",
+    "FeatureQueue",
+    "LabelLedger",
+    "SupConLoss",
+    "attach_arm",
+    "fold_arm",
+    "supcon_loss",
+]
 
 _HOMES = {
     "ARM": "unmuddle.arm",
@@ -23,6 +34,8 @@ _HOMES = {
     "LabelLedger": "unmuddle.uerm",
     "SupConLoss": "unmuddle.supcon",
     "UERM": "unmuddle.uerm",
+    "attach_arm": "unmuddle.arm",
+    "fold_arm": "unmuddle.arm",
     "supcon_loss": "unmuddle.supcon",
 }
 

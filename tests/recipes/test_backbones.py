@@ -56,8 +56,8 @@ def test_names_give_a_map_that_the_whole_model_trains_on(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet1", "unknown; did you mean .*resnet1"),
-        ("qqqq", "unknown$"),
+        ("resnet1", "neither timm nor torchvision; did you mean .*resnet1"),
+        ("qqqq", "neither timm nor torchvision$"),
         ("vit_tiny_patch16_224", "feature map"),
         ("torchvision/vit_b_16", "feature map"),
         ("no_such_module:make", "No module named 'no_such_module'"),

@@ -1,9 +1,13 @@
-"""The three steps of ARM as pure functions, and the sizes they give."""
+"""The steps of ARM as pure functions, the sizes they give, and the first two in one product."""
 
+from operator import index
+
+import torch
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle
+from torch.nn.functional import conv2d, fold, pixel_shuffle, unfold
 
 UPSCALES = (16, 8, 4, 2)
+WINDOW = 5  # output pixels a side that one pixel of the map reaches
 
 
 def arrange(x: Tensor, upscale: int) -> Tensor:
@@ -17,11 +21,7 @@ def arrange(x: Tensor, upscale: int) -> Tensor:
         >>> arrange(torch.zeros(1, 512, 7, 7), 16).shape
         torch.Size([1, 2, 112, 112])
     """
-    if x.ndim != 4 or x.shape[1] % upscale**2:
-        raise ValueError(
-            f"x: expected shape (N, C, H, W) with C a multiple of upscale² = {upscale**2}, "
-            f"got {tuple(x.shape)}"
-        )
+    _check_map(x, upscale)
     return pixel_shuffle(x, upscale)
 
 
@@ -31,15 +31,12 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     `y[n, c, i, j] = sum_{a, b < k} weight[a, b] · x[n, c, i·s + a, j·s + b]`
 
     Without padding a border pixel is visited less often than a central one, so the features that
-    padding has eroded weigh less. When the stride `s` divides the kernel size `k`, as in ARM, the
-    map is cut into `s x s` cells; one matrix product takes every cell to its inner product with
-    each of the `(k/s)²` sub-kernels, and `(k/s)²` shifted sums finish: the same value with
-    `(k/s)²` times fewer reads.
+    padding has eroded weigh less.
 
     Args:
         x: `(N, C, H, W)`.
         weight: `(k, k)`.
-        stride: s, a divisor of k.
+        stride: s.
 
     Returns:
         `(N, C, (H - k) // s + 1, (W - k) // s + 1)`.
@@ -53,38 +50,72 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         torch.Size([1, 2, 11, 11])
     """
     k = weight.shape[0]
-    if weight.shape != (k, k) or k % stride:
-        raise ValueError(
-            f"weight: expected shape (k, k) with k a multiple of stride = {stride}, "
-            f"got {tuple(weight.shape)}"
-        )
+    if weight.shape != (k, k):
+        raise ValueError(f"weight: expected shape (k, k), got {tuple(weight.shape)}")
     if x.ndim != 4 or min(x.shape[2:]) < k:
         raise ValueError(
             f"x: expected shape (N, C, H, W) with H, W >= {k}, the kernel size, "
             f"got {tuple(x.shape)}"
         )
-    n, c, height, width = x.shape
-    parts = k // stride
-    out_h, out_w = (height - k) // stride + 1, (width - k) // stride + 1
-    cells_h, cells_w = out_h + parts - 1, out_w + parts - 1
+    y = conv2d(x.flatten(0, 1).unsqueeze(1), weight[None, None], stride=stride)
+    return y.squeeze(1).unflatten(0, x.shape[:2])
 
-    cells = (
-        x[:, :, : cells_h * stride, : cells_w * stride]
-        .reshape(n, c, cells_h, stride, cells_w, stride)
-        .transpose(3, 4)
-        .reshape(n, c, cells_h, cells_w, stride * stride)
-    )
-    sub_kernels = weight.reshape(parts, stride, parts, stride).transpose(1, 2)
-    products = cells @ sub_kernels.reshape(parts * parts, stride * stride).T
-    shifted = [
-        products[:, :, a : a + out_h, b : b + out_w, a * parts + b]
-        for a in range(parts)
-        for b in range(parts)
-    ]
-    total = shifted[0]
-    for part in shifted[1:]:
-        total = total + part
-    return total
+
+def amend(x: Tensor, weight: Tensor, upscale: int) -> Tensor:
+    """`de_albino(arrange(x, r), weight, r/2)` for a kernel of `2r x 2r`, in one product.
+
+    An arranged pixel of the map is `2 x 2` cells of `r/2 x r/2`, the kernel `4 x 4` such cells, and
+    the stride is one cell. So output `(i, j)` is the sum over the 16 cells below the kernel of
+    their inner product with the part of the kernel that lies on them, and a pixel `(h, w)` of the
+    map reaches the `5 x 5` outputs from `(2h - 3, 2w - 3)` to `(2h + 1, 2w + 1)`: a transposed
+    convolution of stride 2 and padding 3 (`transposed_kernel`). The map is read once and never
+    rearranged.
+
+    Args:
+        x: `(N, C, H, W)`, C a multiple of `r²`, H and W at least 2.
+        weight: `(2r, 2r)`.
+        upscale: r, even.
+
+    Returns:
+        `(N, C/r², 2H - 3, 2W - 3)`.
+
+    Examples:
+        >>> x, weight = torch.randn(2, 12, 3, 5), torch.randn(4, 4)
+        >>> torch.allclose(amend(x, weight, 2), de_albino(arrange(x, 2), weight, 1), atol=1e-5)
+        True
+    """
+    _check_map(x, upscale)
+    if weight.shape != (2 * upscale, 2 * upscale):
+        raise ValueError(
+            f"weight: expected shape (2r, 2r) = {(2 * upscale, 2 * upscale)}, "
+            f"got {tuple(weight.shape)}"
+        )
+    n, channels, height, width = x.shape
+    maps, depth, area = channels // upscale**2, upscale**2, height * width
+    kernel = transposed_kernel(weight, upscale)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        pixels = x.permute(0, 2, 3, 1).reshape(n * area * maps, depth)
+        reach = torch.mm(pixels, kernel).view(n, area, maps, WINDOW**2)
+        reach = reach.permute(0, 2, 3, 1).reshape(n * maps, WINDOW**2, area)
+    else:
+        pixels = x.reshape(n * maps, depth, area)
+        reach = torch.bmm(kernel.t().expand(n * maps, -1, -1), pixels)
+    return add_reach(reach, height, width).unflatten(0, (n, maps)).squeeze(2)
+
+
+def transposed_kernel(weight: Tensor, upscale: int) -> Tensor:
+    """`(r², 25)`: what each channel of a pixel adds to the `5 x 5` outputs that the pixel reaches.
+
+    Column `5·dy + dx` is the part of the kernel below which the pixel lies for that output; in the
+    outermost columns half of the pixel, or all but a quarter, is outside the kernel.
+    """
+    parts = unfold(weight[None, None], upscale, padding=upscale // 2, stride=upscale // 2)
+    return parts.squeeze(0).flip(1)
+
+
+def add_reach(reach: Tensor, height: int, width: int) -> Tensor:
+    """Add up what pixels of a map add to outputs: `(N, 25, H·W)` -> `(N, 1, 2H - 3, 2W - 3)`."""
+    return fold(reach, output_size(height, width), WINDOW, padding=3, stride=2)
 
 
 def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:
@@ -101,7 +132,7 @@ def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:
         `(N, H, W)`.
     """
     own = x.mean(1)
-    return own + alpha * (own.mean(0) if common is None else common)
+    return torch.addcmul(own, alpha, own.mean(0) if common is None else common)
 
 
 def choose_upscale(channels: int) -> int:
@@ -127,3 +158,20 @@ def output_size(height: int, width: int) -> tuple[int, int]:
     if min(height, width) < 2:
         raise ValueError(f"input_size: expected at least (2, 2), got ({height}, {width})")
     return 2 * height - 3, 2 * width - 3
+
+
+def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """`(H, W)` of a size given as such or as one number for both."""
+    try:
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        return index(height), index(width)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a whole number or (H, W), got {size!r}") from error
+
+
+def _check_map(x: Tensor, upscale: int) -> None:
+    if x.ndim != 4 or x.shape[1] % upscale**2:
+        raise ValueError(
+            f"x: expected shape (N, C, H, W) with C a multiple of upscale² = {upscale**2}, "
+            f"got {tuple(x.shape)}"
+        )

@@ -1,12 +1,13 @@
 """`ARM(nn.Module)`: arrange, de-albino, batch normalisation, affinity."""
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from unmuddle.arm.functional import affinity, arrange, choose_upscale, de_albino, output_size
+from unmuddle.arm.functional import affinity, amend, choose_upscale, output_size, pair
 
 Affinity = Literal["running", "batch", "none"]
 
@@ -59,16 +60,16 @@ class ARM(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f"in_channels: expected at least 1, got {in_channels!r}")
         if affinity not in get_args(Affinity):
             raise ValueError(f"affinity: expected one of {get_args(Affinity)}, got {affinity!r}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum}")
         r = choose_upscale(in_channels) if upscale == "auto" else upscale
-        if r < 2 or r % 2:
+        if not isinstance(r, int) or r < 2 or r % 2:
             raise ValueError(f"upscale: expected an even number >= 2 or 'auto', got {upscale!r}")
-        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        height, width = pair("input_size", input_size)
         out_height, out_width = output_size(height, width)
 
         self.in_channels = in_channels
@@ -106,8 +107,7 @@ class ARM(nn.Module):
                 f"x: expected shape (N, C, H, W) = (N, {self.in_channels}, {self.input_size[0]}, "
                 f"{self.input_size[1]}), got {tuple(x.shape)}"
             )
-        x = arrange(self.project(x), self.upscale)
-        x = self.bn(de_albino(x, self.weight, self.upscale // 2))
+        x = self.bn(amend(self.project(x), self.weight, self.upscale))
         return self._affinity(x).flatten(1)
 
     def _affinity(self, x: Tensor) -> Tensor:
@@ -115,18 +115,31 @@ class ARM(nn.Module):
             return x.mean(1)
         if self.affinity == "running" and not self.training:
             return affinity(x, self.alpha, self.running_common)
-        if self.affinity == "running" and len(x):
-            with torch.no_grad():
-                self.running_common.lerp_(
-                    x.mean((0, 1)).to(self.running_common.dtype), self.momentum
-                )
-        elif not self.training:
+        common = self._common(x)
+        if self.affinity == "batch" and not self.training:
             warnings.warn(
                 "ARM(affinity='batch') in eval mode: predictions depend on the other samples of "
                 "the batch; use affinity='running' for anything but reproducing the paper's code",
                 stacklevel=2,
             )
-        return affinity(x, self.alpha)
+        elif self.affinity == "running" and (len(x) or self._is_joined()):
+            with torch.no_grad():
+                self.running_common.lerp_(common.to(self.running_common.dtype), self.momentum)
+        return affinity(x, self.alpha, common)
+
+    def _common(self, x: Tensor) -> Tensor:
+        """The mean of the batch and the channels: of all processes if `bn` is synchronised."""
+        if self._is_joined():
+            total = _SumOverProcesses.apply(x.mean(1).sum(0), self.bn.process_group)
+            size = _SumOverProcesses.apply(x.new_tensor(len(x)), self.bn.process_group)
+            return total / size
+        return x.mean((0, 1))
+
+    def _is_joined(self) -> bool:
+        """Whether batches of several processes are one."""
+        is_synchronised = isinstance(self.bn, nn.SyncBatchNorm) and self.training
+        is_distributed = dist.is_available() and dist.is_initialized()
+        return is_synchronised and is_distributed and dist.get_world_size() > 1
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""
@@ -134,3 +147,18 @@ class ARM(nn.Module):
             f"{self.in_channels}, {self.input_size}, upscale={self.upscale}, "
             f"affinity={self.affinity!r}, out_features={self.out_features}"
         )
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum whose gradient is the sum of the gradients that every process has for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _SumOverProcesses.apply(grads[0], ctx.group), None

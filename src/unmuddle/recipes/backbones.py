@@ -1,17 +1,14 @@
 """CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
 
-import difflib
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
-import timm
 import torch
-import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from unmuddle.arm.features import FeatureMap, create_network, find_features, map_shape
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.paths import user_path
 
@@ -74,16 +71,10 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         return _small()
     if ":" in name:
         return _from_callable(name)
-    torchvision_name = name.removeprefix("torchvision/")
-    if torchvision_name == name and name in timm.list_models():
-        return _TimmFeatures(timm.create_model(name, pretrained=pretrained, num_classes=0))
-    if torchvision_name in torchvision.models.list_models(torchvision.models):
-        weights = "DEFAULT" if pretrained else None
-        return _without_head(torchvision.models.get_model(torchvision_name, weights=weights), name)
-    known = ["small", *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
-    close = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
-    raise UsageError(f"--backbone {name}: unknown{hint}")
+    try:
+        return find_features(create_network(name, pretrained=pretrained))
+    except ValueError as error:
+        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
 
 
 def _small() -> nn.Module:
@@ -112,67 +103,16 @@ def _from_callable(name: str) -> nn.Module:
     return network
 
 
-def _without_head(model: nn.Module, name: str) -> nn.Module:
-    """Cut a torchvision network after the last node that still is a spatial map."""
-    nodes = get_graph_node_names(model)[1]
-    probe = create_feature_extractor(model, eval_return_nodes=nodes, train_return_nodes=nodes[:1])
-    with torch.no_grad():
-        outputs: dict[str, Any] = probe.eval()(torch.zeros(1, 3, 224, 224))
-    maps = [
-        node
-        for node, value in outputs.items()
-        if isinstance(value, torch.Tensor)
-        and value.ndim == 4
-        and min(value.shape[2:]) > 1
-        and not node.startswith("classifier")
-    ]
-    # An image itself is a map, and a vision transformer's patches are cut by one convolution.
-    last = maps[-1]
-    if nodes.index(last) < len(nodes) // 2:
-        raise UsageError(f"--backbone {name}: no feature map (N, C, h, w) before its classifier")
-    return _OnlyMap(create_feature_extractor(model, {last: "map"}))
-
-
-class _OnlyMap(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x)["map"]
-
-
-class _TimmFeatures(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.num_features: int = model.num_features
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_features(x)
-
-
 def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int, int]:
-    was_training = network.training
     try:
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # so can any network on a size it was not made for
-        raise UsageError(
-            f"--backbone {name}: cannot take {image_size} x {image_size} images: {error}"
-        ) from error
-    network.train(was_training)
-    num_features = getattr(network, "num_features", None)
-    if (
-        not isinstance(output, torch.Tensor)
-        or output.ndim != 4
-        or (num_features == output.shape[3] != output.shape[1])
-    ):
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UsageError(
-            f"--backbone {name}: expected a feature map (N, C, h, w) before pooling, got {found}"
-        )
-    return output.shape[1], output.shape[2], output.shape[3]
+        return map_shape(network, (image_size, image_size))
+    except ValueError as error:
+        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
+
+
+def _reason(error: ValueError) -> str:
+    """Without the name of an argument that a command line does not have."""
+    return str(error).partition(": ")[2]
 
 
 def _remove_first_stride(network: nn.Module) -> bool:
@@ -194,7 +134,7 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-        target = network.model if isinstance(network, _OnlyMap | _TimmFeatures) else network
+        target = network.model if isinstance(network, FeatureMap) else network
         if "classifier.weight" in state and any(key.startswith(_RUN_PREFIX) for key in state):
             # The model of a run, saved as a whole.
             target = network

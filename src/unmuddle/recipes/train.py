@@ -71,7 +71,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         training.labels = symmetric_noise(training.labels, num_classes, noise, config.seed)
     size = splits.image_size
     training.transform, training.views = _augmentation(size, splits.mirror), 1 + ("supcon" in parts)
-    splits.val.transform = splits.test.transform = _to_network(size)
+    splits.val.transform = splits.test.transform = to_network(size)
     loaders = [
         _loader(training, config, shuffle=True),
         _loader(splits.val, config),
@@ -208,12 +208,13 @@ def _augmentation(size: int, mirror: bool) -> v2.Transform:
             v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True),
             v2.RandomHorizontalFlip(0.5 if mirror else 0.0),
             v2.ColorJitter(brightness=0.3, contrast=0.3),
-            _to_network(size),
+            to_network(size),
         ]
     )
 
 
-def _to_network(size: int) -> v2.Transform:
+def to_network(size: int) -> v2.Transform:
+    """From an image as stored to what the network takes."""
     return v2.Compose(
         [
             v2.Resize((size, size), antialias=True),

@@ -1,0 +1,143 @@
+"""`attach_arm`: a CNN with ARM in place of its pooling."""
+
+import copy
+from typing import Literal
+
+from torch import Tensor, nn
+
+from unmuddle.arm.features import create_network, find_features, map_shape
+from unmuddle.arm.functional import pair
+from unmuddle.arm.module import ARM, Affinity
+
+
+class ARMClassifier(nn.Module):
+    """Images `(N, 3, H, W)` -> logits `(N, num_classes)`: features, ARM, dropout, classifier.
+
+    Attributes:
+        features: images to the last feature map.
+        arm: the map to a feature vector.
+        dropout: between the two.
+        classifier: the vector to logits.
+    """
+
+    def __init__(
+        self, features: nn.Module, arm: ARM, num_classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.arm = arm
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(arm.out_features, num_classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Feature vectors `(N, arm.out_features)`, before dropout; for a contrastive loss."""
+        return self.arm(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.classifier(self.dropout(self.embed(x)))
+
+
+def attach_arm(
+    model: str | nn.Module,
+    num_classes: int,
+    *,
+    input_size: int | tuple[int, int],
+    at: str | None = None,
+    features: nn.Module | None = None,
+    upscale: int | Literal["auto"] = "auto",
+    affinity: Affinity = "running",
+    dropout: float = 0.0,
+    pretrained: bool = False,
+) -> ARMClassifier:
+    """A new network: the CNN up to its last feature map, then ARM and a classifier.
+
+    The network given is not changed; the new one starts from a copy of its weights, bit for bit, in
+    training mode.
+
+    Args:
+        model: a network of timm or torchvision, or its name (`torchvision/NAME` where both have
+            it); any other network with `features` or `at`.
+        num_classes: of the new classifier.
+        input_size: `(H, W)` of the images (`ARM`'s own `input_size` is that of the map), or one
+            number for both.
+        at: name of the node that gives the map, to cut elsewhere than at the last one; see
+            `torchvision.models.feature_extraction.get_graph_node_names(model)`.
+        features: the part of a network of your own that maps images to the feature map; a copy of
+            it is taken, and the rest of `model` is left out.
+        upscale: see `ARM`.
+        affinity: see `ARM`.
+        dropout: probability, between ARM and classifier.
+        pretrained: for a name: let timm or torchvision fetch their weights.
+
+    Raises:
+        ValueError: no such network, no feature map in it, or one smaller than 2 x 2.
+
+    Examples:
+        >>> import torch
+        >>> cnn = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 64, 3, 2, 1))
+        >>> model = attach_arm(cnn, 7, input_size=32, features=cnn)
+        >>> model(torch.randn(4, 3, 32, 32)).shape, model.embed(torch.randn(4, 3, 32, 32)).shape
+        (torch.Size([4, 7]), torch.Size([4, 169]))
+    """
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
+    if features is not None and not isinstance(features, nn.Module):
+        raise TypeError(f"features: expected an nn.Module, got {type(features).__name__}")
+    if features is not None and at is not None:
+        raise ValueError("features, at: give one of the two, not both")
+    size = pair("input_size", input_size)
+    if features is not None:
+        features = copy.deepcopy(features)
+    else:
+        network = create_network(model, pretrained=pretrained) if isinstance(model, str) else model
+        features = find_features(network, at=at)
+    channels, height, width = map_shape(features, size)
+    if min(height, width) < 2:
+        factor = max(size[0] // height, size[1] // width)
+        raise ValueError(
+            f"input_size: the map of a {size} image is {height} x {width}; ARM needs at least "
+            f"2 x 2, an image of about {2 * factor} x {2 * factor}"
+        )
+    arm = ARM(channels, (height, width), upscale=upscale, affinity=affinity)
+    attached = ARMClassifier(features, arm, num_classes, dropout).train()
+    parameter = next(features.parameters(), None)
+    return attached if parameter is None else attached.to(parameter.device, parameter.dtype)
+
+
+def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a checkpoint of the authors' `ResNet18_ARM` for an `ARMClassifier`.
+
+    | theirs | ours |
+    |---|---|
+    | `arm.de_albino.weight` `(1, 1, 32, 32)` | `arm.weight` `(32, 32)` |
+    | `arm.bn.*` | `arm.bn.*` |
+    | `arm.alpha` `(1,)` | `arm.alpha` `()` |
+    | `fc.*` | `classifier.*` |
+    | `features.{0, 1, 4 ... 7}.*` | `features.model.{conv1, bn1, layer1 ... layer4}.*` |
+
+    A `module.` in front of every name is dropped. They keep no running mean of what faces have in
+    common: load with `strict=False` into `affinity="batch"`, which computes what their code does,
+    or into `affinity="none"`.
+
+    Args:
+        state: the `state_dict` saved by their code.
+
+    Raises:
+        ValueError: it holds no `arm.de_albino.weight`.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if "arm.de_albino.weight" not in state:
+        raise ValueError(
+            "state: expected a tensor 'arm.de_albino.weight', got " + str([*state][:5])
+        )
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    heads = {f"features.{i}.": f"features.model.{part}." for i, part in enumerate(parts)}
+    heads |= {"fc.": "classifier."}
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        head = next((head for head in heads if name.startswith(head)), "")
+        renamed[heads.get(head, "") + name.removeprefix(head)] = value
+    renamed["arm.weight"] = renamed.pop("arm.de_albino.weight").squeeze((0, 1))
+    renamed["arm.alpha"] = renamed["arm.alpha"].reshape(())
+    return renamed

@@ -1,0 +1,127 @@
+"""`fold_arm`: the inference form, one convolution of one weighted map and a constant map."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from unmuddle.arm.functional import add_reach, transposed_kernel
+from unmuddle.arm.module import ARM
+
+PROBES = 4
+
+
+class FoldedARM(nn.Module):
+    """What an `ARM` computes in eval mode: `(N, C, H, W)` -> `(N, out_features)`.
+
+    `y = conv(sum_k scale[k] · x_k) + offset` for the C/r² groups `x_k` of r² channels
+
+    In eval mode ARM is linear: batch normalisation scales and shifts each arranged channel, the
+    mean over them weighs them equally, affinity adds a constant map. Since all share one kernel,
+    their weighted sum can be convolved instead; whatever is added goes into `offset`. The
+    convolution is the transposed one of `amend`, written as a product and `fold`.
+
+    Attributes:
+        scale: `(1, C/r²)`; `(1, 1)` where a projection came before ARM.
+        kernel: `(25, r²)`, see `transposed_kernel`; `(25, C)` with the projection in it.
+        offset: `(2H - 3, 2W - 3)`.
+        input_size: `(H, W)`.
+        out_features: of the output.
+
+    Raises:
+        ValueError: the input's shape does not fit.
+    """
+
+    def __init__(
+        self, scale: Tensor, kernel: Tensor, offset: Tensor, input_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.scale = nn.Parameter(scale)
+        self.kernel = nn.Parameter(kernel)
+        self.offset = nn.Parameter(offset)
+        self.out_features = offset.numel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature vectors."""
+        (n, channels), (height, width) = x.shape[:2], self.input_size
+        maps, depth = self.scale.shape[1], self.kernel.shape[1]
+        if channels != maps * depth or x.shape[2:] != self.input_size:
+            raise ValueError(
+                f"x: expected shape (N, C, H, W) = (N, {maps * depth}, {height}, {width}), "
+                f"got {tuple(x.shape)}"
+            )
+        groups = x.reshape(n, maps, depth * height * width)
+        one = torch.bmm(self.scale.expand(n, -1, -1), groups).view(n, depth, height * width)
+        reach = torch.bmm(self.kernel.expand(n, -1, -1), one)
+        return (add_reach(reach, height, width) + self.offset).flatten(1)
+
+
+def fold_arm(model: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode, each `ARM` in it replaced by its folded form.
+
+    The network given is not changed. Each folded module is compared with the original on random
+    maps in fp64 first.
+
+    Raises:
+        ValueError: there is no ARM, or one that cannot fold: `affinity="batch"` depends on the
+            batch, and an ARM that has not been trained or loaded has no statistics.
+        RuntimeError: the folded form does not agree.
+
+    Examples:
+        >>> arm = ARM(64, (4, 4))
+        >>> _ = arm(torch.randn(8, 64, 4, 4))  # a training batch
+        >>> x, folded = torch.randn(2, 64, 4, 4), fold_arm(arm)
+        >>> torch.allclose(folded(x), arm.eval()(x), atol=1e-5)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    model = copy.deepcopy(model).eval()
+    named = model.named_modules(remove_duplicate=False)
+    found = {name: arm for name, arm in named if isinstance(arm, ARM)}
+    if not found:
+        raise ValueError(f"model: expected an ARM in it, found none in {type(model).__name__}")
+    folded = {arm: _fold(arm, name or "arm") for name, arm in found.items()}
+    if "" in found:
+        return folded[found[""]]
+    for name, arm in found.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, folded[arm])
+    return model
+
+
+@torch.no_grad()
+def _fold(arm: ARM, name: str) -> FoldedARM:
+    bn = arm.bn
+    if arm.affinity == "batch":
+        raise ValueError(f"{name}: affinity='batch' depends on the batch and cannot be folded")
+    if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked == 0:
+        raise ValueError(
+            f"{name}: no training statistics to fold; train the network or load trained weights"
+        )
+    exact = copy.deepcopy(arm).double()
+    scale = exact.bn.weight / (exact.bn.running_var + bn.eps).sqrt()  # pyright: ignore
+    shift = exact.bn.bias - scale * exact.bn.running_mean  # pyright: ignore
+    offset = shift.mean().expand_as(exact.running_common)
+    if arm.affinity == "running":
+        offset = offset + exact.alpha * exact.running_common
+    scale = (scale / len(scale)).unsqueeze(0)
+    kernel = transposed_kernel(exact.weight, arm.upscale).T.contiguous()
+    if isinstance(exact.project, nn.Conv2d):
+        kernel = torch.kron(scale, kernel) @ exact.project.weight.flatten(1)
+        scale = scale.new_ones(1, 1)
+    folded = FoldedARM(scale, kernel, offset.clone(), arm.input_size)
+    _check_agreement(exact, folded, name)
+    return folded.to(arm.weight).eval()
+
+
+def _check_agreement(arm: ARM, folded: FoldedARM, name: str) -> None:
+    """On random maps, in the fp64 of both."""
+    generator = torch.Generator(arm.weight.device).manual_seed(0)
+    shape = PROBES, arm.in_channels, *arm.input_size
+    x = torch.randn(shape, generator=generator, dtype=arm.weight.dtype, device=arm.weight.device)
+    expected, got = arm(x), folded(x)
+    error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+    if not error < 1e-9:
+        raise RuntimeError(f"{name}: the folded form differs by {error:.1e} of the largest output")

@@ -1,0 +1,99 @@
+"""Whether a model's predictions depend on the batch they are made in."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchInvariance(NamedTuple):
+    """Largest absolute change of an output, over all samples, when its batch changes.
+
+    NaN where an output is NaN, infinite where the model refuses such a batch.
+
+    Attributes:
+        alone: each sample in a batch of its own.
+        size: in batches of 2 and of 3.
+        order: in the same batch in another order.
+        mates: with other samples in place of its batch-mates.
+        scale: the largest absolute output, to compare with.
+        worst: the largest of the changes, relative to `scale`.
+    """
+
+    alone: float
+    size: float
+    order: float
+    mates: float
+    scale: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of the changes, relative to `scale`."""
+        return _largest(self[:4]) / max(self.scale, 1e-30)
+
+
+@torch.no_grad()
+def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInvariance:
+    """How much the eval outputs of a model depend on batch-mates, order and batch size.
+
+    A model that predicts each sample by itself changes by rounding at most: products of one row
+    and of many may sum in another order. Anything more leaks from sample to sample, and a test
+    set that is sorted by class then scores higher than it should.
+
+    Args:
+        model: takes `(N, ...)`, gives `(N, ...)`. It is put in eval mode and back.
+        x: `(N, ...)`, N at least 4.
+        seed: of the order.
+
+    Raises:
+        ValueError: fewer than 4 samples, or outputs that are not one a sample.
+
+    Examples:
+        >>> x = torch.randn(8, 4)
+        >>> batch_invariance(nn.Linear(4, 2), x).worst < 1e-6
+        True
+        >>> batch_invariance(nn.BatchNorm1d(4, track_running_stats=False), x).mates > 0.1
+        True
+    """
+    if len(x) < 4:
+        raise ValueError(f"x: expected at least 4 samples, got {len(x)}")
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        together = model(x.clone())
+        if not isinstance(together, Tensor) or together.shape[:1] != x.shape[:1]:
+            found = tuple(together.shape) if isinstance(together, Tensor) else type(together)
+            raise ValueError(
+                f"model: expected one output a sample, (N, ...) with N = {len(x)}, got {found}"
+            )
+
+        def change(batches: Iterable[Tensor], expected: Tensor) -> float:
+            try:
+                # Copies, because a model may work in place.
+                got = torch.cat([model(batch.clone()) for batch in batches])
+            except Exception:  # such as batch normalisation of a single sample
+                return math.inf
+            return float((got[: len(expected)] - expected).abs().max())
+
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        half = len(x) // 2
+        # Mates unlike any that were there: the other half, turned over and three times as far out.
+        strange = torch.cat([x[:half], -3 * x[half:]])
+        return BatchInvariance(
+            alone=change(x.split(1), together),
+            size=_largest(change(x.split(size), together) for size in (2, 3)),
+            order=change([x[order]], together[order]),
+            mates=change([strange], together[:half]),
+            scale=float(together.abs().max()),
+        )
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def _largest(changes: Iterable[float]) -> float:
+    """NaN if one is NaN."""
+    return float(torch.tensor([*changes], dtype=torch.float64).max())

@@ -1,0 +1,242 @@
+"""`attach_arm` on the CNN families of torchvision and timm, and what is said when it cannot."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from budget import assert_within_budget
+from unmuddle import ARM, attach_arm, fold_arm
+from unmuddle.arm import ARMClassifier, find_features, from_authors
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+# A small network of every CNN family, `name@image size` where 64 is too small for it.
+FAST = """
+torchvision/alexnet torchvision/densenet121@96 torchvision/efficientnet_b0 torchvision/googlenet
+torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_small torchvision/resnet18
+torchvision/regnet_y_400mf torchvision/shufflenet_v2_x0_5 torchvision/squeezenet1_1
+convnext_atto cs3darknet_s cspnext_s dla46_c edgenext_xx_small efficientnet_lite0 efficientvit_b0
+ese_vovnet19b_slim fasternet_t0 fbnetc_100 gernet_s ghostnet_050 hardcorenas_a hgnetv2_b0
+hrnet_w18_small inception_next_atto lcnet_050 lcnetv2_small mambaout_femto mixnet_s mnasnet_small
+mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small_035 mobileone_s0
+regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 resnest14d resnet18 resnetv2_18
+rexnet_100 semnasnet_075 skresnet18 spnasnet_100 starnet_s1 tf_efficientnetv2_b0 tinynet_e
+""".split()
+SLOW = """
+torchvision/convnext_tiny torchvision/efficientnet_v2_s torchvision/inception_v3@128
+torchvision/regnet_x_400mf torchvision/resnet50 torchvision/resnext50_32x4d
+torchvision/squeezenet1_0 torchvision/swin_t torchvision/vgg11 torchvision/vgg11_bn
+torchvision/wide_resnet50_2 bat_resnext26ts@256 botnet26t_256@256 convmixer_768_32
+convnextv2_atto cspresnet50 csatv2@128 darknet53 densenet121 dpn48b eca_nfnet_l0
+efficientnet_b0 efficientnetv2_rw_t fastvit_t8 fbnetv3_b hgnet_tiny inception_resnet_v2@160
+inception_v3@160 inception_v4@160 legacy_seresnet18 legacy_xception nasnetalarge@128
+nf_resnet26 pnasnet5large@128 poolformer_s12 rdnet_tiny regnetz_b16 res2net50_14w_8s resnet26d
+resnetblur18 selecsls42@128 tresnet_m vgg11 xception41 caformer_s18@128 coatnet_nano_rw_224@224
+cpubone_t0@128 davit_tiny@128 efficientformerv2_s0@224 efficientvit_m0@224 focalnet_tiny_srf
+iformer_t@128 lowformer_b0@128 mobilevit_xxs nextvit_small@128 pvt_v2_b0 sequencer2d_s@224
+shvit_s1@128 swiftformer_xs@128 swin_tiny_patch4_window7_224@224 visformer_tiny@224
+""".split()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision's googlenet
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_attaches_trains_a_step_and_folds(name: str) -> None:
+    name, _, size = name.partition("@")
+    size = int(size or 64)
+    torch.manual_seed(0)
+    model = attach_arm(name, 7, input_size=size)
+    images = torch.randn(4, 3, size, size)
+    cross_entropy(model(images), torch.arange(4)).backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    folded = fold_arm(model)
+    with torch.no_grad():
+        x = model.eval().features(images)
+        assert torch.equal(folded.features(images), x)
+        truth, honest = copy.deepcopy(model.arm).double()(x.double()), model.arm(x)
+        # One batch leaves small variances, whose inverses multiply terms that cancel.
+        terms = float(x.abs().max() * folded.arm.scale.abs().sum() * folded.arm.kernel.abs().sum())
+        assert_within_budget(folded.arm(x), truth, honest, terms=terms)
+    assert honest.shape == (4, model.arm.out_features)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "mobilenetv3_small_050"])
+def test_weights_are_kept_bit_for_bit_and_the_model_given_is_unchanged(name: str) -> None:
+    library = torchvision.models.get_model if name.startswith("torchvision") else timm.create_model
+    given = library(name.removeprefix("torchvision/"))
+    before = copy.deepcopy(given.state_dict())
+    model = attach_arm(given, 7, input_size=64)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in given.state_dict().items())
+    assert all(parameter.grad is None for parameter in given.parameters())
+    kept = attach_arm(given, 7, input_size=64).features.model.state_dict()
+    assert len(kept) > 50
+    assert all(torch.equal(value, before[key]) for key, value in kept.items())
+
+
+def test_the_map_is_what_the_pooling_of_the_network_reads() -> None:
+    given = timm.create_model("resnet18").eval()
+    x = torch.randn(2, 3, 64, 64)
+    features = find_features(given).eval()
+    torch.testing.assert_close(given.fc(features(x).mean((2, 3))), given(x))
+
+
+def test_a_network_of_ones_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(3, 64, 3, 4, 1), nn.ReLU())
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.trunk(x).mean((2, 3)))
+
+    own = Own()
+    images = torch.randn(2, 3, 16, 24)
+    by_part = attach_arm(own, 5, input_size=(16, 24), features=own.trunk)
+    by_node = attach_arm(own, 5, input_size=(16, 24), at="trunk.1")
+    for model in (by_part, by_node):
+        assert isinstance(model, ARMClassifier)
+        assert model.arm.input_size == (4, 6)
+        assert torch.equal(model.features(images), own.trunk(images))
+        assert model(images).shape == (2, 5)
+    with pytest.raises(
+        ValueError, match="Own is no classifier of timm or torchvision; name the node"
+    ):
+        attach_arm(own, 5, input_size=16)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
+def test_a_network_given_in_eval_mode_trains_and_a_copy_keeps_its_mode(name: str) -> None:
+    library = torchvision.models.get_model if name.startswith("torchvision") else timm.create_model
+    model = attach_arm(library(name.removeprefix("torchvision/")).eval(), 7, input_size=64)
+    assert all(module.training for module in model.modules())
+    images = torch.randn(4, 3, 64, 64)
+    model(images)
+    model.eval()
+    twin = copy.deepcopy(model)
+    assert not any(module.training for module in twin.modules())
+    assert torch.equal(twin(images), model(images))
+    assert torch.equal(twin.train()(images), copy.deepcopy(model.train())(images))
+
+
+def test_a_network_of_one_channel_and_of_another_type() -> None:
+    given = timm.create_model("resnet18", in_chans=1).double()
+    model = attach_arm(given, 7, input_size=64)
+    assert model(torch.randn(2, 1, 64, 64, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_at_cuts_elsewhere() -> None:
+    model = attach_arm("resnet18", 7, input_size=64, at="layer3", dropout=0.5, upscale=8)
+    assert (model.arm.in_channels, model.arm.input_size, model.arm.upscale) == (256, (4, 4), 8)
+    assert not any("layer4" in name for name in model.state_dict())
+    assert model.dropout.p == 0.5
+
+
+def test_a_folded_network_runs_in_onnxruntime(tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = attach_arm("torchvision/resnet18", 7, input_size=64)
+    x, path = torch.randn(2, 3, 64, 64), tmp_path / "model.onnx"
+    model(x)
+    folded = fold_arm(model)
+    torch.onnx.export(folded, (x,), path, dynamo=True, input_names=["x"], verbose=False)
+    (got,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), folded(x), rtol=1e-4, atol=1e-5)
+
+
+class Theirs(nn.Module):
+    """The names and shapes of the authors' network, its ARM for maps of 512 channels only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*list(torchvision.models.resnet18().children())[:-2])
+        self.arm = nn.Module()
+        self.arm.de_albino = nn.Conv2d(1, 1, 32, 8, bias=False)
+        self.arm.bn = nn.BatchNorm2d(2)
+        self.arm.alpha = nn.Parameter(torch.tensor([1.5]))
+        self.fc = nn.Linear(121, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pixel_shuffle(self.features(x), 16)
+        x = self.arm.bn(torch.cat([self.arm.de_albino(x[:, i : i + 1]) for i in range(2)], 1))
+        return self.fc((x.mean(1) + self.arm.alpha * x.mean((0, 1))).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:ARM")
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_the_authors_gives_what_their_code_gives(prefix: str) -> None:
+    theirs = Theirs()
+    images = torch.randn(3, 3, 224, 224)
+    theirs(images)  # statistics away from their initial values
+    state = {prefix + name: value for name, value in theirs.state_dict().items()}
+    model = attach_arm("torchvision/resnet18", 7, input_size=224, affinity="batch")
+    wrong = model.load_state_dict(from_authors(state), strict=False)
+    assert wrong.unexpected_keys == []
+    assert wrong.missing_keys == ["arm.running_common"]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), theirs.eval()(images))
+    with pytest.raises(ValueError, match=r"state: expected a tensor 'arm.de_albino.weight', got"):
+        from_authors({"conv1.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("message", "model", "options"),
+    [
+        (r"feature map \(N, C, h, w\) before its pooling, got \(1, 197, 192\)",
+         "vit_tiny_patch16_224", {"input_size": 224}),
+        (r"before its pooling, got \(1, 196, 512\)", "mixer_s16_224", {"input_size": 224}),
+        (r"no feature map .* classifier, which reads \(1, 768\)", "torchvision/vit_b_16",
+         {"input_size": 224}),
+        (r"'resnet1' is known to neither timm nor torchvision; did you mean", "resnet1", {}),
+        (r"image is 1 x 1; ARM needs at least 2 x 2, an image of about 64 x 64", "resnet18",
+         {"input_size": 32}),
+        (r"input_size: the network takes no \(8, 8\) image", "densenet121", {"input_size": 8}),
+        (r"num_classes: expected at least 1, got 0", "resnet18", {"num_classes": 0}),
+        (r"num_classes: expected at least 1, got '7'", "resnet18", {"num_classes": "7"}),
+        (r"input_size: expected a whole number or \(H, W\), got '64'", "resnet18",
+         {"input_size": "64"}),
+        (r"model: cannot be cut at 'layer9'", "resnet18", {"at": "layer9"}),
+        (r"features, at: give one of the two", "resnet18", {"at": "layer3", "features": nn.ReLU()}),
+        (r"upscale: expected an even number", "resnet18", {"upscale": 5}),
+        (r"affinity: expected one of", "resnet18", {"affinity": "mean"}),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_named(message: str, model: str, options: dict) -> None:
+    with pytest.raises(ValueError, match=message):
+        attach_arm(model, **({"num_classes": 7, "input_size": 64} | options))
+
+
+def test_wrong_types_are_named() -> None:
+    with pytest.raises(TypeError, match="features: expected an nn.Module, got str"):
+        attach_arm("resnet18", 7, input_size=64, features="layer4")
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got int"):
+        find_features(3)
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got str"):
+        fold_arm("resnet18")
+    with pytest.raises(ValueError, match=r"before its pooling, got \(1, 197, 192\)"):
+        find_features(timm.create_model("vit_tiny_patch16_224"))
+
+
+def test_names_need_a_library_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmuddle.arm import features
+
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs timm or torchvision, and neither is installed"):
+        attach_arm("resnet18", 7, input_size=64)
+    with pytest.raises(ValueError, match="at: needs torchvision"):
+        attach_arm(nn.Conv2d(3, 4, 3), 7, input_size=64, at="0")
+
+
+def test_embeddings_are_what_the_classifier_reads() -> None:
+    cnn = nn.Conv2d(3, 16, 3, 8, 1)
+    model = attach_arm(cnn, 7, input_size=32, features=cnn)
+    images = torch.randn(4, 3, 32, 32)
+    model(images)
+    model.eval()
+    assert isinstance(model.arm, ARM)
+    assert torch.equal(model(images), model.classifier(model.embed(images)))

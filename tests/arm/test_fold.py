@@ -1,0 +1,115 @@
+"""Folded = unfolded: values, structure, export, and what cannot fold."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from budget import assert_within_budget
+from unmuddle import ARM, fold_arm
+from unmuddle.arm import FoldedARM
+
+
+def trained(*arguments, **options) -> ARM:
+    """After three training batches, with every parameter away from its initial value."""
+    torch.manual_seed(0)
+    arm = ARM(*arguments, **options)
+    with torch.no_grad():
+        for parameter in (arm.bn.weight, arm.bn.bias, arm.alpha):
+            parameter += 0.5 * torch.randn_like(parameter)
+    for _ in range(3):
+        arm(torch.randn(16, arm.in_channels, *arm.input_size) + 0.5)
+    return arm.eval()
+
+
+@pytest.mark.parametrize("affinity", ["running", "none"])
+@pytest.mark.parametrize(
+    ("channels", "size", "upscale"),
+    [(12, (2, 2), "auto"), (440, (5, 9), "auto"), (512, (7, 7), 16), (960, (7, 7), 8),
+     (1280, (3, 4), 16), (2048, (7, 5), "auto"), (64, (6, 2), 2), (64, (3, 3), 4),
+     (63, (4, 5), "auto")],
+)  # fmt: skip
+def test_folded_is_unfolded_within_the_rounding_of_fp32(
+    channels: int, size: tuple[int, int], upscale, affinity: str
+) -> None:
+    arm = trained(channels, size, upscale=upscale, affinity=affinity)
+    x = torch.randn(8, channels, *size)
+    with torch.no_grad():
+        truth = copy.deepcopy(arm).double()(x.double())
+        assert_within_budget(fold_arm(arm)(x), truth, arm(x))
+
+
+def test_one_convolution_takes_the_place_of_arm() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, stride=8), nn.BatchNorm2d(64), ARM(64, (4, 4)))
+    x = torch.randn(4, 3, 32, 32)
+    model(x)
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_arm(model)
+    assert [type(module) for module in folded] == [nn.Conv2d, nn.BatchNorm2d, FoldedARM]
+    assert list(folded[2].children()) == []  # no normalisation left
+    assert [*dict(folded[2].named_parameters())] == ["scale", "kernel", "offset"]
+    assert not any(module.training for module in folded.modules())
+    torch.testing.assert_close(folded(x), model.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_arm_under_two_names_is_folded_under_both() -> None:
+    model = nn.Module()
+    model.arm = ARM(64, (4, 4))
+    model.arm(torch.randn(4, 64, 4, 4))
+    model.head = nn.Sequential(model.arm)
+    folded = fold_arm(model)
+    assert folded.arm is folded.head[0]
+    assert isinstance(folded.arm, FoldedARM)
+
+
+def test_another_shape_is_refused_and_an_empty_batch_is_not() -> None:
+    folded = fold_arm(trained(64, (2, 2)))
+    assert folded(torch.zeros(0, 64, 2, 2)).shape == (0, 1)
+    for shape in ((2, 64, 3, 3), (2, 32, 2, 4)):
+        with pytest.raises(ValueError, match=r"expected shape \(N, C, H, W\) = \(N, 64, 2, 2\)"):
+            folded(torch.zeros(shape))
+
+
+def test_half_precision_stays() -> None:
+    arm = trained(64, (4, 4)).to(torch.bfloat16)
+    folded = fold_arm(arm)
+    x = torch.randn(2, 64, 4, 4, dtype=torch.bfloat16)
+    assert folded(x).dtype == torch.bfloat16
+    torch.testing.assert_close(folded(x), arm(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_onnxruntime_gives_the_same_for_any_batch(tmp_path: Path, is_folded: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    arm = trained(128, (4, 5))
+    arm = fold_arm(arm) if is_folded else arm
+    example, path = (torch.randn(3, 128, 4, 5),), tmp_path / "arm.onnx"
+    batch = ({0: torch.export.Dim("n")},)
+    torch.onnx.export(
+        arm, example, path, dynamo=True, input_names=["x"], dynamic_shapes=batch, verbose=False
+    )
+    session = onnxruntime.InferenceSession(path)
+    for n in (1, 5):
+        x = torch.randn(n, 128, 4, 5)
+        (got,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), arm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_fold_is_told() -> None:
+    with pytest.raises(ValueError, match=r"1: affinity='batch' depends on the batch"):
+        fold_arm(nn.Sequential(nn.Identity(), trained(64, (4, 4), affinity="batch")))
+    with pytest.raises(ValueError, match="arm: no training statistics to fold"):
+        fold_arm(ARM(64, (4, 4)))
+    with pytest.raises(ValueError, match="expected an ARM in it, found none in Linear"):
+        fold_arm(nn.Linear(1, 1))
+
+
+def test_a_folded_form_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = FoldedARM.forward
+    monkeypatch.setattr(FoldedARM, "forward", lambda self, x: 1.001 * right(self, x))
+    with pytest.raises(RuntimeError, match="arm: the folded form differs by"):
+        fold_arm(trained(64, (4, 4)))

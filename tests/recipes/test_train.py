@@ -144,20 +144,28 @@ def test_ferplus_trains(tmp_path: Path) -> None:
     assert torch.tensor(summary(run)["test"]["confusion"]).sum() == 12
 
 
+def heed_interrupts() -> None:
+    # A shell lets what it starts in the background ignore them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_a_readable_run_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "500",
          "--run", str(run)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not ((run / "metrics.jsonl").exists() and metrics(run)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 240
+        while not ((run / "metrics.jsonl").exists() and metrics(run)):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert summary(run)["status"] == "interrupted"

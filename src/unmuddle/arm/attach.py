@@ -101,8 +101,10 @@ def attach_arm(
         )
     arm = ARM(channels, (height, width), upscale=upscale, affinity=affinity)
     attached = ARMClassifier(features, arm, num_classes, dropout).train()
-    parameter = next(features.parameters(), None)
-    return attached if parameter is None else attached.to(parameter.device, parameter.dtype)
+    like = next(features.parameters(), arm.weight)
+    for added in (attached.arm, attached.classifier):
+        added.to(like.device, like.dtype)
+    return attached
 
 
 def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:

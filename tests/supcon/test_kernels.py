@@ -129,10 +129,21 @@ def test_compiled_for_real_gpus_nothing_spills(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     out = tmp_path / "kernels.json"
-    command = [sys.executable, str(script), "--dims", "128", "2048", "--json", str(out)]
+    command = [
+        sys.executable,
+        str(script),
+        "--dims",
+        "16",
+        "64",
+        "128",
+        "700",
+        "2048",
+        "--json",
+        str(out),
+    ]
     subprocess.run(command, check=True, env=environment, capture_output=True)
     rows = json.loads(out.read_text())
-    assert len(rows) == 2 * 3 * 2 * 2  # kernels, GPUs, types, dims
+    assert len(rows) == 2 * 3 * 2 * 5  # kernels, GPUs, types, dims
     for row in rows:
         assert row["spilled_bytes"] == 0, row
         assert row["shared_bytes"] <= row["shared_limit"], row

@@ -107,8 +107,7 @@ def map_shape(features: nn.Module, input_size: tuple[int, int]) -> tuple[int, in
         ValueError: the network takes no such image, or gives no map.
     """
     try:
-        with torch.no_grad(), eval_mode(features):
-            output: Any = features(_blank(features, input_size))
+        output = _try(features, input_size)
     except Exception as error:  # a network can fail in any way on a size it was not made for
         raise ValueError(f"input_size: the network takes no {input_size} image: {error}") from error
     _check_map(output)
@@ -133,8 +132,7 @@ def _drop_unused(model: nn.Module, features: nn.Module) -> None:
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     config: dict[str, Any] = getattr(model, "default_cfg", {})
     _, *size = config.get("input_size", (3, TRIAL_SIZE, TRIAL_SIZE))
-    with torch.no_grad(), eval_mode(model):
-        _check_map(features(_blank(model, size)))
+    _check_map(_try(features, size))
     for hook in hooks:
         hook.remove()
     for name, child in model.named_children():
@@ -164,8 +162,7 @@ def _last_map(model: nn.Module) -> str:
         train_return_nodes=nodes[:1],
         suppress_diff_warning=True,
     )
-    with torch.no_grad():
-        outputs: dict[str, Any] = probe.eval()(_blank(model, (TRIAL_SIZE, TRIAL_SIZE)))
+    outputs: dict[str, Any] = _try(probe, (TRIAL_SIZE, TRIAL_SIZE))
     maps = [
         node
         for node, value in outputs.items()
@@ -185,10 +182,17 @@ def _last_map(model: nn.Module) -> str:
     return last
 
 
-def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
-    """One image for a network, on its device and in its type."""
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    return next(model.parameters(), torch.zeros(())).new_zeros(1, channels, *size)
+def _try(model: nn.Module, size: Sequence[int]) -> Any:
+    """What a network makes of a blank image of three channels, or as many as it begins with."""
+    like = next(model.parameters(), torch.zeros(()))
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    with torch.no_grad(), eval_mode(model):
+        try:
+            return model(like.new_zeros(1, 3, *size))
+        except Exception:  # any network has its own way of refusing an image
+            if first == 3:
+                raise
+            return model(like.new_zeros(1, first, *size))
 
 
 @contextmanager

@@ -140,8 +140,9 @@ def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
     if dtype == torch.float64:
         return Blocks(rows=32, cols=32, dim=16, out=min(out, 32), warps=4, stages=2)
     if dtype == torch.float32:
-        return Blocks(rows=64, cols=32, dim=min(out, 32), out=out, warps=8, stages=2)
-    return Blocks(rows=64, cols=64, dim=min(out, 64), out=out, warps=8, stages=2)
+        return Blocks(rows=64, cols=16, dim=min(out, 32), out=out, warps=8, stages=2)
+    cols = 64 if dim % 64 == 0 or dim < 64 else 32  # ragged rows take more registers
+    return Blocks(rows=64, cols=cols, dim=min(out, 64), out=out, warps=8, stages=2)
 
 
 def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) -> Tensor:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unmuddle.arm.features import eval_mode
+
 
 class BatchInvariance(NamedTuple):
     """Largest absolute change of an output, over all samples, when its batch changes.
@@ -59,9 +61,7 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
     """
     if len(x) < 4:
         raise ValueError(f"x: expected at least 4 samples, got {len(x)}")
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         together = model(x.clone())
         if not isinstance(together, Tensor) or together.shape[:1] != x.shape[:1]:
             found = tuple(together.shape) if isinstance(together, Tensor) else type(together)
@@ -89,9 +89,6 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
             mates=change([strange], together[:half]),
             scale=float(together.abs().max()),
         )
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
 
 
 def _largest(changes: Iterable[float]) -> float:

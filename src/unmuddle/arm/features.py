@@ -81,6 +81,7 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
 
     Raises:
         ValueError: there is no map, or the network is neither timm's nor torchvision's.
+        TypeError: it is no network.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")

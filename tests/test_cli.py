@@ -76,7 +76,7 @@ def used_run() -> None:
         (None, ["--epochs", "many"], "epochs"),
         (None, ["--config", "missing.yaml"], "missing.yaml"),
         (None, ["--parts", "supcon,resnet"], "unknown part 'resnet'"),
-        (None, ["--noise", "symmetric:2"], "expected none or symmetric:P with 0 <= P <= 1"),
+        (None, ["--noise", "symmetric:2"], "expected none, file:PATH, or symmetric:P with 0 <= P <= 1"),
         (None, ["--precision", "fp8"], "precision"),
         (None, ["--lr", "0"], "--lr: expected more than 0, got 0"),
         (None, ["--warmup", "2"], "--warmup: expected a share from 0 to 1"),
@@ -140,7 +140,7 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     names = {path.name for path in Path("r").iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors", "confusion.png",
-        "curves.png", "samples.png", "summary.json",
+        "curves.png", "samples.png", "summary.json", "uerm.safetensors",
     }  # fmt: skip
     assert run(["report", "r"]) == 0
 

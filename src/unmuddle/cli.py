@@ -1,4 +1,4 @@
-"""The command line: `unmuddle train | report`."""
+"""The command line: `unmuddle train | audit | report`."""
 
 import sys
 from argparse import ArgumentError
@@ -26,6 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     train.add_argument("--config", action="config", help="file of options, as in a run folder")
     train.add_class_arguments(TrainConfig)
+    audit = ArgumentParser(
+        description="Rank the training labels that a run's predictions contradict; accept or "
+        "reject each on a page, or in the file beside it.",
+        exit_on_error=False,
+    )
+    audit.add_argument("--run", type=Path, required=True, help="folder of the run")
+    audit.add_argument("--data", help="data set, as for train; default: the run's own")
+    audit.add_argument("--limit", type=int, default=200, help="how many labels (default: 200)")
+    audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
     report = ArgumentParser(
         description="Draw the plots of runs and print them side by side.", exit_on_error=False
     )
@@ -38,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("train", train, help="train a classifier")
+    commands.add_subcommand("audit", audit, help="find labels that may be wrong")
     commands.add_subcommand("report", report, help="compare runs")
     try:
         chosen: Any = parser.parse_args(arguments)
@@ -50,7 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
             options = chosen.train.as_dict()
             options.pop("config")
             return _train(TrainConfig(**options))
-        _report(chosen.report.runs)
+        if chosen.command == "audit":
+            _audit(**chosen.audit.as_dict())
+        else:
+            _report(chosen.report.runs)
         return 0
     except UsageError as error:
         print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
@@ -67,6 +80,27 @@ def _train(config: Any) -> int:
     path = train(config)
     _report([path])
     return _EXIT_CODES[read_run(path).summary["status"]]
+
+
+def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
+    from unmuddle.recipes.audit import audit
+    from unmuddle.recipes.decisions import write_rows
+    from unmuddle.recipes.run_folder import make_folder, write_whole
+    from unmuddle.report import Card, audit_page
+
+    suspects = audit(data, run, limit)
+    out = make_folder("--out", out or run / "audit")
+    rows = [suspect.row for suspect in suspects]
+    write_whole(out / "suspects.csv", lambda file: write_rows(file, rows))
+    cards = [
+        Card(*suspect.row[:4], suspect.why, suspect.image.permute(1, 2, 0).numpy())
+        for suspect in suspects
+    ]
+    page = audit_page(cards, f"Labels of {run.resolve().name}")
+    write_whole(out / "index.html", lambda file: file.write_text(page, encoding="utf-8"))
+    print(
+        f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
+    )
 
 
 def _report(paths: list[Path]) -> None:

@@ -195,7 +195,7 @@ def test_symmetric_noise_flips_the_share_asked_for_evenly_and_by_seed() -> None:
 
 @pytest.mark.parametrize("spec", ["symmetric", "symmetric:1.5", "symmetric:-1", "pair:0.1", "0.2"])
 def test_wrong_noise_is_told(spec: str) -> None:
-    with pytest.raises(UsageError, match="expected none or symmetric:P"):
+    with pytest.raises(UsageError, match="expected none, file:PATH, or symmetric:P"):
         check_noise(spec)
 
 

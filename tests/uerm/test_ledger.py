@@ -43,7 +43,7 @@ def test_revert_by_sample_event_and_epoch() -> None:
     ledger.revert(ids=torch.tensor([0, 1, 3]))
     assert torch.equal(ledger.labels(), ledger.original())
     assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 6
-    assert ledger.reverted().tolist() == [True, True, False, True, False, True]
+    assert ledger.pinned().tolist() == [True, True, False, True, False, True]
 
 
 def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() -> None:
@@ -145,7 +145,7 @@ def test_compare_without_changes_has_no_precision() -> None:
         ("labels: expected integers from 0 to 2, got 3", [0, 1], [1, 3], "r"),
         (r"labels: expected shape \(m,\) = \(2,\), got \(1,\)", [0, 1], [1], "r"),
         ("rule: expected a name of one line", [0], [1], "a\nb"),
-        ("rule: expected a name of one line, not 'revert'", [0], [1], "revert"),
+        ("rule: expected a name of one line, not of", [0], [1], "revert"),
         ("ids: expected a vector of integers, got torch.float32", [0.5], [1], "r"),
         ("ids: expected a vector of integers, got torch.bool", [True], [1], "r"),
         ("labels: expected a vector of integers, got torch.float32", [0], [1.5], "r"),

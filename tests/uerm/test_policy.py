@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmuddle import uerm
 from unmuddle.uerm import (
     AttentionHead,
+    Distribution,
     Evidence,
+    Proposals,
     ema_margin,
-    label_margin,
-    margin_uncertainty,
+    ensemble,
+    guarded,
     rank_penalty,
     scn,
 )
@@ -19,23 +23,115 @@ from unmuddle.uerm import (
 def evidence(probabilities, original, current=None, uncertainty=None) -> Evidence:
     p = torch.tensor(probabilities)
     original = torch.tensor(original)
-    current = original if current is None else torch.tensor(current)
     return Evidence(
-        p,
-        torch.zeros(len(p)) if uncertainty is None else torch.tensor(uncertainty),
+        Distribution(p),
         original,
-        current,
+        original if current is None else torch.tensor(current),
+        p.shape[1],
+        torch.zeros(len(p)) if uncertainty is None else torch.tensor(uncertainty),
     )
 
 
+def entries(p: Tensor, k: int) -> Distribution:
+    """The k largest entries."""
+    top = p.topk(k)
+    return Distribution(top.values, top.indices.short())
+
+
 @given(n=st.integers(0, 6), k=st.integers(2, 5), seed=st.integers(0, 2**32))
-def test_label_margin_is_the_label_against_the_best_other(n: int, k: int, seed: int) -> None:
+def test_margin_is_the_label_against_the_best_other(n: int, k: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     p = torch.rand(n, k, generator=g).softmax(1)
     y = torch.randint(k, (n,), generator=g)
     expected = [p[i, y[i]] - max(p[i, j] for j in range(k) if j != y[i]) for i in range(n)]
-    assert torch.equal(label_margin(p, y), torch.tensor([float(v) for v in expected]))
-    assert ((margin_uncertainty(p, y) >= 0) & (margin_uncertainty(p, y) <= 1)).all()
+    for distribution in (Distribution(p), entries(p, k)):
+        assert torch.equal(distribution.margin(y), torch.tensor([float(v) for v in expected]))
+    uncertainty = uerm.margin(Evidence(Distribution(p), y, y, k, torch.zeros(n)))
+    assert ((uncertainty >= 0) & (uncertainty <= 1)).all()
+
+
+def test_the_largest_entries_say_what_the_whole_distribution_says_of_them() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    two = entries(p, 2)
+    labels = torch.tensor([1, 2])
+    assert torch.equal(two.of(labels), Distribution(p).of(labels))
+    for got, expected in zip(two.rival(labels), Distribution(p).rival(labels), strict=True):
+        assert torch.equal(got, expected)
+    # The smallest entry is not kept.
+    assert two.of(torch.tensor([2, 0])).tolist() == [0, 0]
+
+
+def test_entropy_is_1_when_undecided_and_0_when_certain() -> None:
+    found = uerm.entropy(
+        evidence([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], [0] * 3)
+    )
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]))
+
+
+def test_neighbours_and_attention_read_their_own_evidence() -> None:
+    known = evidence([[0.5, 0.5]], [1])._replace(
+        votes=Distribution(torch.tensor([[0.9, 0.1]])), importance=torch.tensor([0.75])
+    )
+    torch.testing.assert_close(uerm.neighbours(known), torch.tensor([0.9]))
+    torch.testing.assert_close(uerm.attention(known), torch.tensor([0.25]))
+    with pytest.raises(ValueError, match="neighbours: needs votes"):
+        uerm.neighbours(known._replace(votes=None))
+    with pytest.raises(ValueError, match="attention: needs importance"):
+        uerm.attention(known._replace(importance=None))
+
+
+def test_ensemble_is_the_mean() -> None:
+    known = evidence([[0.7, 0.3], [0.2, 0.8]], [0, 0])
+    found = ensemble(uerm.margin, uerm.entropy)(known)
+    torch.testing.assert_close(found, (uerm.margin(known) + uerm.entropy(known)) / 2)
+    with pytest.raises(ValueError, match="at least one estimator"):
+        ensemble()
+
+
+def proposals(labels: list[int], margin: list[float]) -> Proposals:
+    return Proposals(torch.tensor(labels), torch.tensor(margin), 0.0, "test")
+
+
+def test_budget_goes_to_the_most_confident() -> None:
+    known = evidence([[0.5, 0.5]] * 5, [0, 0, 0, 0, 1])
+    wanted = proposals([1, 1, 1, 0, 0], [0.1, 0.9, 0.5, 2.0, 0.7])
+    assert guarded(wanted, known, max_fraction=0.4).labels.tolist() == [0, 1, 0, 0, 0]
+    assert guarded(wanted, known).labels.tolist() == [1, 1, 1, 0, 0]
+    assert guarded(wanted, known, max_fraction=0).labels.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_relabeled_samples_keep_their_place_in_the_budget_and_may_return() -> None:
+    known = evidence([[0.5, 0.5]] * 4, [0, 0, 0, 0], [1, 1, 0, 0])
+    # Sample 0 stays relabeled though its margin is small, 1 returns, 2 and 3 want in.
+    wanted = proposals([1, 0, 1, 1], [0.1, 0.0, 0.5, 0.9])
+    assert guarded(wanted, known, max_fraction=0.5).labels.tolist() == [1, 0, 0, 1]
+
+
+def test_a_class_keeps_its_floor() -> None:
+    known = evidence([[0.5, 0.5]] * 6, [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1])
+    wanted = proposals([1, 1, 1, 1, 0, 0], [0.3, 0.2, 0.1, 0.9, 0.4, 0.8])
+    # Of class 0 at least half of four stays, and one has left; of class 1 one of two.
+    found = guarded(wanted, known, class_floor=0.5)
+    assert found.labels.tolist() == [1, 0, 0, 1, 1, 0]
+
+
+@given(n=st.integers(1, 30), seed=st.integers(0, 2**32))
+def test_guards_hold_whatever_is_proposed(n: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    original, current, labels = torch.randint(3, (3, n), generator=g).unbind()
+    fraction, floor = torch.rand(2, generator=g).tolist()
+    known = Evidence(
+        Distribution(torch.rand(n, 3, generator=g)), original, original, 3, torch.zeros(n)
+    )
+    wanted = Proposals(labels, torch.randn(n, generator=g), 0.0, "test")
+    found = guarded(wanted, known, max_fraction=fraction, class_floor=floor).labels
+    assert int((found != original).sum()) <= fraction * n
+    for label in range(3):
+        given_as = original == label
+        assert int((found[given_as] == label).sum()) >= floor * int(given_as.sum()) - 1e-9
+    # Never anything but the proposed label or the one that stands.
+    assert ((found == labels) | (found == original)).all()
+    assert torch.equal(guarded(wanted, known._replace(current=current)).labels, labels)
 
 
 def test_ema_margin_relabels_above_the_threshold_only() -> None:

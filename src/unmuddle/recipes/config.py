@@ -14,7 +14,9 @@ class TrainConfig:
 
     Args:
         data: synthetic, synthetic:N, digits, folder:PATH or ferplus:PATH.
-        noise: none, or symmetric:P to flip each training label with probability P.
+        noise: none; symmetric:P to flip each training label with probability P; file:PATH for the
+            labels of a CSV with the columns name (of an image file) and label.
+        labels: CSV of accepted and rejected labels, as unmuddle audit writes it.
         backbone: small, any timm or torchvision name (torchvision/NAME to insist), or
             module:callable that returns a network from images to a feature map.
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy.
@@ -26,10 +28,14 @@ class TrainConfig:
         image_size: pixels a side; default: the data set's own, 224 for folder.
         pretrained: fetch the backbone's pretrained weights.
         weights: file of backbone weights, .safetensors or a state dict saved by torch.
+        average: decay of the running mean of the weights, which is what is evaluated.
         supcon_weight: of the contrastive loss beside the cross-entropy.
         temperature: of the contrastive loss.
         relabel_policy: when UERM relabels.
         relabel_estimator: how UERM estimates uncertainty.
+        relabel_evidence: averaged: predictions of the mean of the last weights, once an epoch;
+            batches: those made in training.
+        relabel_outcome: train on labels, or on distributions where they are uncertain.
         warmup: share of the epochs before UERM may relabel.
         seed: of weights, noise, order and augmentation.
         precision: of the network's products; the losses are fp32.
@@ -38,6 +44,7 @@ class TrainConfig:
 
     data: str = "synthetic"
     noise: str = "none"
+    labels: str | None = None
     backbone: str = "small"
     parts: str = "supcon,arm,uerm"
     run: str | None = None
@@ -48,10 +55,13 @@ class TrainConfig:
     image_size: int | None = None
     pretrained: bool = False
     weights: str | None = None
+    average: float = 0.995
     supcon_weight: float = 0.5
     temperature: float = 0.1
-    relabel_policy: Literal["ema_margin", "scn"] = "ema_margin"
-    relabel_estimator: Literal["margin", "attention"] = "margin"
+    relabel_policy: Literal["log_odds", "ema_margin", "scn", "scn_all"] = "log_odds"
+    relabel_estimator: Literal["margin", "entropy", "neighbours", "attention"] = "margin"
+    relabel_evidence: Literal["averaged", "batches"] = "averaged"
+    relabel_outcome: Literal["hard", "soft"] = "hard"
     warmup: float = 0.4
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -95,5 +105,7 @@ class TrainConfig:
             raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"--warmup: expected a share from 0 to 1, got {self.warmup}")
+        if not 0 <= self.average < 1:
+            raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")

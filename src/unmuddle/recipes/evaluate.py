@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from unmuddle.recipes.images import standardize
 from unmuddle.recipes.model import Classifier
+from unmuddle.uerm import UERM
 
 
 class Score(NamedTuple):
@@ -25,19 +27,25 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    model: Classifier,
-    loader: DataLoader[Any],
-    num_classes: int,
-    device: torch.device,
-) -> Score:
+def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool) -> None:
+    """Show UERM what the model, in eval mode, predicts of every sample, and of its mirror image."""
+    model.eval()
+    for images, _, ids in loader:
+        images = standardize(images)
+        for view in (images, images.flip(3)) if mirror else (images,):
+            logits, features, _ = model(view)
+            uerm.observe(features, logits, ids)
+
+
+@torch.no_grad()
+def evaluate(model: Classifier, loader: DataLoader[Any], num_classes: int) -> Score:
     """Score the model in eval mode; leaves it in eval mode."""
     model.eval()
     predicted: list[Tensor] = []
     labels: list[Tensor] = []
     for images, batch_labels, _ in loader:
-        predicted.append(model(images.to(device)).logits.argmax(1).cpu())
-        labels.append(batch_labels)
+        predicted.append(model(standardize(images)).logits.argmax(1).cpu())
+        labels.append(batch_labels.cpu())
     confusion = multiclass_confusion_matrix(torch.cat(predicted), torch.cat(labels), num_classes)
     right, of_class = confusion.diagonal().double(), confusion.sum(1).double()
     occurs = of_class > 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.errors import UsageError
-from unmuddle.uerm import LabelLedger
+from unmuddle.uerm import UERM
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -25,6 +25,34 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def make_folder(option: str, path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error}") from error
+    return path
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The options that a run was started with.
+
+    Raises:
+        UsageError: the folder does not hold a run.
+    """
+    path = run / "config.yaml"
+    try:
+        config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
+    config.check()
+    return config
 
 
 class RunFolder:
@@ -46,11 +74,7 @@ class RunFolder:
         Raises:
             UsageError: it cannot be made.
         """
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--run {path}: {error}") from error
-        run = cls(path)
+        run = cls(make_folder("--run", path))
         text = yaml.safe_dump(asdict(config) | {"run": str(path)}, sort_keys=False)
         write_whole(path / "config.yaml", lambda file: file.write_text(text))
         (path / "metrics.jsonl").touch()
@@ -58,7 +82,7 @@ class RunFolder:
 
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
         """Write which image each training sample id stands for, and its label as given."""
-        sources = data.sources or [""] * len(data)
+        sources = [data.source(i) for i in range(len(data))]
         names = [classes[label] for label in data.labels.tolist()]
 
         def write(path: Path) -> None:
@@ -76,9 +100,13 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def save_ledger(self, ledger: LabelLedger) -> None:
-        """Write every label change so far."""
-        write_whole(self.path / "ledger.csv", ledger.to_csv)
+    def save_relabeling(self, uerm: UERM) -> None:
+        """Write every label change so far, and what is known of every sample."""
+        write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
+        state = {name: value.cpu() for name, value in uerm.state_dict().items()}
+        write_whole(
+            self.path / "uerm.safetensors", lambda file: safetensors.torch.save_file(state, file)
+        )
 
     def save_model(self, state: dict[str, Tensor]) -> None:
         """Write the weights."""

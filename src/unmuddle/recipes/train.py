@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from timm.utils.model_ema import ModelEmaV3
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -27,9 +28,11 @@ from torchvision.transforms import v2
 from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
-from unmuddle.recipes.data.noise import check_noise, symmetric_noise
+from unmuddle.recipes.data.noise import add_noise, check_noise
+from unmuddle.recipes.decisions import read_decisions
 from unmuddle.recipes.errors import UsageError
-from unmuddle.recipes.evaluate import evaluate
+from unmuddle.recipes.evaluate import evaluate, observe
+from unmuddle.recipes.images import augment
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.run_folder import RunFolder, write_whole
@@ -50,7 +53,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     console = console or Console()
     config.check()
     parts = config.chosen_parts()
-    noise = check_noise(config.noise)
+    check_noise(config.noise)
     run_path = _run_path(config)
     RunFolder.check_free(run_path)
     if config.precision == "fp16" and not torch.accelerator.is_available():
@@ -64,16 +67,17 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     splits = load_data(config.data, image_size=config.image_size, seed=config.seed)
     num_classes = len(splits.classes)
     training = splits.train
-    if noise:
-        training.true_labels = (
-            training.labels if training.true_labels is None else training.true_labels
-        )
-        training.labels = symmetric_noise(training.labels, num_classes, noise, config.seed)
+    add_noise(training, splits.classes, config.noise, config.seed)
+    decided = None
+    if config.labels is not None:
+        decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
     size = splits.image_size
-    training.transform, training.views = _augmentation(size, splits.mirror), 1 + ("supcon" in parts)
-    splits.val.transform = splits.test.transform = to_network(size)
+    views = 1 + ("supcon" in parts)
+    for split in (training, splits.val, splits.test):
+        split.transform = v2.Resize((size, size), antialias=True)
     loaders = [
         _loader(training, config, shuffle=True),
+        _loader(training, config),
         _loader(splits.val, config),
         _loader(splits.test, config),
     ]
@@ -84,17 +88,22 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     )
     model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it
+    # The mean of the last weights predicts better than the weights of any one step.
+    average = ModelEmaV3(model, decay=config.average, use_warmup=True)
     supcon = SupConLoss(config.temperature)
     # Without the part, warm-up never ends: labels stay as they are and every weight is 1.
-    relabels = "uerm" in parts
+    relabels, warmup = "uerm" in parts, round(config.warmup * config.epochs)
     uerm = UERM(
         training.labels,
         num_classes,
         estimator=config.relabel_estimator if relabels else "margin",
         policy=config.relabel_policy,
-        warmup_epochs=round(config.warmup * config.epochs) if relabels else config.epochs + 1,
+        outcome=config.relabel_outcome,
+        warmup_epochs=warmup if relabels else config.epochs + 1,
         feature_dim=model.feature_dim,
     )
+    if decided is not None:
+        uerm.ledger.decide(*decided)
     parameters = [*model.parameters(), *uerm.parameters()]
     optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -103,13 +112,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     model, uerm, optimizer, schedule, *loaders = accelerator.prepare(
         model, uerm, optimizer, schedule, *loaders
     )
-    train_loader, val_loader, test_loader = loaders
+    train_loader, known_loader, val_loader, test_loader = loaders
+    average.to(accelerator.device)
 
     run = RunFolder.create(run_path, config)
     sheet = sample_sheet(training, training.labels, splits.classes)
     write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
     run.save_samples(training, splits.classes)
-    run.save_ledger(uerm.ledger)
+    run.save_relabeling(uerm)
     console.print(
         f"{config.data}: {len(training)} training, {len(splits.val)} validation, "
         f"{len(splits.test)} test images of {num_classes} classes; {config.backbone} with "
@@ -129,11 +139,13 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                 uerm.train()
                 loss_sum, right, seen = torch.zeros(3, device=accelerator.device).unbind()
                 for step, (images, _, ids) in enumerate(train_loader):
-                    views = images.shape[1]
                     ids = ids.repeat_interleave(views)
-                    logits, features, embeddings = model(images.flatten(0, 1))
-                    labels, weight, _, regularizer = uerm(features, logits, ids)
-                    losses = cross_entropy(logits, labels, reduction="none")
+                    images = augment(images.repeat_interleave(views, 0), mirror=splits.mirror)
+                    logits, features, embeddings = model(images)
+                    labels, targets, weight, _, regularizer = uerm(
+                        features, logits, ids, observe=config.relabel_evidence == "batches"
+                    )
+                    losses = cross_entropy(logits, targets, reduction="none")
                     loss = (weight * losses).sum() / weight.sum().clamp(min=1e-6) + regularizer
                     if embeddings is not None:
                         pairs = embeddings.unflatten(0, (-1, views))
@@ -142,6 +154,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     optimizer.step()
                     schedule.step()
                     optimizer.zero_grad()
+                    average.update(accelerator.unwrap_model(model), schedule.scheduler.last_epoch)
 
                     loss_sum += loss.detach() * len(ids)
                     right += (logits.argmax(1) == labels).sum()
@@ -154,16 +167,22 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     status = "diverged"
                     console.print(f"epoch {epoch}: the loss is not finite; try a lower --lr")
                     break
+                if config.relabel_evidence == "averaged" and (
+                    (relabels and epoch >= warmup) or epoch == config.epochs
+                ):
+                    with accelerator.autocast():
+                        observe(uerm, average.module, known_loader, splits.mirror)
                 relabeled = uerm.end_epoch()
-                val = evaluate(model, val_loader, num_classes, accelerator.device)
+                with accelerator.autocast():
+                    val = evaluate(average.module, val_loader, num_classes)
                 if val.accuracy > best_accuracy:
                     best_accuracy, best_epoch = val.accuracy, epoch
                     best_state = {
                         k: v.cpu().clone(memory_format=torch.contiguous_format)
-                        for k, v in model.state_dict().items()
+                        for k, v in average.module.state_dict().items()
                     }
                     run.save_model(best_state)
-                run.save_ledger(uerm.ledger)
+                run.save_relabeling(uerm)
                 progress.update(task, accuracy=f"{val.accuracy:.1%}")
                 run.add_metrics(
                     epoch=epoch,
@@ -176,8 +195,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     seconds=time.perf_counter() - started,
                 )
         if status == "finished":
-            model.load_state_dict(best_state)
-            test = evaluate(model, test_loader, num_classes, accelerator.device)
+            average.module.load_state_dict(best_state)
+            with accelerator.autocast():
+                test = evaluate(average.module, test_loader, num_classes)
     except KeyboardInterrupt:
         status = "interrupted"
 
@@ -200,28 +220,6 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         summary["test"] = {name: _plain(value) for name, value in test._asdict().items()}
     run.save_summary(summary)
     return run.path
-
-
-def _augmentation(size: int, mirror: bool) -> v2.Transform:
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True),
-            v2.RandomHorizontalFlip(0.5 if mirror else 0.0),
-            v2.ColorJitter(brightness=0.3, contrast=0.3),
-            to_network(size),
-        ]
-    )
-
-
-def to_network(size: int) -> v2.Transform:
-    """From an image as stored to what the network takes."""
-    return v2.Compose(
-        [
-            v2.Resize((size, size), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.25] * 3),
-        ]
-    )
 
 
 def _loader(data: LabeledImages, config: TrainConfig, *, shuffle: bool = False) -> DataLoader[Any]:

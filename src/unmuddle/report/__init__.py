@@ -1,7 +1,8 @@
 """From the files of a run to tables and plots; needs no GPU and no model."""
 
+from unmuddle.report.audit_page import Card, audit_page
 from unmuddle.report.plots import draw_plots
 from unmuddle.report.runs import RunFiles, read_run
 from unmuddle.report.table import comparison_table
 
-__all__ = ["RunFiles", "comparison_table", "draw_plots", "read_run"]
+__all__ = ["Card", "RunFiles", "audit_page", "comparison_table", "draw_plots", "read_run"]

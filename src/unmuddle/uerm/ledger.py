@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unmuddle.uerm.policy import Proposals
+
 REVERT = "revert"
+DECIDE = "decide"
+BY_HAND = (REVERT, DECIDE)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -24,6 +28,28 @@ class Event(NamedTuple):
     uncertainty: float
     margin: float
     threshold: float
+    rule: str
+
+
+class Suggestion(NamedTuple):
+    """A label that may be wrong, and what speaks for another.
+
+    Attributes:
+        sample: its id.
+        label: as it stands.
+        suggested: the label that the evidence prefers.
+        margin: by how much, as the rule measures it.
+        threshold: what the margin must pass for a relabel.
+        uncertainty: of the label as it stands; NaN when unknown.
+        rule: name of the policy.
+    """
+
+    sample: int
+    label: int
+    suggested: int
+    margin: float
+    threshold: float
+    uncertainty: float
     rule: str
 
 
@@ -50,10 +76,10 @@ class Comparison(NamedTuple):
 class LabelLedger(nn.Module):
     """Current labels of n samples, and an append-only record of every change to them.
 
-    Only `record` and `revert` change labels, and each change becomes an event, a revert too.
-    Replaying the events over the original labels gives the current ones. All state is tensors in
-    `state_dict`, which loads only into a ledger made with the same labels; the data set itself is
-    never written to.
+    Only `record`, `decide` and `revert` change labels, and each change becomes an event, a revert
+    too. Replaying the events over the original labels gives the current ones. All state is tensors
+    in `state_dict`, which loads only into a ledger made with the same labels; the data set itself
+    is never written to.
 
     Args:
         labels: `(n,)` integer labels as given.
@@ -89,7 +115,7 @@ class LabelLedger(nn.Module):
         self.register_buffer("current_labels", labels.clone())
         self.register_buffer("event_integers", torch.zeros(0, 5, dtype=torch.int64, device=device))
         self.register_buffer("event_scores", torch.zeros(0, 3, dtype=torch.float64, device=device))
-        self.register_buffer("rule_names", _encode([REVERT]).to(device))
+        self.register_buffer("rule_names", _encode(list(BY_HAND)).to(device))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -120,13 +146,13 @@ class LabelLedger(nn.Module):
             ids: distinct sample ids.
             labels: their new labels.
             epoch: when.
-            rule: why; a name of one line, other than "revert".
+            rule: why; a name of one line, other than "revert" and "decide".
             uncertainty: `(m,)` of the old label.
             margin: `(m,)` by which the rule preferred the new label.
             threshold: `(m,)` or one number; the bound that the margin passed.
         """
-        if not rule or "\n" in rule or rule == REVERT:
-            raise ValueError(f"rule: expected a name of one line, not {REVERT!r}, got {rule!r}")
+        if not rule or "\n" in rule or rule in BY_HAND:
+            raise ValueError(f"rule: expected a name of one line, not of {BY_HAND}, got {rule!r}")
         self._append(ids, labels, epoch, rule, (uncertainty, margin, threshold))
 
     def _append(
@@ -163,6 +189,14 @@ class LabelLedger(nn.Module):
         self.event_scores = torch.cat([self.event_scores, score_rows])
         self.current_labels[ids] = labels
 
+    def decide(self, ids: Tensor, labels: Tensor) -> None:
+        """Somebody has looked: samples `ids` `(m,)` have `labels` `(m,)`, changed or confirmed.
+
+        One event of rule "decide" each, in the epoch of the last event; `UERM` leaves these samples
+        alone from then on.
+        """
+        self._append(ids, labels, self._last_epoch(), DECIDE)
+
     def revert(
         self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None
     ) -> None:
@@ -183,17 +217,16 @@ class LabelLedger(nn.Module):
             first = {int(row[0]): int(row[2]) for row in rows.flip(0)}
             ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
-        last_epoch = int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
-        self._append(ids, before, last_epoch, REVERT)
+        self._append(ids, before, self._last_epoch(), REVERT)
 
-    def reverted(self) -> Tensor:
-        """`(n,)` True where a sample's last event is a revert: somebody chose this label."""
+    def pinned(self) -> Tensor:
+        """`(n,)` True where a sample's last event is a revert or decision: somebody chose it."""
         samples = self.event_integers[:, 0]
-        is_revert = self.event_integers[:, 4] == self._rules().index(REVERT)
+        by_hand = self.event_integers[:, 4] < len(BY_HAND)
         last = torch.full_like(self.current_labels, -1)
         last.scatter_reduce_(0, samples, torch.arange(len(samples), device=last.device), "amax")
         # Samples without an event look up the False put at the end.
-        return torch.cat([is_revert, is_revert.new_zeros(1)])[last]
+        return torch.cat([by_hand, by_hand.new_zeros(1)])[last]
 
     def events(self, since: int = 0) -> list[Event]:
         """The events from number `since` on, oldest first."""
@@ -219,6 +252,37 @@ class LabelLedger(nn.Module):
             for event in self._events():
                 known = {k: None if v != v else v for k, v in event._asdict().items()}
                 file.write(json.dumps(known) + "\n")
+
+    def flow(self) -> Tensor:
+        """`(K, K)` counts, original label by current label."""
+        cell = self.original_labels * self.num_classes + self.current_labels
+        counts = torch.bincount(cell, minlength=self.num_classes**2)
+        return counts.view(self.num_classes, self.num_classes)
+
+    def suggest(
+        self, proposals: Proposals, *, uncertainty: Tensor | None = None, limit: int | None = None
+    ) -> list[Suggestion]:
+        """What `proposals` would change, most confident first; nothing is applied.
+
+        Args:
+            proposals: of a policy.
+            uncertainty: `(n,)` of the labels as they stand.
+            limit: at most this many; `None`: all.
+        """
+        ids = (proposals.labels != self.current_labels).nonzero()[:, 0]
+        best = proposals.margin[ids].argsort(descending=True, stable=True)
+        ids = ids[best[:limit]]
+        unknown = torch.full_like(proposals.margin, torch.nan)
+        columns = (
+            ids,
+            self.current_labels[ids],
+            proposals.labels[ids],
+            proposals.margin[ids],
+            torch.as_tensor(proposals.threshold).expand(len(self))[ids],
+            (unknown if uncertainty is None else uncertainty)[ids],
+        )
+        lists: list[list[Any]] = [column.tolist() for column in columns]
+        return [Suggestion(*row, rule=proposals.rule) for row in zip(*lists, strict=True)]
 
     def compare(self, true_labels: Tensor) -> Comparison:
         """Score the changes against the truth `(n,)`."""
@@ -261,6 +325,9 @@ class LabelLedger(nn.Module):
                 number, sample, epoch, old, new, uncertainty, margin, threshold, rules[code]
             )
 
+    def _last_epoch(self) -> int:
+        return int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
+
     def _rules(self) -> list[str]:
         return bytes(self.rule_names.tolist()).decode().split("\n")
 
@@ -282,22 +349,23 @@ class LabelLedger(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # The record grows, so its saved tensors may be longer than this ledger's.
-        for name in ("event_integers", "event_scores", "rule_names"):
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor):
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
-        saved = state_dict.get(prefix + "original_labels")
-        given = self.original()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        name = prefix + "original_labels"
+        saved, given = state_dict.get(name), self.original_labels
         if isinstance(saved, Tensor) and saved.shape == given.shape:
             differing = int((saved.to(given) != given).sum())
             if differing:
                 error_messages: list[str] = args[-1]
                 error_messages.append(
-                    f"{prefix}original_labels: {differing} of {len(given)} differ from the labels "
+                    f"{name}: {differing} of {len(given)} differ from the labels "
                     "this ledger was made with; is the data set in another order?"
                 )
+                return
+        # The record grows, so its saved tensors may be longer than this ledger's.
+        for name in ("event_integers", "event_scores", "rule_names"):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _integers(name: str, values: Tensor, stop: int) -> Tensor:

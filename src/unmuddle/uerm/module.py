@@ -1,20 +1,32 @@
 """`UERM(nn.Module)`: watches predictions, proposes relabels once an epoch, records them."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger
-from unmuddle.uerm.policy import Evidence, Proposals, ema_margin, scn
-from unmuddle.uerm.uncertainty import AttentionHead, margin_uncertainty
+from unmuddle.uerm import uncertainty as estimators
+from unmuddle.uerm.evidence import Evidence
+from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory, in_processes
+from unmuddle.uerm.importance import AttentionHead
+from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
+from unmuddle.uerm.policy import Proposals, ema_margin, guarded, log_odds, scn
+from unmuddle.uerm.uncertainty import Estimator, ensemble
+from unmuddle.uerm.votes import NeighbourVotes
 
-Estimator = Literal["margin", "attention"]
+EstimatorName = Literal["margin", "entropy", "neighbours", "attention"]
+PolicyName = Literal["log_odds", "ema_margin", "scn", "scn_all"]
 Policy = Callable[[Evidence], Proposals]
 
 # A policy by name, and the momentum of the predictions it is meant to see.
-_POLICIES: dict[str, tuple[Policy, float]] = {"ema_margin": (ema_margin, 0.7), "scn": (scn, 0.0)}
+_POLICIES: dict[str, tuple[Policy, float]] = {
+    "log_odds": (log_odds, 0.8),
+    "ema_margin": (ema_margin, 0.7),
+    "scn": (scn, 0.0),
+    "scn_all": (partial(scn, group="all"), 0.0),
+}
 
 
 class UERMOutput(NamedTuple):
@@ -22,12 +34,15 @@ class UERMOutput(NamedTuple):
 
     Attributes:
         labels: `(N,)` labels as they stand.
+        targets: `(N, K)` distributions to train on: one-hot labels, softened for ambiguous samples
+            with `outcome="soft"`.
         weight: `(N,)` in [0, 1], for a weighted mean of the samples' losses; 1 during warm-up.
-        uncertainty: `(N,)` of the labels, in [0, 1]; carries no gradient.
-        regularizer: scalar to add to the loss; trains the estimator only.
+        uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it.
+        regularizer: scalar to add to the loss; trains the attention head only.
     """
 
     labels: Tensor
+    targets: Tensor
     weight: Tensor
     uncertainty: Tensor
     regularizer: Tensor
@@ -36,22 +51,37 @@ class UERMOutput(NamedTuple):
 class UERM(nn.Module):
     """Uncertainty-estimation-based relabeling module: owns the labels of n training samples.
 
-    Every training batch updates a running mean of its samples' predictions,
-    `p <- momentum · p + (1 - momentum) · softmax(logits)`; views of one sample in a batch count
-    once, by their mean, and a row that is not finite does not count. `end_epoch` lets the policy
-    decide on that evidence, and records each change in `ledger`. In eval mode nothing is updated.
+    Every training batch adds its predictions to this epoch's mean of each sample; views of a sample
+    count alike, and a row that is not finite does not count. `end_epoch` folds that into a running
+    mean over epochs, `p <- momentum · p + (1 - momentum) · epoch's mean`, lets the policy decide on
+    the evidence, and records each change in `ledger`. In eval mode nothing is updated.
+
+    In a distributed run the processes share their evidence in `end_epoch`, which all of them call,
+    and have the same labels after it as one process would. Leave the module out of
+    `DistributedDataParallel`, which would overwrite each process's sums.
 
     Args:
         labels: `(n,)` integer labels as given; a sample's id is its index.
         num_classes: K.
-        estimator: `"margin"`: from the running mean prediction; `"attention"`: a sigmoid head on
-            the features, as in the Self-Cure Network.
-        policy: `"ema_margin"`, `"scn"`, or any callable `Evidence -> Proposals`.
+        policy: `"log_odds"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
+            `Evidence -> Proposals`.
+        estimator: `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several names for their
+            mean, or any callable `Evidence -> (n,)` in [0, 1].
+        outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
+            the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
             come at the end of epoch W, or of the first where W = 0.
-        momentum: of the running mean; `None`: 0.7, and 0 for `"scn"`, which looks at the last
-            prediction alone.
-        feature_dim: D of the features; needed by `"attention"`.
+        momentum: of the running mean; `None`: what suits the policy, and 0 for `"scn"`, which
+            looks at the last epoch alone.
+        max_fraction: at most this share of the samples has another label than its original one.
+        class_floor: of the samples given as one class, at least this share keeps that label.
+        history: `"full"`: all K classes of the running mean; `"topk"`: the largest `k`.
+        k: entries of a top-k history.
+        dtype: of the running mean, float32 or float16.
+        collect: `"votes"`, `"importance"`: evidence for a policy or estimator of your own, beside
+            what the named estimators need.
+        feature_dim: D of the features; needed for votes and importance.
+        queue: how many embeddings of earlier batches can be neighbours.
 
     Raises:
         ValueError: an option or shape does not fit. An id out of range is a RuntimeError, before
@@ -68,148 +98,236 @@ class UERM(nn.Module):
     References:
         Yang et al., Facial Expression Recognition with Contrastive Learning and
         Uncertainty-Guided Relabeling, 2023, doi 10.1142/S0129065723500326 (its text and code are
-        not public); Wang et al. 2020, arXiv 2002.10392. `ema_margin` is our choice.
+        not public); Wang et al. 2020, arXiv 2002.10392. `log_odds` and `ema_margin` are ours.
     """
 
-    probabilities: Tensor
     uncertainty: Tensor
-    seen: Tensor
+    weight: Tensor
     epoch: Tensor
+    one_hot: Tensor
 
     def __init__(
         self,
         labels: Tensor,
         num_classes: int,
         *,
-        estimator: Estimator = "margin",
-        policy: Literal["ema_margin", "scn"] | Policy = "ema_margin",
+        policy: PolicyName | Policy = "log_odds",
+        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "margin",
+        outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,
         momentum: float | None = None,
+        max_fraction: float = 0.5,
+        class_floor: float = 0.1,
+        history: Literal["full", "topk"] = "full",
+        k: int = 32,
+        dtype: torch.dtype = torch.float32,
+        collect: Collection[Literal["votes", "importance"]] = (),
         feature_dim: int | None = None,
+        queue: int = 4096,
     ) -> None:
         super().__init__()
         labels = torch.as_tensor(labels)
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-        if estimator not in get_args(Estimator):
-            raise ValueError(f"estimator: expected one of {get_args(Estimator)}, got {estimator!r}")
-        if isinstance(policy, str):
-            if policy not in _POLICIES:
-                raise ValueError(
-                    f"policy: expected one of {tuple(_POLICIES)} or a callable, got {policy!r}"
-                )
-            policy, default_momentum = _POLICIES[policy]
-        else:
-            default_momentum = 0.7
-        if momentum is None:
-            momentum = default_momentum
-        if not 0 <= momentum < 1:
+        self.policy, default_momentum = _policy(policy)
+        self.estimator, needed = _estimator(estimator)
+        self.momentum = default_momentum if momentum is None else momentum
+        needed |= set(collect)
+        for name, value, allowed in (
+            ("outcome", outcome, ("hard", "soft")),
+            ("history", history, ("full", "topk")),
+            ("dtype", dtype, (torch.float32, torch.float16)),
+            *(("collect", name, ("votes", "importance")) for name in needed),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
         if warmup_epochs < 0 or warmup_epochs != int(warmup_epochs):
             raise ValueError(
                 f"warmup_epochs: expected a whole number of at least 0, got {warmup_epochs}"
             )
-        if estimator == "attention" and not feature_dim:
-            raise ValueError("feature_dim: needed by estimator='attention'")
-        if not callable(policy):
-            raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
+        for name, share in (("max_fraction", max_fraction), ("class_floor", class_floor)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
+        for name, number in (("k", k), ("queue", queue)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
+        if needed and not feature_dim:
+            raise ValueError(f"feature_dim: needed for {' and '.join(sorted(needed))}")
 
         self.ledger = LabelLedger(labels, num_classes)
-        self.policy: Policy = policy
         self.num_classes = num_classes
         self.warmup_epochs = warmup_epochs
-        self.momentum = momentum
-        self.attention = (
-            AttentionHead(feature_dim) if estimator == "attention" and feature_dim else None
-        )
+        self.max_fraction = max_fraction
+        self.class_floor = class_floor
+        self.outcome = outcome
         n, device = len(labels), labels.device
-        self.register_buffer("probabilities", torch.zeros(n, num_classes, device=device))
-        self.register_buffer("uncertainty", torch.zeros(n, device=device))
-        self.register_buffer("seen", torch.zeros(n, dtype=torch.int64, device=device))
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
+        entries = min(k, num_classes)
 
-    def forward(self, features: Tensor, logits: Tensor, ids: Tensor) -> UERMOutput:
-        """Take in a batch and give what to train it on.
+        def distributions() -> DenseHistory | TopKHistory:
+            if history == "full":
+                return DenseHistory(n, num_classes, dtype, device)
+            return TopKHistory(n, num_classes, entries, dtype, device)
+
+        self.predictions = distributions()
+        self.votes = distributions() if "votes" in needed else None
+        self.importance = (
+            DenseHistory(n, 2, torch.float32, device) if "importance" in needed else None
+        )
+        self.neighbours = (
+            NeighbourVotes(feature_dim, queue, device)
+            if "votes" in needed and feature_dim
+            else None
+        )
+        self.attention = (
+            AttentionHead(feature_dim) if "importance" in needed and feature_dim else None
+        )
+        self.register_buffer("uncertainty", torch.zeros(n, device=device))
+        self.register_buffer("weight", torch.ones(n, device=device))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("one_hot", torch.eye(num_classes, device=device), persistent=False)
+
+    def forward(
+        self, features: Tensor, logits: Tensor, ids: Tensor, *, observe: bool = True
+    ) -> UERMOutput:
+        """What to train a batch on; takes its predictions in as evidence besides.
 
         Args:
-            features: `(N, D)` embeddings of the samples; read by `"attention"` only.
+            features: `(N, D)` embeddings of the samples; read for votes and importance only.
             logits: `(N, K)` of the classifier.
             ids: `(N,)` integer sample ids; views of one sample repeat its id.
+            observe: `False` where better predictions are given to `observe`.
         """
         self._check_batch(features, logits, ids)
         ids = ids.long()
         labels = self.ledger.current_labels[ids]
-        # Repeats of a sample in this batch share one update; a row that overflowed has no part.
-        finite = logits.isfinite().all(1)
-        share = finite / ((ids[:, None] == ids) & finite).sum(1).clamp(min=1)
+        uncertainty = self.uncertainty[ids]
+        targets = self.one_hot[labels]
+        if self.outcome == "soft":
+            # Uncertainty is 0 during warm-up.
+            targets = targets.lerp(self.predictions.rows(ids), uncertainty[:, None])
 
-        if self.training:
-            with torch.no_grad():
-                predicted = logits.nan_to_num().float().softmax(1)
-                rate = torch.where(self.seen[ids] > 0, 1 - self.momentum, 1.0) * share
-                step = rate[:, None] * (predicted - self.probabilities[ids])
-                self.probabilities.index_add_(0, ids, step.to(self.probabilities.dtype))
-                self.seen.index_add_(0, ids, finite.long())
+        regularizer = uncertainty.new_zeros(())
+        if self.attention is not None:
+            regularizer = self.attention.loss(self.attention(features), logits, labels)
+        if observe and self.training:
+            self._take_in(features, logits, ids)
+        return UERMOutput(labels, targets, self.weight[ids], uncertainty, regularizer)
 
-        if self.attention is None:
-            uncertainty = margin_uncertainty(self.probabilities[ids], labels)
-            regularizer = uncertainty.new_zeros(())
-        else:
+    def observe(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
+        """Take in predictions as evidence, in eval mode too; arguments as in `forward`.
+
+        Evidence is best from a better model than the one in training: an average of its weights
+        over the last steps, on images without augmentation, once an epoch.
+        """
+        self._check_batch(features, logits, ids)
+        self._take_in(features, logits, ids.long())
+
+    @torch.no_grad()
+    def _take_in(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
+        # A row that overflowed is NaN throughout, and does not count.
+        self.predictions.add(ids, logits.float().softmax(1))
+        if self.importance is not None and self.attention is not None:
             importance = self.attention(features)
-            uncertainty = 1 - importance.detach()
-            regularizer = self.attention.loss(importance, logits, labels)
-
-        if self.training:
-            step = share * (uncertainty - self.uncertainty[ids]).nan_to_num()
-            self.uncertainty.index_add_(0, ids, step.to(self.uncertainty.dtype))
-        weight = torch.where(self.epoch < self.warmup_epochs, 1.0, 1 - uncertainty)
-        return UERMOutput(labels, weight, uncertainty, regularizer)
+            self.importance.add(ids, torch.stack([importance, 1 - importance], 1))
+        if self.votes is not None and self.neighbours is not None:
+            labels = self.one_hot[self.ledger.original_labels[self.neighbours.ids]]
+            self.votes.add(ids, self.neighbours(features, ids, labels))
+            self.neighbours.enqueue(features, ids)
 
     @torch.no_grad()
     def end_epoch(self) -> list[Event]:
         """Count the epoch; once warm let the policy propose, apply it, and return the events.
 
-        Samples never seen, and samples whose label somebody reverted, are left alone.
+        Samples never seen, and samples whose label somebody chose, are left alone.
         """
-        distributed = torch.distributed
-        if (
-            distributed.is_available()
-            and distributed.is_initialized()
-            and distributed.get_world_size() > 1
-        ):
-            raise RuntimeError("UERM: relabeling in several processes is not supported")
-        ledger, epoch = self.ledger, int(self.epoch) + 1
-        if epoch < self.warmup_epochs:
-            self.epoch.fill_(epoch)
-            return []
-        labels, margin, threshold, rule = self.policy(
-            Evidence(
-                self.probabilities.clone(),
-                self.uncertainty.clone(),
-                ledger.original(),
-                ledger.labels(),
+        epoch = int(self.epoch) + 1
+        folded = self._fold()
+        before = len(self.ledger.event_integers)
+        if epoch >= self.warmup_epochs:
+            ids, labels, margin, threshold, old, new, rule = _from_first_process(
+                partial(self._decide, folded), self.epoch.device
             )
-        )
-        for name, value in (("labels", labels), ("margin", margin)):
-            if value.shape != ledger.current_labels.shape:
-                raise ValueError(
-                    f"policy: expected {name} of shape (n,) = ({len(ledger)},), "
-                    f"got {tuple(value.shape)}"
-                )
-        changed = (labels != ledger.current_labels) & (self.seen > 0) & ~ledger.reverted()
-        ids = changed.nonzero()[:, 0]
-        before = len(ledger.event_integers)
-        ledger.record(
-            ids,
-            labels[ids],
-            epoch=epoch,
-            rule=rule,
-            uncertainty=self.uncertainty[ids],
-            margin=margin[ids],
-            threshold=torch.as_tensor(threshold).expand(len(ledger))[ids],
-        )
+            self.ledger.record(
+                ids,
+                labels,
+                epoch=epoch,
+                rule=rule,
+                uncertainty=old,
+                margin=margin,
+                threshold=threshold,
+            )
+            self.uncertainty.copy_(new)
+            self.weight.copy_(1 - new)
+        for history, values in zip(self._histories(), folded, strict=True):
+            history.put(values)
         self.epoch.fill_(epoch)
-        return ledger.events(since=before)
+        return self.ledger.events(since=before)
+
+    @torch.no_grad()
+    def evidence(self) -> Evidence:
+        """What is known of every sample, this epoch so far included.
+
+        In a distributed run all processes call it.
+        """
+        return self._evidence(self._fold())
+
+    def suggest(self, limit: int | None = None) -> list[Suggestion]:
+        """What the policy would relabel now, most confident first; nothing is applied.
+
+        Samples never seen, and samples whose label somebody chose, are left out. In a distributed
+        run all processes call it.
+        """
+        folded = self._fold()
+        evidence = self._evidence(folded)
+        proposals = self._proposals(evidence, folded)
+        return self.ledger.suggest(proposals, uncertainty=evidence.uncertainty, limit=limit)
+
+    def _histories(self) -> list[DenseHistory | TopKHistory]:
+        kept = (self.predictions, self.votes, self.importance)
+        return [history for history in kept if history is not None]
+
+    def _fold(self) -> list[Folded]:
+        return [history.fold(self.momentum) for history in self._histories()]
+
+    def _evidence(self, folded: list[Folded]) -> Evidence:
+        means = dict(zip(self._histories(), (values.mean for values in folded), strict=True))
+        evidence = Evidence(
+            predictions=means[self.predictions],
+            original=self.ledger.original(),
+            current=self.ledger.labels(),
+            num_classes=self.num_classes,
+            uncertainty=torch.zeros_like(self.uncertainty),
+            votes=means[self.votes] if self.votes is not None else None,
+            importance=(
+                means[self.importance].probabilities[:, 0] if self.importance is not None else None
+            ),
+        )
+        return evidence._replace(uncertainty=self._estimate(evidence))
+
+    def _estimate(self, evidence: Evidence) -> Tensor:
+        return _checked("estimator", "(n,)", self.estimator(evidence), evidence.current)
+
+    def _proposals(self, evidence: Evidence, folded: list[Folded]) -> Proposals:
+        """The policy's proposals within what may change."""
+        proposals = self.policy(evidence)
+        labels = _checked("policy", "labels of shape (n,)", proposals.labels, evidence.current)
+        _checked("policy", "margin of shape (n,)", proposals.margin, evidence.current)
+        free = (folded[0].seen > 0) & ~self.ledger.pinned()
+        proposals = proposals._replace(labels=torch.where(free, labels, evidence.current))
+        return guarded(
+            proposals, evidence, max_fraction=self.max_fraction, class_floor=self.class_floor
+        )
+
+    def _decide(self, folded: list[Folded]) -> tuple[Any, ...]:
+        evidence = self._evidence(folded)
+        labels, margin, threshold, rule = self._proposals(evidence, folded)
+        ids = (labels != evidence.current).nonzero()[:, 0]
+        threshold = torch.as_tensor(threshold).expand(len(labels))[ids]
+        old = evidence.uncertainty[ids]
+        new = self._estimate(evidence._replace(current=labels))
+        return ids, labels[ids], margin[ids], threshold, old, new, rule
 
     def _check_batch(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
         if ids.ndim != 1 or ids.dtype not in INTEGERS:
@@ -229,3 +347,58 @@ class UERM(nn.Module):
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             ((ids >= 0) & (ids < samples)).all(), f"ids: expected 0 <= id < {samples}"
         )
+
+
+def _policy(policy: PolicyName | Policy) -> tuple[Policy, float]:
+    """The policy and the momentum that suits it."""
+    if isinstance(policy, str):
+        if policy not in _POLICIES:
+            raise ValueError(
+                f"policy: expected one of {tuple(_POLICIES)} or a callable, got {policy!r}"
+            )
+        return _POLICIES[policy]
+    if not callable(policy):
+        raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
+    return policy, 0.8
+
+
+def _estimator(
+    estimator: EstimatorName | Sequence[EstimatorName] | Estimator,
+) -> tuple[Estimator, set[str]]:
+    """The estimator and the evidence it needs beside predictions."""
+    if callable(estimator):
+        return estimator, set()
+    names = (estimator,) if isinstance(estimator, str) else tuple(estimator)
+    for name in names:
+        if name not in get_args(EstimatorName):
+            raise ValueError(
+                f"estimator: expected some of {get_args(EstimatorName)} or a callable, got {name!r}"
+            )
+    needs = {"neighbours": "votes", "attention": "importance"}
+    return (
+        ensemble(*(getattr(estimators, name) for name in names)),
+        {needs[name] for name in names if name in needs},
+    )
+
+
+def _checked(name: str, expected: str, values: Tensor, like: Tensor) -> Tensor:
+    if values.shape != like.shape:
+        raise ValueError(f"{name}: expected {expected} = ({len(like)},), got {tuple(values.shape)}")
+    return values
+
+
+def _from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.device) -> Any:
+    """What `decide` returns in the first process, whose arithmetic all are to follow."""
+    if not in_processes():
+        return decide()
+    distributed = torch.distributed
+    box: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            box = [[v.cpu() if isinstance(v, Tensor) else v for v in decide()]]
+        except Exception as error:  # the user's policy can fail in any way; no process may hang
+            box = [f"{type(error).__name__}: {error}"]
+    distributed.broadcast_object_list(box, src=0)
+    if isinstance(box[0], str):
+        raise RuntimeError(f"end_epoch failed in the first process: {box[0]}")
+    return [v.to(device) if isinstance(v, Tensor) else v for v in box[0]]

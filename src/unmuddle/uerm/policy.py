@@ -8,23 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unmuddle.uerm.uncertainty import label_margin
-
-
-class Evidence(NamedTuple):
-    """What is known of n samples and K classes.
-
-    Attributes:
-        probabilities: `(n, K)` running mean of each sample's predictions.
-        uncertainty: `(n,)` of the current label, in [0, 1].
-        original: `(n,)` labels as given.
-        current: `(n,)` labels as they stand.
-    """
-
-    probabilities: Tensor
-    uncertainty: Tensor
-    original: Tensor
-    current: Tensor
+from unmuddle.uerm.evidence import Evidence
 
 
 class Proposals(NamedTuple):
@@ -32,7 +16,7 @@ class Proposals(NamedTuple):
 
     Attributes:
         labels: `(n,)`; equal to the current label where no change is proposed.
-        margin: `(n,)` by how much the predictions prefer another class to the compared label.
+        margin: `(n,)` by how much the evidence prefers another class to the compared label.
         threshold: `(n,)` or one number; the bound that the margin is compared with.
         rule: name of the policy.
     """
@@ -43,27 +27,34 @@ class Proposals(NamedTuple):
     rule: str
 
 
+def log_odds(evidence: Evidence, *, threshold: float = 3.0, hysteresis: float = 1.0) -> Proposals:
+    """Relabel where the ORIGINAL label is far less probable than another; take back otherwise.
+
+    With `m = log max_{k != y} p[k] - log p[y]` and y the original label.
+    """
+    p = evidence.predictions
+    floor = torch.finfo(torch.float16).tiny  # what a mean in float16 can tell from 0
+    rival = p.rival(evidence.original)[0].clamp(min=floor)
+    margin = rival.log() - p.of(evidence.original).clamp(min=floor).log()
+    return _decide(evidence, margin, threshold, hysteresis, "log_odds")
+
+
 def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2) -> Proposals:
     """Relabel where the mean prediction contradicts the ORIGINAL label; take back when it recovers.
 
-    With `m = max_k p[k] - p[original]`: `m > threshold` proposes `argmax p`; a relabeled sample
-    returns to its original label when `m < threshold - hysteresis`; between the two it keeps what
-    it has. Averaging over epochs and never comparing with an already changed label is what keeps
-    errors from feeding on themselves (our choice).
+    With `m = max_{k != y} p[k] - p[y]` and y the original label: `m > threshold` proposes
+    `argmax p`; a relabeled sample returns to y when `m < threshold - hysteresis`; between the two
+    it keeps what it has. Averaging over epochs and never comparing with an already changed label
+    is what keeps errors from feeding on themselves (our choice).
 
     Examples:
-        >>> p = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
-        >>> given = torch.tensor([1, 0])
-        >>> ema_margin(Evidence(p, torch.zeros(2), given, given)).labels
+        >>> from unmuddle.uerm import Distribution
+        >>> p, given = torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([1, 0])
+        >>> ema_margin(Evidence(Distribution(p), given, given, 2, torch.zeros(2))).labels
         tensor([0, 0])
     """
-    margin = -label_margin(evidence.probabilities, evidence.original)
-    changed = evidence.current != evidence.original
-    take_back = changed & (margin < threshold - hysteresis)
-    labels = torch.where(take_back, evidence.original, evidence.current)
-    labels = torch.where(margin > threshold, evidence.probabilities.argmax(1), labels)
-    bound = threshold - hysteresis * take_back.double()
-    return Proposals(labels, margin, bound, "ema_margin")
+    margin = -evidence.predictions.margin(evidence.original)
+    return _decide(evidence, margin, threshold, hysteresis, "ema_margin")
 
 
 def scn(
@@ -86,10 +77,61 @@ def scn(
     """
     if group not in ("low", "all"):
         raise ValueError(f"group: expected 'low' or 'all', got {group!r}")
-    margin = -label_margin(evidence.probabilities, evidence.current)
+    probability, rival = evidence.predictions.rival(evidence.current)
+    margin = probability - evidence.predictions.of(evidence.current)
     relabel = margin > threshold
     if group == "low":
         rank = evidence.uncertainty.argsort(descending=True).argsort()
         relabel = relabel & (rank < round(low_fraction * len(rank)))
-    best = evidence.probabilities.argmax(1)
-    return Proposals(torch.where(relabel, best, evidence.current), margin, threshold, "scn")
+    rule = "scn" if group == "low" else "scn_all"
+    return Proposals(torch.where(relabel, rival, evidence.current), margin, threshold, rule)
+
+
+def guarded(
+    proposals: Proposals, evidence: Evidence, *, max_fraction: float = 1.0, class_floor: float = 0.0
+) -> Proposals:
+    """Of the proposals, keep the most confident that budget and class floors leave room for.
+
+    Args:
+        proposals: what a policy proposes.
+        evidence: what it saw.
+        max_fraction: at most this share of the samples has another label than its original one.
+        class_floor: of the samples given as one class, at least this share keeps that label.
+
+    Returns:
+        The same proposals, those that find no room replaced by the current label. Samples relabeled
+        already keep their place; a return to the original label always finds room.
+    """
+    original, current = evidence.original, evidence.current
+    changes = proposals.labels != original
+    staying = changes & (current != original)
+    wanted = changes & ~staying
+
+    members = torch.bincount(original, minlength=evidence.num_classes)
+    leaving = torch.bincount(original[staying], minlength=evidence.num_classes)
+    room = members - (class_floor * members).ceil().long() - leaving
+    allowed = wanted & (_rank(proposals.margin, wanted, original) < room[original])
+    budget = int(max_fraction * len(original)) - int(staying.sum())
+    allowed &= _rank(proposals.margin, allowed, torch.zeros_like(original)) < budget
+    return proposals._replace(labels=torch.where(wanted & ~allowed, current, proposals.labels))
+
+
+def _decide(
+    evidence: Evidence, margin: Tensor, threshold: float, hysteresis: float, rule: str
+) -> Proposals:
+    """Relabel above the threshold; take back below it by more than the hysteresis."""
+    rival = evidence.predictions.rival(evidence.original)[1]
+    take_back = (evidence.current != evidence.original) & (margin < threshold - hysteresis)
+    labels = torch.where(take_back, evidence.original, evidence.current)
+    labels = torch.where(margin > threshold, rival, labels)
+    return Proposals(labels, margin, threshold - hysteresis * take_back.double(), rule)
+
+
+def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:
+    """`(n,)` place of each sample in its group by score, largest first; last those not `among`."""
+    by_score = torch.where(among, scores, -torch.inf).argsort(descending=True, stable=True)
+    order = by_score[group[by_score].argsort(stable=True)]
+    sizes = torch.bincount(group)
+    start = sizes.cumsum(0) - sizes
+    places = torch.arange(len(scores), device=scores.device) - start[group[order]]
+    return torch.empty_like(places).scatter_(0, order, places)

@@ -1,87 +1,63 @@
-"""How little a sample's label is to be trusted: 0 certainly right, 1 certainly wrong."""
+"""How little a sample's label is to be trusted: 0 certainly right, 1 certainly wrong.
+
+An estimator is any callable `Evidence -> (n,)` in [0, 1].
+"""
+
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch import Tensor
+
+from unmuddle.uerm.evidence import Evidence
+
+Estimator = Callable[[Evidence], Tensor]
 
 
-def label_margin(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """`p[y] - max_{k != y} p[k]`, from -1 (another class is certain) to 1 (the label is).
-
-    Args:
-        probabilities: `(N, K)`.
-        labels: `(N,)` integers.
-
-    Returns:
-        `(N,)`.
+def margin(evidence: Evidence) -> Tensor:
+    """`(1 - (p[y] - max_{k != y} p[k])) / 2` for the current label y.
 
     Examples:
-        >>> label_margin(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([1]))
-        tensor([-0.5000])
-
-    References:
-        Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking, 2020,
-        arXiv 2001.10528 (there on logits).
-    """
-    is_label = one_hot(labels, probabilities.shape[1]).bool()
-    of_label = probabilities.gather(1, labels[:, None])[:, 0]
-    return of_label - probabilities.masked_fill(is_label, -torch.inf).amax(1)
-
-
-def margin_uncertainty(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """`(1 - label_margin) / 2`, in [0, 1].
-
-    Examples:
-        >>> margin_uncertainty(torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0]))
+        >>> from unmuddle.uerm import Distribution
+        >>> p, y = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0])
+        >>> margin(Evidence(Distribution(p), y, y, 3, torch.zeros(1)))
         tensor([0.2500])
     """
-    return (1 - label_margin(probabilities, labels)) / 2
+    return (1 - evidence.predictions.margin(evidence.current)) / 2
 
 
-def rank_penalty(importance: Tensor, *, high_fraction: float = 0.7, delta: float = 0.15) -> Tensor:
-    """`max(0, delta - (mean of the high group - mean of the low group))`.
+def entropy(evidence: Evidence) -> Tensor:
+    """`-Σ_k p[k] log p[k] / log K`: how undecided the prediction is, whatever the label.
 
-    The high group is the `high_fraction` of the batch with the largest importance. The penalty
-    keeps importances from collapsing to one value.
-
-    Args:
-        importance: `(N,)` in [0, 1].
-        high_fraction: share of the high group.
-        delta: least difference of the groups' means.
-
-    Returns:
-        Scalar; 0 when one of the groups is empty.
-
-    References:
-        Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition, 2020,
-        arXiv 2002.10392.
+    Of a top-k history, the entropy of the entries it keeps.
     """
-    ordered = importance.sort(descending=True).values
-    high, low = ordered.tensor_split([round(high_fraction * len(importance))])
-    if len(high) == 0 or len(low) == 0:
-        return 0 * importance.sum()
-    return (delta - (high.mean() - low.mean())).clamp(min=0)
+    p = evidence.predictions.probabilities.float()
+    return (torch.special.entr(p).sum(1) / torch.tensor(evidence.num_classes).log()).clamp(0, 1)
 
 
-class AttentionHead(nn.Module):
-    """Importance of a sample from its features: `a = sigmoid(w·x + b)`; its uncertainty is `1 - a`.
+def neighbours(evidence: Evidence) -> Tensor:
+    """`margin`, of the votes of the sample's neighbours in the embedding space."""
+    if evidence.votes is None:
+        raise ValueError("neighbours: needs votes; make UERM with neighbours=")
+    return (1 - evidence.votes.margin(evidence.current)) / 2
 
-    Wang et al. 2020 scale the classifier's logits by `a`; that trains the head, but flattens the
-    very margins that relabeling compares. Here `loss` gives the head the same signal from logits
-    and features cut from the graph, so the classifier is left as it is (our choice).
+
+def attention(evidence: Evidence) -> Tensor:
+    """`1 -` the importance that the attention head gives the sample (Self-Cure Network)."""
+    if evidence.importance is None:
+        raise ValueError("attention: needs importance; make UERM with attention=True")
+    return 1 - evidence.importance
+
+
+def ensemble(*estimators: Estimator) -> Estimator:
+    """The mean of several estimators: they err differently.
+
+    Examples:
+        >>> both = ensemble(margin, entropy)
     """
+    if not estimators:
+        raise ValueError("ensemble: expected at least one estimator")
 
-    def __init__(self, feature_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(feature_dim, 1)
+    def mean(evidence: Evidence) -> Tensor:
+        return torch.stack([estimator(evidence) for estimator in estimators]).mean(0)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Importances `(N,)` of features `(N, D)`."""
-        return self.linear(features.detach())[:, 0].float().sigmoid()
-
-    @staticmethod
-    def loss(importance: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logit-weighted cross-entropy plus `rank_penalty`; its gradient reaches the head only."""
-        scaled = importance[:, None] * logits.detach().float()
-        losses = cross_entropy(scaled, labels, reduction="sum") / max(len(labels), 1)
-        return losses + rank_penalty(importance)
+    return mean

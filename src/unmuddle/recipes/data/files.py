@@ -47,11 +47,11 @@ class Problems:
                 if problem:
                     self.add(problem, str(path))
 
-    def raise_if_any(self, root: Path) -> None:
-        """Raise one UsageError that lists all problems, if there is one."""
+    def raise_if_any(self, root: Path | str) -> None:
+        """Raise one UsageError that lists all problems of `root`, if there is one."""
         if not self._found:
             return
-        lines = [f"{root}: the data set has problems"]
+        lines = [f"{root}: there are problems"]
         for kind, places in self._found.items():
             lines.append(f"  {kind}: {len(places)}")
             lines += [f"    {place}" for place in places[:SHOWN]]

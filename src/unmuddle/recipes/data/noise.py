@@ -1,23 +1,54 @@
-"""Inject label noise that is known, so that relabeling can be scored."""
+"""Put noise into training labels and keep the truth, so that relabeling can be scored."""
 
+import csv
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from unmuddle.recipes.data.files import Problems
+from unmuddle.recipes.data.types import LabeledImages
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.paths import user_path
 
 
-def check_noise(spec: str) -> float:
-    """The probability P of `symmetric:P`, 0 for `none`; anything else is a UsageError."""
-    if spec == "none":
-        return 0.0
+def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: int) -> None:
+    """Replace the labels of `data`; those before become its true labels.
+
+    Args:
+        data: training samples.
+        classes: names, in label order.
+        spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
+            `file:PATH`, by the labels of a CSV with the columns `name` (of the image file) and
+            `label` (of the class), where it lists them.
+        seed: of symmetric noise.
+
+    Raises:
+        UsageError: the specification or the file is wrong; nothing is replaced then.
+    """
+    check_noise(spec)
+    kind, _, argument = spec.partition(":")
+    if kind == "none":
+        return
+    noisy = (
+        symmetric_noise(data.labels, len(classes), float(argument), seed)
+        if kind == "symmetric"
+        else _read_labels(data, classes, user_path("--noise", argument))
+    )
+    data.true_labels = data.labels if data.true_labels is None else data.true_labels
+    data.labels = noisy
+
+
+def check_noise(spec: str) -> None:
+    """Raise a UsageError unless `spec` is `none`, `symmetric:P` or `file:PATH`."""
     found = re.fullmatch(r"symmetric:(\d*\.?\d+)", spec)
-    if not found or not 0 <= float(found[1]) <= 1:
+    known = spec == "none" or re.fullmatch(r"file:.+", spec)
+    if not known and not (found and 0 <= float(found[1]) <= 1):
         raise UsageError(
-            f"--noise {spec}: expected none or symmetric:P with 0 <= P <= 1, e.g. symmetric:0.2"
+            f"--noise {spec}: expected none, file:PATH, or symmetric:P with 0 <= P <= 1, "
+            "e.g. symmetric:0.2"
         )
-    return float(found[1])
 
 
 def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
@@ -26,3 +57,32 @@ def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: 
     flip = torch.rand(len(labels), generator=generator) < probability
     step = torch.randint(1, num_classes, (len(labels),), generator=generator)
     return torch.where(flip, (labels + step) % num_classes, labels)
+
+
+def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = reader.fieldnames or ()
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"--noise file:{path}: not readable: {error}") from error
+    if not {"name", "label"} <= set(columns):
+        raise UsageError(f"--noise file:{path}: expected the columns name and label, got {columns}")
+    sample_of = {Path(data.source(i)).name: i for i in range(len(data))}
+    if len(sample_of) < len(data):
+        raise UsageError(f"--noise file:{path}: needs images whose file names differ")
+    labels, problems, listed = data.labels.clone(), Problems(), set[str]()
+    for number, row in enumerate(rows, start=2):
+        name, label = row["name"], row["label"]
+        if label not in classes:
+            problems.add(f"label that is none of {', '.join(classes)}", f"row {number}: {label}")
+        elif name in listed:
+            problems.add("image listed twice", f"row {number}: {name}")
+        elif name in sample_of:
+            labels[sample_of[name]] = classes.index(label)
+        listed.add(name)
+    if not listed & sample_of.keys():
+        problems.add("training images listed", "none")
+    problems.raise_if_any(f"--noise file:{path}")
+    return labels

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,8 +24,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         true_labels: `(n,)` if they are known to be something better.
         votes: `(n, K)` distribution of annotators' votes, if known.
         sources: file that each image comes from, if any.
-        transform: applied to an image; gives what the network takes.
-        views: how many transformed images of a sample are stacked, `(V, 3, H, W)`; 0: just one.
+        transform: applied to an image.
     """
 
     images: Images
@@ -35,20 +33,19 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
     votes: Tensor | None = None
     sources: list[str] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
-    views: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def source(self, sample: int) -> str:
+        """The file of a sample's image; nothing if it has none."""
+        return self.sources[sample] if self.sources else ""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """`(image, label, id)`."""
         image = self.images[index]
         if self.transform is not None:
-            image = (
-                torch.stack([self.transform(image) for _ in range(self.views)])
-                if self.views
-                else self.transform(image)
-            )
+            image = self.transform(image)
         return image, int(self.labels[index]), index
 
 

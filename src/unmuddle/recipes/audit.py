@@ -1,0 +1,97 @@
+"""Rank the labels of a data set that a run's predictions contradict."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.noise import add_noise
+from unmuddle.recipes.decisions import Row
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.run_folder import read_config
+from unmuddle.uerm import Distribution, Evidence, LabelLedger, log_odds
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label that may be wrong.
+
+    Attributes:
+        row: what a file of decisions says of it.
+        confidence: mean prediction, over the run's epochs, of the suggested label.
+        doubt: the same of the given label.
+        why: the reason in words.
+        image: `(3, H, W)` uint8.
+    """
+
+    row: Row
+    confidence: float
+    doubt: float
+    why: str
+    image: Tensor
+
+
+def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
+    """The `limit` training labels that the run's mean predictions contradict most, worst first.
+
+    Any run will do, one without UERM too: its predictions are recorded all the same.
+
+    Args:
+        data: data set, as for `train`; `None`: the run's own.
+        run: folder of the run.
+        limit: at most this many.
+
+    Raises:
+        UsageError: the run does not belong to the data, or cannot be read.
+    """
+    if limit < 1:
+        raise UsageError(f"--limit: expected at least 1, got {limit}")
+    config = read_config(run)
+    splits = load_data(data or config.data, image_size=config.image_size, seed=config.seed)
+    training, classes = splits.train, splits.classes
+    add_noise(training, classes, config.noise, config.seed)
+    predictions, seen, now = _read_predictions(run, training, len(classes))
+
+    given = training.labels
+    evidence = Evidence(predictions, given, given, len(classes), torch.zeros(len(given)))
+    proposals = log_odds(evidence, threshold=0, hysteresis=0)
+    proposals = proposals._replace(labels=torch.where(seen > 0, proposals.labels, given))
+    confidence, doubt = predictions.of(proposals.labels), predictions.of(given)
+
+    suspects: list[Suspect] = []
+    for found in LabelLedger(given, len(classes)).suggest(proposals, limit=limit):
+        i, label, suggested = found.sample, classes[found.label], classes[found.suggested]
+        row = Row(i, training.source(i), label, suggested, "")
+        why = (
+            f"over the epochs it was predicted {suggested} with {confidence[i]:.2f} "
+            f"and {label} with {doubt[i]:.2f}"
+        )
+        if now[i] != given[i]:
+            why += f"; the run relabeled it {classes[int(now[i])]}"
+        suspects.append(
+            Suspect(row, float(confidence[i]), float(doubt[i]), why, training.images[i])
+        )
+    return suspects
+
+
+def _read_predictions(
+    run: Path, data: LabeledImages, num_classes: int
+) -> tuple[Distribution, Tensor, Tensor]:
+    """Mean predictions, in how many epochs each sample was seen, labels when the run ended."""
+    path = run / "uerm.safetensors"
+    try:
+        state = safetensors.torch.load_file(path)
+        mean, seen = state["predictions.mean"], state["predictions.seen"]
+        given, now = state["ledger.original_labels"], state["ledger.current_labels"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
+    if mean.shape != (len(data), num_classes) or not torch.equal(given, data.labels):
+        raise UsageError(
+            f"--run {run}: was trained on other labels: {len(given)} of {mean.shape[1]} classes, "
+            f"not the {len(data)} of {num_classes} classes of this data set"
+        )
+    return Distribution(mean), seen, now

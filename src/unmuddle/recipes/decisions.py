@@ -1,0 +1,100 @@
+"""The file in which somebody accepts or rejects suggested labels.
+
+`unmuddle audit` writes it, a person fills in its last column, `unmuddle train --labels` reads it.
+"""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unmuddle.recipes.data import LabeledImages
+from unmuddle.recipes.data.files import Problems
+from unmuddle.recipes.errors import UsageError
+
+ACCEPT, REJECT = "accept", "reject"
+
+
+class Row(NamedTuple):
+    """One label in question.
+
+    Attributes:
+        sample: its id.
+        source: file of the image, if any.
+        label: name of the class as given.
+        suggested: name of another class.
+        decision: "accept" the suggested label, "reject" it, or "" for neither yet.
+    """
+
+    sample: int
+    source: str
+    label: str
+    suggested: str
+    decision: str
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a header and the rows."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+
+
+def read_decisions(
+    path: Path, data: LabeledImages, classes: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    """Ids `(m,)` of the samples that somebody decided on, and the labels `(m,)` they have.
+
+    Raises:
+        UsageError: not such a file, or not of this data; lists everything that does not fit.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            missing = [name for name in Row._fields if name not in (reader.fieldnames or ())]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"--labels {path}: not readable: {error}") from error
+    if missing:
+        raise UsageError(f"--labels {path}: lacks the columns {', '.join(missing)}")
+
+    problems, decided = Problems(), dict[int, int]()
+    for number, row in enumerate(rows, start=2):
+        where = f"row {number}: sample {row['sample']}"
+        problem = _problem(row, data, classes)
+        if problem:
+            problems.add(problem, where)
+        elif row["decision"]:
+            sample = int(row["sample"])
+            if sample in decided:
+                problems.add("decided twice", where)
+            chosen = row["suggested"] if row["decision"] == ACCEPT else row["label"]
+            decided[sample] = classes.index(chosen)
+    problems.raise_if_any(f"--labels {path}")
+    return (
+        torch.tensor(list(decided), dtype=torch.int64),
+        torch.tensor(list(decided.values()), dtype=torch.int64),
+    )
+
+
+def _problem(
+    row: dict[str | None, Any], data: LabeledImages, classes: tuple[str, ...]
+) -> str | None:
+    if None in row or None in row.values():
+        return "row of another length than the header"
+    if not row["sample"].isdecimal() or int(row["sample"]) >= len(data):
+        return f"sample that is not a number below {len(data)}"
+    sample = int(row["sample"])
+    if row["source"] != data.source(sample):
+        return "source that is another image in the data"
+    if row["label"] != classes[int(data.labels[sample])]:
+        return "label that is another one in the data (noise and seed belong to it)"
+    if row["suggested"] not in classes:
+        return f"suggested label that is none of {', '.join(classes)}"
+    if row["decision"] not in ("", ACCEPT, REJECT):
+        return f"decision that is none of {ACCEPT}, {REJECT} or nothing"
+    return None

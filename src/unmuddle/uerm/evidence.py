@@ -1,0 +1,79 @@
+"""What is known of every sample when an epoch ends."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Distribution(NamedTuple):
+    """A distribution over K classes for each of n samples, whole or its largest entries.
+
+    Attributes:
+        probabilities: `(n, k)`; k = K when whole.
+        classes: `(n, k)` the class of each entry; `None` when whole: entry j is class j.
+    """
+
+    probabilities: Tensor
+    classes: Tensor | None = None
+
+    def of(self, labels: Tensor) -> Tensor:
+        """`(n,)` probability of each sample's label `(n,)`; 0 where it is not among the entries.
+
+        Examples:
+            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
+            >>> Distribution(p).of(torch.tensor([1, 2]))
+            tensor([0.2000, 0.4000])
+        """
+        if self.classes is None:
+            return self.probabilities.gather(1, labels[:, None])[:, 0].float()
+        is_label = self.classes == labels[:, None]
+        return torch.where(is_label, self.probabilities, 0).sum(1).float()
+
+    def rival(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`(n,)` largest probability of a class other than the label, and `(n,)` that class.
+
+        Examples:
+            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
+            >>> Distribution(p).rival(torch.tensor([0, 0]))
+            (tensor([0.2000, 0.6000]), tensor([1, 1]))
+        """
+        if self.classes is None:
+            probability, best = self.probabilities.scatter(1, labels[:, None], -1).max(1)
+            return probability.float(), best
+        is_label = self.classes == labels[:, None]
+        probability, entry = torch.where(is_label, -1, self.probabilities).max(1)
+        return probability.float(), self.classes.gather(1, entry[:, None])[:, 0].long()
+
+    def margin(self, labels: Tensor) -> Tensor:
+        """`(n,)` probability of the label less that of its rival, in [-1, 1].
+
+        -1: another class is certain; 1: the label is.
+
+        References:
+            Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking,
+            2020, arXiv 2001.10528 (there on logits).
+        """
+        return self.of(labels) - self.rival(labels)[0]
+
+
+class Evidence(NamedTuple):
+    """What is known of n samples and K classes.
+
+    Attributes:
+        predictions: running mean of each sample's predictions.
+        original: `(n,)` labels as given.
+        current: `(n,)` labels as they stand.
+        num_classes: K.
+        uncertainty: `(n,)` of the current label, in [0, 1]; what the estimator made of the rest.
+        votes: running mean of the labels as given of each sample's neighbours, for `neighbours`.
+        importance: `(n,)` running mean of the attention head's output, for `attention`.
+    """
+
+    predictions: Distribution
+    original: Tensor
+    current: Tensor
+    num_classes: int
+    uncertainty: Tensor
+    votes: Distribution | None = None
+    importance: Tensor | None = None

@@ -1,0 +1,172 @@
+"""Running means over epochs of a distribution for each of n samples.
+
+Within an epoch, sums are kept as integers: what order, batches or processes they were made in
+makes no difference to a single bit of them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unmuddle.uerm.evidence import Distribution
+
+UNIT = 2**16  # one, as an integer: 15 millionths are told apart, 32,767 ones fit into a sum
+ROWS = 8192  # samples whose whole distributions a top-k history unfolds at once
+
+
+class Folded(NamedTuple):
+    """Running means with this epoch in them, not yet in place."""
+
+    mean: Distribution
+    seen: Tensor
+
+
+class DenseHistory(nn.Module):
+    """All K entries of each mean: 8 n K bytes, 6 n K with float16 means."""
+
+    mean: Tensor
+    total: Tensor
+    seen: Tensor
+
+    def __init__(
+        self, samples: int, size: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(samples, size, dtype=dtype, device=device))
+        self.register_buffer("total", torch.zeros(samples, size, dtype=torch.int32, device=device))
+        self.register_buffer("seen", torch.zeros(samples, dtype=torch.int32, device=device))
+
+    def add(self, ids: Tensor, distributions: Tensor) -> None:
+        """Take in `(N, K)` distributions of samples `ids`; a row of NaN does not count."""
+        self.total.index_add_(0, ids, _integers(distributions))
+
+    def fold(self, momentum: float) -> Folded:
+        """`mean <- momentum · mean + (1 - momentum) · this epoch's mean`, over all processes."""
+        total = over_processes(self.total)
+        mass = total.sum(1)
+        mean = _moved(self.mean, total, mass, _rate(self.seen, mass, momentum))
+        return Folded(Distribution(mean.to(self.mean.dtype)), self.seen + (mass > 0))
+
+    def put(self, folded: Folded) -> None:
+        """Put the new means in place and begin the next epoch."""
+        self.mean.copy_(folded.mean.probabilities)
+        self.seen.copy_(folded.seen)
+        self.total.zero_()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """`(N, K)` means of samples `ids`, float32."""
+        return self.mean[ids].float()
+
+
+class TopKHistory(nn.Module):
+    """The k largest entries of each mean: `10 n k` bytes, for many classes.
+
+    What falls out of the k largest is forgotten. `dtype` is that of the means.
+    """
+
+    mean: Tensor
+    classes: Tensor
+    total: Tensor
+    total_classes: Tensor
+    mass: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        samples: int,
+        size: int,
+        k: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        index = torch.int16 if size <= 2**15 else torch.int32
+        for name, kind in (
+            ("mean", dtype),
+            ("classes", index),
+            ("total", torch.int32),
+            ("total_classes", index),
+        ):
+            self.register_buffer(name, torch.zeros(samples, k, dtype=kind, device=device))
+        # All that this epoch's sums held before they were cut to k; and epochs seen before it.
+        for name in ("mass", "seen"):
+            self.register_buffer(name, torch.zeros(samples, dtype=torch.int32, device=device))
+
+    def add(self, ids: Tensor, distributions: Tensor) -> None:
+        """Take in `(N, K)` distributions of samples `ids`; a row of NaN does not count."""
+        if not len(ids):
+            return
+        added = _integers(distributions)
+        # Rows of one sample all get their common sum, so it does not matter which one is kept.
+        first = (ids[:, None] == ids).int().argmax(1)
+        common = torch.zeros_like(added).index_add_(0, first, added)[first]
+        sums = _unfold(self.total[ids], self.total_classes[ids], self.size)
+        top = (sums + common).topk(self.total.shape[1])
+        self.total[ids] = top.values
+        self.total_classes[ids] = top.indices.to(self.total_classes.dtype)
+        self.mass.index_add_(0, ids, added.sum(1, dtype=torch.int32))
+
+    def fold(self, momentum: float) -> Folded:
+        """`mean <- momentum · mean + (1 - momentum) · this epoch's mean`, over all processes."""
+        mass = over_processes(self.mass)
+        rate = _rate(self.seen, mass, momentum)
+        mean, classes = torch.empty_like(self.mean), torch.empty_like(self.classes)
+        for start in range(0, len(mean), ROWS):
+            rows = slice(start, start + ROWS)
+            total = over_processes(_unfold(self.total[rows], self.total_classes[rows], self.size))
+            old = _unfold(self.mean[rows].float(), self.classes[rows], self.size)
+            top = _moved(old, total, mass[rows], rate[rows]).topk(mean.shape[1])
+            mean[rows], classes[rows] = top.values.to(mean.dtype), top.indices.to(classes.dtype)
+        return Folded(Distribution(mean, classes), self.seen + (mass > 0))
+
+    def put(self, folded: Folded) -> None:
+        """Put the new means in place and begin the next epoch."""
+        assert folded.mean.classes is not None
+        self.mean.copy_(folded.mean.probabilities)
+        self.classes.copy_(folded.mean.classes)
+        self.seen.copy_(folded.seen)
+        self.total.zero_()
+        self.total_classes.zero_()
+        self.mass.zero_()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """`(N, K)` means of samples `ids`, float32."""
+        return _unfold(self.mean[ids].float(), self.classes[ids], self.size)
+
+
+def over_processes(sums: Tensor) -> Tensor:
+    """A copy of `sums`, added up over the processes of a distributed run."""
+    sums = sums.clone()
+    if in_processes():
+        torch.distributed.all_reduce(sums)
+    return sums
+
+
+def in_processes() -> bool:
+    """Whether this is one of several processes."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def _integers(distributions: Tensor) -> Tensor:
+    return (distributions * UNIT).nan_to_num_(0).round_().int()
+
+
+def _rate(seen: Tensor, mass: Tensor, momentum: float) -> Tensor:
+    """How much this epoch's mean counts: all when it is the first, nothing when there is none."""
+    return torch.where(seen > 0, 1 - momentum, 1.0) * (mass > 0)
+
+
+def _moved(old: Tensor, total: Tensor, mass: Tensor, rate: Tensor) -> Tensor:
+    this_epoch = total / mass.clamp(min=1)[:, None]
+    return old.float().lerp(this_epoch, rate[:, None])
+
+
+def _unfold(values: Tensor, classes: Tensor, size: int) -> Tensor:
+    return values.new_zeros(len(values), size).scatter_(1, classes.long(), values)

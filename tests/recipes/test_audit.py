@@ -1,0 +1,144 @@
+"""From a run to a page of suspect labels, from its file back into training."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import make_folder
+
+from unmuddle.cli import main
+from unmuddle.recipes.audit import audit
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.decisions import Row, read_decisions, write_rows
+from unmuddle.recipes.data import LabeledImages
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.train import train
+
+SMALL = {"backbone": "small", "epochs": 2, "image_size": 16, "batch_size": 8, "warmup": 0.5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"folder:{make_folder(tmp_path_factory.mktemp('faces'))}"
+
+
+@pytest.fixture(scope="module", params=["uerm", "none"])
+def run(data: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    path = tmp_path_factory.mktemp("audit") / "run"
+    return train(
+        TrainConfig(data=data, noise="symmetric:0.3", parts=request.param, run=str(path), **SMALL)
+    )
+
+
+def test_suspects_are_ranked_and_say_why(run: Path) -> None:
+    suspects = audit(None, run)
+    assert suspects
+    odds = [s.confidence / s.doubt for s in suspects]
+    assert odds == sorted(odds, reverse=True)
+    assert odds[-1] > 1
+    with (run / "samples.csv").open() as file:
+        samples = {int(row["sample"]): row for row in csv.DictReader(file)}
+    for s in suspects:
+        assert s.row.label == samples[s.row.sample]["label_name"] != s.row.suggested
+        assert s.row.source == samples[s.row.sample]["source"]
+        assert f"predicted {s.row.suggested} with {s.confidence:.2f}" in s.why
+    assert len(audit(None, run, limit=1)) == 1
+
+
+def test_decisions_are_trained_on_and_left_alone(run: Path, data: str, tmp_path: Path) -> None:
+    assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
+    with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
+        rows = [Row(int(r.pop("sample")), **r) for r in csv.DictReader(file)]
+    assert len(rows) >= 2
+    decided = [rows[0]._replace(decision="accept"), rows[1]._replace(decision="reject"), *rows[2:]]
+    write_rows(tmp_path / "labels.csv", decided)
+    again = train(
+        TrainConfig(
+            data=data, noise="symmetric:0.3", parts="uerm", run=str(tmp_path / "again"),
+            labels=str(tmp_path / "labels.csv"), **SMALL,
+        )
+    )  # fmt: skip
+    with (again / "ledger.csv").open() as file:
+        events = [(int(e["sample"]), e["rule"]) for e in csv.DictReader(file)]
+    assert events[:2] == [(rows[0].sample, "decide"), (rows[1].sample, "decide")]
+    later = {sample for sample, rule in events[2:]}
+    assert not later & {rows[0].sample, rows[1].sample}
+
+
+def test_the_page_holds_every_card_and_nothing_from_outside(run: Path, tmp_path: Path) -> None:
+    assert main(["audit", "--run", str(run), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    count = len(audit(None, run))
+    assert page.count("<article") == page.count("data:image/png;base64,") == count
+    assert "http" not in page.replace("http-equiv", "")
+    data_line = next(line for line in page.splitlines() if line.startswith("const { title, rows }"))
+    assert len(json.loads(data_line.partition(" = ")[2].rstrip(";"))["rows"]) == count
+
+
+def labeled() -> tuple[LabeledImages, tuple[str, ...]]:
+    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    return LabeledImages(images, torch.tensor([0, 1, 0]), sources=["a", "b", "c"]), ("calm", "glad")
+
+
+GOOD = [Row(0, "a", "calm", "glad", "accept"), Row(1, "b", "glad", "calm", "reject"), Row(2, "c", "calm", "glad", "")]
+
+
+def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
+    write_rows(tmp_path / "labels.csv", GOOD)
+    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("message", "row"),
+    [
+        ("sample that is not a number below 3: 1", GOOD[0]._replace(sample=3)),
+        ("sample that is not a number below 3: 1", GOOD[0]._replace(sample="x")),
+        ("source that is another image in the data: 1", GOOD[0]._replace(source="z")),
+        ("label that is another one in the data", GOOD[0]._replace(label="glad")),
+        ("suggested label that is none of calm, glad", GOOD[0]._replace(suggested="sad")),
+        ("decision that is none of accept, reject or nothing", GOOD[0]._replace(decision="yes")),
+        ("decided twice: 1", GOOD[1]),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_named(message: str, row: Row, tmp_path: Path) -> None:
+    write_rows(tmp_path / "labels.csv", [*GOOD[1:], row])
+    with pytest.raises(UsageError, match=message) as error:
+        read_decisions(tmp_path / "labels.csv", *labeled())
+    assert "row 4: sample" in str(error.value)
+
+
+def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    with pytest.raises(UsageError, match="not readable"):
+        read_decisions(path, *labeled())
+    path.write_text("sample,source\n1,a\n")
+    with pytest.raises(UsageError, match="lacks the columns label, suggested, decision"):
+        read_decisions(path, *labeled())
+    path.write_text("sample,source,label,suggested,decision\n1,b,glad\n")
+    with pytest.raises(UsageError, match="row of another length than the header"):
+        read_decisions(path, *labeled())
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not readable"):
+        read_decisions(path, *labeled())
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("--run {tmp}: no readable config.yaml", ["--run", "{tmp}"]),
+        ("--limit: expected at least 1, got 0", ["--run", "{run}", "--limit", "0"]),
+        ("--run {run}: was trained on other labels", ["--run", "{run}", "--data", "digits"]),
+        ("--out {run}/config.yaml", ["--run", "{run}", "--out", "{run}/config.yaml"]),
+        ("unknown data set", ["--run", "{run}", "--data", "nothing"]),
+    ],
+)
+def test_wrong_input_of_audit(
+    message: str, arguments: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"run": str(run), "tmp": str(tmp_path)}
+    assert main(["audit", *(a.format(**names) for a in arguments)]) == 2
+    assert message.format(**names) in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import make_folder
 
+from layouts import make_folder
 from unmuddle.cli import main
 from unmuddle.recipes.audit import audit
 from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.decisions import Row, read_decisions, write_rows
 from unmuddle.recipes.data import LabeledImages
+from unmuddle.recipes.decisions import Row, read_decisions, write_rows
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.train import train
 
@@ -25,7 +25,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module", params=["uerm", "none"])
-def run(data: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def run(
+    data: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     path = tmp_path_factory.mktemp("audit") / "run"
     return train(
         TrainConfig(data=data, noise="symmetric:0.3", parts=request.param, run=str(path), **SMALL)
@@ -35,15 +37,15 @@ def run(data: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
 def test_suspects_are_ranked_and_say_why(run: Path) -> None:
     suspects = audit(None, run)
     assert suspects
-    odds = [s.confidence / s.doubt for s in suspects]
-    assert odds == sorted(odds, reverse=True)
-    assert odds[-1] > 1
+    wrong = [s.wrong for s in suspects]
+    assert wrong == sorted(wrong, reverse=True)
+    assert all(0 < s.confidence <= s.wrong + 1e-6 <= 1 + 1e-6 for s in suspects)
     with (run / "samples.csv").open() as file:
         samples = {int(row["sample"]): row for row in csv.DictReader(file)}
     for s in suspects:
         assert s.row.label == samples[s.row.sample]["label_name"] != s.row.suggested
         assert s.row.source == samples[s.row.sample]["source"]
-        assert f"predicted {s.row.suggested} with {s.confidence:.2f}" in s.why
+        assert f"wrong with probability {s.wrong:.2f}: predicted as {s.row.suggested}" in s.why
     assert len(audit(None, run, limit=1)) == 1
 
 
@@ -82,7 +84,11 @@ def labeled() -> tuple[LabeledImages, tuple[str, ...]]:
     return LabeledImages(images, torch.tensor([0, 1, 0]), sources=["a", "b", "c"]), ("calm", "glad")
 
 
-GOOD = [Row(0, "a", "calm", "glad", "accept"), Row(1, "b", "glad", "calm", "reject"), Row(2, "c", "calm", "glad", "")]
+GOOD = [
+    Row(0, "a", "calm", "glad", "accept"),
+    Row(1, "b", "glad", "calm", "reject"),
+    Row(2, "c", "calm", "glad", ""),
+]
 
 
 def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
@@ -136,7 +142,11 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_of_audit(
-    message: str, arguments: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    message: str,
+    arguments: list[str],
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = {"run": str(run), "tmp": str(tmp_path)}
     assert main(["audit", *(a.format(**names) for a in arguments)]) == 2

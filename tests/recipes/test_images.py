@@ -38,8 +38,8 @@ def test_without_change_it_is_standardize(monkeypatch) -> None:
     plain = standardize(faces())
     torch.testing.assert_close(augment(faces(), mirror=False), plain, atol=1e-4, rtol=0)
     mirrored = augment(faces(), mirror=True)
-    is_plain = ((mirrored - plain).abs().amax((1, 2, 3)) < 1e-4)
-    is_mirror = ((mirrored - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4)
+    is_plain = (mirrored - plain).abs().amax((1, 2, 3)) < 1e-4
+    is_mirror = (mirrored - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert (is_plain | is_mirror).all()
     assert 16 < int(is_mirror.sum()) < 48
 

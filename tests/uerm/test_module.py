@@ -9,7 +9,6 @@ from torch import Tensor
 from unmuddle import UERM
 from unmuddle.uerm import Evidence, Proposals, ema_margin
 
-
 FREE = {"max_fraction": 1.0, "class_floor": 0.0}  # of these few samples any may change
 
 
@@ -51,10 +50,10 @@ def test_a_contradicted_label_is_relabeled_recorded_and_trained_on() -> None:
     batch()
     events = uerm.end_epoch()
     assert [(e.sample, e.epoch, e.old, e.new, e.rule) for e in events] == [
-        (1, 2, 1, 0, "log_odds"),
-        (2, 2, 1, 0, "log_odds"),
+        (1, 2, 1, 0, "bayes"),
+        (2, 2, 1, 0, "bayes"),
     ]
-    assert all(e.margin > 5 and e.threshold == 3 and e.uncertainty > 0.99 for e in events)
+    assert all(e.margin >= e.threshold > 0.9 and e.uncertainty > 0.9 for e in events)
     out = batch()
     assert out.labels.tolist() == [0, 0, 0]
     assert (out.weight > 0.99).all()

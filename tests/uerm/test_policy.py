@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from unmuddle import uerm
 from unmuddle.uerm import (

@@ -13,7 +13,7 @@ from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.decisions import Row
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.run_folder import read_config
-from unmuddle.uerm import Distribution, Evidence, LabelLedger, log_odds
+from unmuddle.uerm import Distribution, LabelLedger, Proposals, fit_noise, posterior
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class Suspect:
 
     Attributes:
         row: what a file of decisions says of it.
-        confidence: mean prediction, over the run's epochs, of the suggested label.
-        doubt: the same of the given label.
+        wrong: probability that it is wrong, by the noise model that fits the run's predictions.
+        confidence: probability of the suggested label, by the same.
         why: the reason in words.
         image: `(3, H, W)` uint8.
     """
 
     row: Row
+    wrong: float
     confidence: float
-    doubt: float
     why: str
     image: Tensor
 
 
 def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
-    """The `limit` training labels that the run's mean predictions contradict most, worst first.
+    """The `limit` training labels that are most likely wrong, worst first.
 
     Any run will do, one without UERM too: its predictions are recorded all the same.
 
@@ -57,23 +57,23 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     predictions, seen, now = _read_predictions(run, training, len(classes))
 
     given = training.labels
-    evidence = Evidence(predictions, given, given, len(classes), torch.zeros(len(given)))
-    proposals = log_odds(evidence, threshold=0, hysteresis=0)
-    proposals = proposals._replace(labels=torch.where(seen > 0, proposals.labels, given))
-    confidence, doubt = predictions.of(proposals.labels), predictions.of(given)
+    likely = posterior(predictions, given, fit_noise(predictions, given, len(classes)))
+    wrong, (confidence, rival) = 1 - likely.of(given), likely.rival(given)
+    suggested_labels = torch.where(seen > 0, rival, given)
+    proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
 
     suspects: list[Suspect] = []
     for found in LabelLedger(given, len(classes)).suggest(proposals, limit=limit):
         i, label, suggested = found.sample, classes[found.label], classes[found.suggested]
         row = Row(i, training.source(i), label, suggested, "")
         why = (
-            f"over the epochs it was predicted {suggested} with {confidence[i]:.2f} "
-            f"and {label} with {doubt[i]:.2f}"
+            f"wrong with probability {wrong[i]:.2f}: predicted as {suggested} "
+            f"{predictions.of(rival)[i]:.2f}, as {label} {predictions.of(given)[i]:.2f}"
         )
         if now[i] != given[i]:
             why += f"; the run relabeled it {classes[int(now[i])]}"
         suspects.append(
-            Suspect(row, float(confidence[i]), float(doubt[i]), why, training.images[i])
+            Suspect(row, float(wrong[i]), float(confidence[i]), why, training.images[i])
         )
     return suspects
 

@@ -88,6 +88,7 @@ def _small() -> nn.Module:
         num_classes=0,
         global_pool="",
     )
+    network.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
 

@@ -58,8 +58,10 @@ class TrainConfig:
     average: float = 0.995
     supcon_weight: float = 0.5
     temperature: float = 0.1
-    relabel_policy: Literal["log_odds", "ema_margin", "scn", "scn_all"] = "log_odds"
-    relabel_estimator: Literal["margin", "entropy", "neighbours", "attention"] = "margin"
+    relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
+    relabel_estimator: Literal["mislabeled", "margin", "entropy", "neighbours", "attention"] = (
+        "mislabeled"
+    )
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
     relabel_outcome: Literal["hard", "soft"] = "hard"
     warmup: float = 0.4

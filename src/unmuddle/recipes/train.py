@@ -96,7 +96,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     uerm = UERM(
         training.labels,
         num_classes,
-        estimator=config.relabel_estimator if relabels else "margin",
+        estimator=config.relabel_estimator if relabels else "mislabeled",
         policy=config.relabel_policy,
         outcome=config.relabel_outcome,
         warmup_epochs=warmup if relabels else config.epochs + 1,

@@ -5,8 +5,9 @@ from unmuddle.uerm.evidence import Distribution, Evidence
 from unmuddle.uerm.importance import AttentionHead, rank_penalty
 from unmuddle.uerm.ledger import Comparison, Event, LabelLedger, Suggestion
 from unmuddle.uerm.module import UERM, UERMOutput
-from unmuddle.uerm.policy import Proposals, ema_margin, guarded, log_odds, scn
-from unmuddle.uerm.uncertainty import attention, ensemble, entropy, margin, neighbours
+from unmuddle.uerm.noise import NoiseModel, fit_noise, posterior
+from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
+from unmuddle.uerm.uncertainty import attention, ensemble, entropy, margin, mislabeled, neighbours
 
 __all__ = [
     "UERM",
@@ -17,17 +18,21 @@ __all__ = [
     "Evidence",
     "LabelLedger",
     "LedgerDataset",
+    "NoiseModel",
     "Proposals",
     "Suggestion",
     "UERMOutput",
     "attention",
+    "bayes",
     "ema_margin",
     "ensemble",
     "entropy",
+    "fit_noise",
     "guarded",
-    "log_odds",
     "margin",
+    "mislabeled",
     "neighbours",
+    "posterior",
     "rank_penalty",
     "scn",
 ]

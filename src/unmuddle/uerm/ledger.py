@@ -214,7 +214,8 @@ class LabelLedger(nn.Module):
         else:
             rows = self._rows(event, epoch)
             # Of several events of one sample, the earliest holds the label from before them.
-            first = {int(row[0]): int(row[2]) for row in rows.flip(0)}
+            first = {row[0]: row[2] for row in reversed(rows.tolist())}
+            first = dict(sorted(first.items()))
             ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
         self._append(ids, before, self._last_epoch(), REVERT)

@@ -12,17 +12,17 @@ from unmuddle.uerm.evidence import Evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory, in_processes
 from unmuddle.uerm.importance import AttentionHead
 from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
-from unmuddle.uerm.policy import Proposals, ema_margin, guarded, log_odds, scn
+from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
 from unmuddle.uerm.uncertainty import Estimator, ensemble
 from unmuddle.uerm.votes import NeighbourVotes
 
-EstimatorName = Literal["margin", "entropy", "neighbours", "attention"]
-PolicyName = Literal["log_odds", "ema_margin", "scn", "scn_all"]
+EstimatorName = Literal["mislabeled", "margin", "entropy", "neighbours", "attention"]
+PolicyName = Literal["bayes", "ema_margin", "scn", "scn_all"]
 Policy = Callable[[Evidence], Proposals]
 
 # A policy by name, and the momentum of the predictions it is meant to see.
 _POLICIES: dict[str, tuple[Policy, float]] = {
-    "log_odds": (log_odds, 0.8),
+    "bayes": (bayes, 0.5),
     "ema_margin": (ema_margin, 0.7),
     "scn": (scn, 0.0),
     "scn_all": (partial(scn, group="all"), 0.0),
@@ -63,10 +63,10 @@ class UERM(nn.Module):
     Args:
         labels: `(n,)` integer labels as given; a sample's id is its index.
         num_classes: K.
-        policy: `"log_odds"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
+        policy: `"bayes"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
             `Evidence -> Proposals`.
-        estimator: `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several names for their
-            mean, or any callable `Evidence -> (n,)` in [0, 1].
+        estimator: `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several
+            names for their mean, or any callable `Evidence -> (n,)` in [0, 1].
         outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
             the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
@@ -98,7 +98,7 @@ class UERM(nn.Module):
     References:
         Yang et al., Facial Expression Recognition with Contrastive Learning and
         Uncertainty-Guided Relabeling, 2023, doi 10.1142/S0129065723500326 (its text and code are
-        not public); Wang et al. 2020, arXiv 2002.10392. `log_odds` and `ema_margin` are ours.
+        not public); Wang et al. 2020, arXiv 2002.10392. `bayes` and `ema_margin` are ours.
     """
 
     uncertainty: Tensor
@@ -111,8 +111,8 @@ class UERM(nn.Module):
         labels: Tensor,
         num_classes: int,
         *,
-        policy: PolicyName | Policy = "log_odds",
-        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "margin",
+        policy: PolicyName | Policy = "bayes",
+        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
         outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,
         momentum: float | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm.evidence import Evidence
+from unmuddle.uerm.noise import fit_noise, posterior
 
 
 class Proposals(NamedTuple):
@@ -27,16 +28,35 @@ class Proposals(NamedTuple):
     rule: str
 
 
-def log_odds(evidence: Evidence, *, threshold: float = 3.0, hysteresis: float = 1.0) -> Proposals:
-    """Relabel where the ORIGINAL label is far less probable than another; take back otherwise.
+def bayes(evidence: Evidence, *, precision: float = 0.85, hysteresis: float = 0.1) -> Proposals:
+    """Relabel the samples whose most likely class is another one, as many as are sure enough.
 
-    With `m = log max_{k != y} p[k] - log p[y]` and y the original label.
+    The noise model that fits the evidence (`fit_noise`) gives each sample's posterior `P(k | y)`,
+    with y the ORIGINAL label and `m = max_{k != y} P(k | y)`. The threshold is the smallest t > 1/2
+    at which the mean of all m >= t, the expected share of right ones among the new labels, is at
+    least `precision`: the more noise there is, the lower it is. A relabeled sample keeps its label
+    while its posterior is above t - hysteresis, and returns to y below (our choice).
+
+    Examples:
+        >>> from unmuddle.uerm import Distribution
+        >>> p = torch.tensor([[0.99, 0.01]]).repeat(100, 1)
+        >>> given = (torch.arange(100) < 5).long()  # five are contradicted
+        >>> bayes(Evidence(Distribution(p), given, given, 2, torch.zeros(100))).labels[:7]
+        tensor([0, 0, 0, 0, 0, 0, 0])
     """
-    p = evidence.predictions
-    floor = torch.finfo(torch.float16).tiny  # what a mean in float16 can tell from 0
-    rival = p.rival(evidence.original)[0].clamp(min=floor)
-    margin = rival.log() - p.of(evidence.original).clamp(min=floor).log()
-    return _decide(evidence, margin, threshold, hysteresis, "log_odds")
+    original, current = evidence.original, evidence.current
+    model = fit_noise(evidence.predictions, original, evidence.num_classes)
+    likely = posterior(evidence.predictions, original, model)
+    margin, rival = likely.rival(original)
+    ordered = margin.sort(descending=True).values
+    expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
+    sure = (expected >= precision) & (ordered > 0.5)
+    threshold = float(ordered[sure][-1]) if sure.any() else 1.0
+
+    stays = (current != original) & (likely.of(current) > threshold - hysteresis)
+    labels = torch.where(stays, current, original)
+    labels = torch.where((margin >= threshold) & (margin > 0.5), rival, labels)
+    return Proposals(labels, margin, threshold, "bayes")
 
 
 def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2) -> Proposals:
@@ -53,8 +73,12 @@ def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float 
         >>> ema_margin(Evidence(Distribution(p), given, given, 2, torch.zeros(2))).labels
         tensor([0, 0])
     """
-    margin = -evidence.predictions.margin(evidence.original)
-    return _decide(evidence, margin, threshold, hysteresis, "ema_margin")
+    original, current = evidence.original, evidence.current
+    margin = -evidence.predictions.margin(original)
+    take_back = (current != original) & (margin < threshold - hysteresis)
+    labels = torch.where(take_back, original, current)
+    labels = torch.where(margin > threshold, evidence.predictions.rival(original)[1], labels)
+    return Proposals(labels, margin, threshold - hysteresis * take_back.double(), "ema_margin")
 
 
 def scn(
@@ -114,17 +138,6 @@ def guarded(
     budget = int(max_fraction * len(original)) - int(staying.sum())
     allowed &= _rank(proposals.margin, allowed, torch.zeros_like(original)) < budget
     return proposals._replace(labels=torch.where(wanted & ~allowed, current, proposals.labels))
-
-
-def _decide(
-    evidence: Evidence, margin: Tensor, threshold: float, hysteresis: float, rule: str
-) -> Proposals:
-    """Relabel above the threshold; take back below it by more than the hysteresis."""
-    rival = evidence.predictions.rival(evidence.original)[1]
-    take_back = (evidence.current != evidence.original) & (margin < threshold - hysteresis)
-    labels = torch.where(take_back, evidence.original, evidence.current)
-    labels = torch.where(margin > threshold, rival, labels)
-    return Proposals(labels, margin, threshold - hysteresis * take_back.double(), rule)
 
 
 def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm.evidence import Evidence
+from unmuddle.uerm.noise import fit_noise, posterior
 
 Estimator = Callable[[Evidence], Tensor]
+
+
+def mislabeled(evidence: Evidence) -> Tensor:
+    """`1 - P(label is right)`, by the noise model that fits the evidence: see `fit_noise`."""
+    model = fit_noise(evidence.predictions, evidence.original, evidence.num_classes)
+    right = posterior(evidence.predictions, evidence.original, model).of(evidence.current)
+    return (1 - right).clamp(0, 1)
 
 
 def margin(evidence: Evidence) -> Tensor:

@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Chosen on validation accuracy and on noise put into validation labels: docs/pages/uerm.md.
-TRAINING = "--backbone small --epochs 60 --batch_size 64 --lr 3e-3 --precision bf16 --warmup 0.33"
+TRAINING = "--backbone small --epochs 40 --batch_size 64 --lr 3e-3 --precision bf16 --warmup 0.33"
 AS_PUBLISHED = "--relabel_estimator attention --relabel_evidence batches"
 POLICIES = {
     "none": "--parts none",
     "bayes": "--parts uerm",
+    "bayes_m": "--parts uerm --relabel_estimator margin",
     "ema_margin": "--parts uerm --relabel_policy ema_margin",
     "scn": f"--parts uerm --relabel_policy scn {AS_PUBLISHED}",
     "scn_all": f"--parts uerm --relabel_policy scn_all {AS_PUBLISHED}",

@@ -19,6 +19,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:ARM")  # of an example that shows when ARM warns
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore::UserWarning:lightning")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_example_runs(block: str) -> None:
     exec(compile(block, "example", "exec"), {})

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmuddle import UERM
 from unmuddle.uerm import Evidence, Proposals, ema_margin
@@ -40,8 +41,9 @@ def test_sightings_of_a_sample_in_an_epoch_count_once_by_their_mean() -> None:
     torch.testing.assert_close(views.predictions.mean[0], torch.tensor([0.475, 0.525]))
 
 
-def test_a_contradicted_label_is_relabeled_recorded_and_trained_on() -> None:
-    uerm = UERM(torch.tensor([0, 1, 1]), 2, warmup_epochs=2, **FREE)
+@pytest.mark.parametrize("quarantine", [True, False])
+def test_a_contradicted_label_is_relabeled_and_recorded(quarantine: bool) -> None:
+    uerm = UERM(torch.tensor([0, 1, 1]), 2, warmup_epochs=2, quarantine=quarantine, **FREE)
     batch = partial(feed, uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
     out = batch()
     assert out.labels.tolist() == [0, 1, 1]
@@ -56,7 +58,9 @@ def test_a_contradicted_label_is_relabeled_recorded_and_trained_on() -> None:
     assert all(e.margin >= e.threshold > 0.9 and e.uncertainty > 0.9 for e in events)
     out = batch()
     assert out.labels.tolist() == [0, 0, 0]
-    assert (out.weight > 0.99).all()
+    assert out.targets.tolist() == [[1, 0]] * 3
+    assert out.weight[0] > 0.99
+    assert (out.weight[1:] == 0 if quarantine else out.weight[1:] > 0.99).all()
     assert uerm.ledger.original().tolist() == [0, 1, 1]
 
 
@@ -136,6 +140,142 @@ def test_a_failing_policy_counts_no_epoch_and_changes_nothing() -> None:
         uerm.end_epoch()
     assert uerm.epoch == 0
     assert uerm.evidence().predictions.probabilities.any()
+
+
+def test_labels_that_somebody_chose_are_trusted() -> None:
+    uerm = UERM(torch.tensor([1, 1, 1]), 2, warmup_epochs=0, **FREE)
+    uerm.ledger.decide(torch.tensor([0, 1]), torch.tensor([1, 0]))
+    out = feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+    uerm.end_epoch()
+    out = feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+    assert out.labels.tolist() == [1, 0, 0]
+    assert out.weight.tolist() == [1, 1, 0]
+
+
+def test_soft_targets_lean_to_the_prediction_by_the_uncertainty() -> None:
+    uerm = UERM(
+        torch.tensor([0, 1]), 2, outcome="soft", estimator="margin", warmup_epochs=1,
+        policy=partial(ema_margin, threshold=2.0),
+    )  # fmt: skip
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    out = uerm(torch.zeros(2, 4), logits, torch.tensor([0, 1]))
+    assert out.targets.tolist() == [[1, 0], [0, 1]]  # warm-up
+    uerm.end_epoch()
+    out = uerm(torch.zeros(2, 4), logits, torch.tensor([0, 1]))
+    u, one_hot = out.uncertainty[:, None], torch.eye(2)
+    torch.testing.assert_close(out.targets, (1 - u) * one_hot + u * uerm.predictions.mean)
+    torch.testing.assert_close(out.targets.sum(1), torch.ones(2))
+
+
+def test_observing_once_an_epoch_instead_of_batches() -> None:
+    watched, shown = UERM(torch.tensor([0, 1]), 2), UERM(torch.tensor([0, 1]), 2)
+    batch = (torch.zeros(2, 4), torch.randn(2, 2), torch.tensor([0, 1]))
+    watched(*batch)
+    out = shown(*batch, observe=False)
+    assert not shown.predictions.total.any()
+    shown.eval()
+    shown.observe(*batch)
+    assert torch.equal(shown.predictions.total, watched.predictions.total)
+    assert out.labels.tolist() == [0, 1]
+
+
+def test_suggestions_change_nothing_and_leave_out_what_somebody_chose() -> None:
+    uerm = UERM(torch.tensor([1, 1, 1, 0]), 2, warmup_epochs=9, policy="ema_margin", **FREE)
+    uerm.ledger.decide(torch.tensor([1]), torch.tensor([1]))
+    feed(uerm, [[9.0, 0.0], [9.0, 0.0], [4.0, 0.0], [9.0, 0.0]], [0, 1, 2, 3])
+    before = {name: value.clone() for name, value in uerm.state_dict().items()}
+    found = uerm.suggest()
+    assert [(s.sample, s.label, s.suggested, s.rule) for s in found] == [
+        (0, 1, 0, "ema_margin"), (2, 1, 0, "ema_margin"),
+    ]  # fmt: skip
+    assert found[0].margin > found[1].margin > found[1].threshold - 1e-9
+    assert [s.sample for s in uerm.suggest(limit=1)] == [0]
+    for name, value in uerm.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("at_most", "options"),
+    [
+        (25, {}),
+        (25, {"outcome": "soft"}),
+        (25, {"outcome": "soft", "dtype": torch.float16}),
+        (35, {"history": "topk", "k": 2}),
+        (50, {"estimator": "attention", "feature_dim": 4}),
+        (65, {"estimator": "neighbours", "feature_dim": 4}),
+    ],
+)
+def test_a_batch_calls_few_operators_and_never_waits_for_the_host(at_most: int, options) -> None:
+    uerm = UERM(torch.arange(50) % 3, 3, **options)
+    batch = (torch.randn(16, 4), torch.randn(16, 3), torch.arange(16))
+    with Operators() as operators:
+        uerm(*batch)
+    assert len(operators.called) <= at_most
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "item", "unique")
+    assert not [name for name in operators.called if any(word in name for word in waiting)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"estimator": "neighbours"}, {"estimator": ("margin", "attention")},
+                {"history": "topk", "k": 2}]
+)  # fmt: skip
+def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(options) -> None:
+    def epoch(uerm: UERM, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        ids = torch.randperm(60, generator=g)
+        logits = torch.randn(60, 3, generator=g)
+        logits[torch.arange(60), ids % 3] += 4
+        features = torch.eye(3)[ids % 3].repeat(1, 2) + 0.1 * torch.randn(60, 6, generator=g)
+        for part in torch.arange(60).split(20):
+            uerm(features[part], logits[part], ids[part])
+        uerm.end_epoch()
+
+    def new() -> UERM:
+        torch.manual_seed(0)
+        wrong = torch.arange(60) < 12
+        labels = torch.where(wrong, (torch.arange(60) + 1) % 3, torch.arange(60) % 3)
+        return UERM(
+            labels, 3, warmup_epochs=1, feature_dim=6, queue=50, policy="ema_margin", **options
+        )
+
+    straight, first, second = new(), new(), new()
+    for seed in range(5):
+        epoch(straight, seed)
+    for seed in range(2):
+        epoch(first, seed)
+    second.load_state_dict(first.state_dict())
+    for seed in range(2, 5):
+        epoch(second, seed)
+    assert len(straight.ledger.events()) >= 10
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value.nan_to_num(), second.state_dict()[name].nan_to_num()), name
+
+
+def test_neighbours_vote_by_the_labels_as_given_and_not_on_themselves() -> None:
+    uerm = UERM(
+        torch.tensor([0] * 40 + [1] * 41), 2, estimator="neighbours", feature_dim=2, queue=81
+    )
+    left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    # Sample 80 is given as 1 and looks like those given as 0.
+    features = torch.cat([left.repeat(40, 1), right.repeat(40, 1), left])
+    for _ in range(2):
+        uerm(features, torch.zeros(81, 2), torch.arange(81))
+    votes = uerm.evidence().votes.probabilities
+    torch.testing.assert_close(votes[80], torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(votes[50], torch.tensor([0.0, 1.0]))
+    assert uerm.evidence().uncertainty[80] == 1
 
 
 def test_eval_mode_writes_nothing() -> None:

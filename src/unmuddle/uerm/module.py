@@ -67,6 +67,8 @@ class UERM(nn.Module):
             `Evidence -> Proposals`.
         estimator: `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several
             names for their mean, or any callable `Evidence -> (n,)` in [0, 1].
+        quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
+            evidence; `False`: they are trained on by their new label.
         outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
             the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
@@ -113,6 +115,7 @@ class UERM(nn.Module):
         *,
         policy: PolicyName | Policy = "bayes",
         estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
+        quarantine: bool = True,
         outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,
         momentum: float | None = None,
@@ -161,6 +164,7 @@ class UERM(nn.Module):
         self.warmup_epochs = warmup_epochs
         self.max_fraction = max_fraction
         self.class_floor = class_floor
+        self.quarantine = quarantine
         self.outcome = outcome
         n, device = len(labels), labels.device
         entries = min(k, num_classes)
@@ -259,7 +263,7 @@ class UERM(nn.Module):
                 threshold=threshold,
             )
             self.uncertainty.copy_(new)
-            self.weight.copy_(1 - new)
+            self.weight.copy_(self._weights())
         for history, values in zip(self._histories(), folded, strict=True):
             history.put(values)
         self.epoch.fill_(epoch)
@@ -328,6 +332,14 @@ class UERM(nn.Module):
         old = evidence.uncertainty[ids]
         new = self._estimate(evidence._replace(current=labels))
         return ids, labels[ids], margin[ids], threshold, old, new, rule
+
+    def _weights(self) -> Tensor:
+        """How far each label is trusted: fully where somebody chose it."""
+        ledger = self.ledger
+        weight = 1 - self.uncertainty
+        if self.quarantine:
+            weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
+        return torch.where(ledger.pinned(), 1, weight)
 
     def _check_batch(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
         if ids.ndim != 1 or ids.dtype not in INTEGERS:

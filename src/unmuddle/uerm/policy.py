@@ -32,10 +32,11 @@ def bayes(evidence: Evidence, *, precision: float = 0.85, hysteresis: float = 0.
     """Relabel the samples whose most likely class is another one, as many as are sure enough.
 
     The noise model that fits the evidence (`fit_noise`) gives each sample's posterior `P(k | y)`,
-    with y the ORIGINAL label and `m = max_{k != y} P(k | y)`. The threshold is the smallest t > 1/2
-    at which the mean of all m >= t, the expected share of right ones among the new labels, is at
-    least `precision`: the more noise there is, the lower it is. A relabeled sample keeps its label
-    while its posterior is above t - hysteresis, and returns to y below (our choice).
+    with y the ORIGINAL label and `m = max_{k != y} P(k | y)`; the more noise there is, the less
+    contradiction makes it large. The threshold is the smallest t > 1/2 at which the mean of all
+    m >= t, the expected share of right ones among the new labels, is at least `precision`. A
+    relabeled sample keeps its label while its posterior is above t - hysteresis, and returns to y
+    below (our choice).
 
     Examples:
         >>> from unmuddle.uerm import Distribution

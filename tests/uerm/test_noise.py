@@ -1,0 +1,125 @@
+"""The noise model: what it recovers where the truth is known, and that its word can be trusted."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmuddle.uerm import Distribution, Evidence, bayes, fit_noise, mislabeled, posterior
+
+N, K = 6000, 6
+
+
+def problem(rate: float, seed: int = 0, n: int = N, k: int = K) -> tuple[Tensor, Tensor, Tensor]:
+    """What can be known of each sample `(n, k)`, its class, and its label, a share of them wrong."""
+    g = torch.Generator().manual_seed(seed)
+    q = (3 * torch.randn(n, k, generator=g)).softmax(1)
+    truth = torch.multinomial(q, 1, generator=g)[:, 0]
+    wrong = torch.rand(n, generator=g) < rate
+    step = torch.randint(1, k, (n,), generator=g)
+    return q, truth, torch.where(wrong, (truth + step) % k, truth)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_rate_and_sharpness_are_recovered(rate: float, temperature: float) -> None:
+    q, truth, y = problem(rate)
+    found = fit_noise(Distribution((q.log() / temperature).softmax(1)), y, K)
+    assert float(found.rate) == pytest.approx(float((y != truth).float().mean()), abs=0.02)
+    assert float(found.sharpness) == pytest.approx(temperature, rel=0.15)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_the_posterior_is_right_as_often_as_it_says(rate: float) -> None:
+    q, truth, y = problem(rate)
+    p = Distribution((q.log() / 2).softmax(1))
+    known = posterior(p, y, fit_noise(p, y, K)).probabilities
+    torch.testing.assert_close(known.sum(1), torch.ones(N))
+    said, best = known.max(1)
+    for low, high in ((0.4, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.01)):
+        among = (said >= low) & (said < high)
+        right = (best == truth)[among].float()
+        error = (right.mean() * (1 - right.mean()) / among.sum()).sqrt()
+        assert abs(right.mean() - said[among].mean()) < 3 * error + 0.01
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("precision", [0.8, 0.9])
+def test_new_labels_are_right_as_often_as_asked_for(rate: float, precision: float) -> None:
+    q, truth, y = problem(rate)
+    evidence = Evidence(Distribution((q.log() / 2).softmax(1)), y, y, K, torch.zeros(N))
+    found = bayes(evidence, precision=precision)
+    changed = found.labels != y
+    assert changed.sum() > 0.2 * rate * N
+    right = (found.labels == truth)[changed].float()
+    error = (right.mean() * (1 - right.mean()) / changed.sum()).sqrt()
+    assert right.mean() > precision - 3 * error
+    assert (found.margin[changed] >= found.threshold).all()
+
+
+def test_the_more_noise_the_less_it_takes_to_relabel() -> None:
+    contradicted = Distribution(torch.tensor([[0.9, 0.02, 0.02, 0.02, 0.02, 0.02]]))
+    said = []
+    for rate in (0.05, 0.2, 0.4):
+        q, _, y = problem(rate)
+        model = fit_noise(Distribution(q), y, K)
+        said.append(float(posterior(contradicted, torch.tensor([1]), model).probabilities[0, 0]))
+    assert said == sorted(said)
+    assert said[0] < 0.5 < said[2]
+
+
+def test_clean_labels_are_left_alone() -> None:
+    q, truth, y = problem(0.0)
+    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    assert (bayes(evidence).labels == truth).float().mean() > 0.995
+
+
+def test_a_relabeled_sample_stays_until_the_evidence_has_turned() -> None:
+    q, _, y = problem(0.2)
+    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    first = bayes(evidence)
+    # One of them, with evidence that is a little less than the threshold, and much less.
+    sample = int((first.labels != y).nonzero()[0])
+    threshold = float(first.threshold)
+    model = fit_noise(evidence.predictions, y, K)
+
+    def label_with(confidence: float) -> int:
+        """The label of the sample when its posterior for the new label is `confidence`."""
+        p, new = q.clone(), int(first.labels[sample])
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            share = (low + high) / 2
+            p[sample] = (1 - share) / (K - 1)
+            p[sample, new] = share
+            said = posterior(Distribution(p), y, model).probabilities[sample, new]
+            low, high = (share, high) if said < confidence else (low, share)
+        again = evidence._replace(predictions=Distribution(p), current=first.labels)
+        return int(bayes(again).labels[sample])
+
+    assert label_with(threshold - 0.05) == first.labels[sample]
+    assert label_with(threshold - 0.2) == y[sample]
+
+
+def test_uncertainty_is_the_probability_that_the_current_label_is_wrong() -> None:
+    q, truth, y = problem(0.2)
+    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    wrong = mislabeled(evidence)
+    assert float(wrong.mean()) == pytest.approx(float((y != truth).float().mean()), abs=0.02)
+    better = mislabeled(evidence._replace(current=bayes(evidence).labels))
+    assert better.mean() < 0.8 * wrong.mean()
+
+
+def test_the_largest_entries_are_enough() -> None:
+    q, truth, y = problem(0.2, k=40)
+    top = q.topk(20)
+    short = Distribution(top.values.half(), top.indices.short())
+    found = fit_noise(short, y, 40)
+    assert float(found.rate) == pytest.approx(float((y != truth).float().mean()), abs=0.02)
+    known = posterior(short, y, found)
+    assert known.classes is short.classes
+    torch.testing.assert_close(known.probabilities.sum(1), torch.ones(N))
+
+
+def test_no_samples_at_all() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    evidence = Evidence(Distribution(torch.zeros(0, 3)), nothing, nothing, 3, torch.zeros(0))
+    assert len(bayes(evidence).labels) == 0

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from layouts import make_ferplus, make_folder, save_image, truncate
-from unmuddle.recipes.data import load_data
+from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.ferplus import majority
-from unmuddle.recipes.data.noise import check_noise, symmetric_noise
+from unmuddle.recipes.data.noise import add_noise, check_noise, symmetric_noise
 from unmuddle.recipes.data.synthetic import load_synthetic
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.sample_sheet import sample_sheet
@@ -210,3 +210,51 @@ def test_sample_sheet_frames_wrong_labels_in_red() -> None:
 
     assert count_red(right) == 0
     assert count_red(wrong) > 1000
+
+
+def named(n: int = 4) -> LabeledImages:
+    images = torch.zeros(n, 3, 4, 4, dtype=torch.uint8)
+    return LabeledImages(
+        images, torch.zeros(n, dtype=torch.int64), sources=[f"/faces/{i}.png" for i in range(n)]
+    )
+
+
+def test_labels_of_a_file_become_noise(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("label,name\nglad,2.png\ncalm,0.png\nglad,of-another-split.png\n")
+    data = named()
+    add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
+    assert data.labels.tolist() == [0, 0, 1, 0]
+    assert data.true_labels.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("not readable", None),
+        ("expected the columns name and label", "name,class\n0.png,calm\n"),
+        ("label that is none of calm, glad: 1", "name,label\n0.png,sad\n"),
+        ("image listed twice: 1", "name,label\n0.png,calm\n0.png,glad\n"),
+        ("file without any of the training images: 1", "name,label\nother.png,calm\n"),
+    ],
+)
+def test_wrong_label_files_are_told_and_change_nothing(
+    message: str, text: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.csv"
+    if text is not None:
+        path.write_text(text)
+    data = named()
+    with pytest.raises(UsageError, match=message):
+        add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
+    assert data.true_labels is None
+    assert not data.labels.any()
+
+
+def test_label_files_need_names_that_differ(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label\n0.png,calm\n")
+    data = named()
+    data.sources = ["a/0.png", "b/0.png", "1.png", "2.png"]
+    with pytest.raises(UsageError, match="needs images whose file names differ"):
+        add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)

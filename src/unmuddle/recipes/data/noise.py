@@ -83,6 +83,6 @@ def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> T
             labels[sample_of[name]] = classes.index(label)
         listed.add(name)
     if not listed & sample_of.keys():
-        problems.add("training images listed", "none")
+        problems.add("file without any of the training images", str(path))
     problems.raise_if_any(f"--noise file:{path}")
     return labels

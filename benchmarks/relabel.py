@@ -22,7 +22,6 @@ AS_PUBLISHED = "--relabel_estimator attention --relabel_evidence batches"
 POLICIES = {
     "none": "--parts none",
     "bayes": "--parts uerm",
-    "bayes_m": "--parts uerm --relabel_estimator margin",
     "ema_margin": "--parts uerm --relabel_policy ema_margin",
     "scn": f"--parts uerm --relabel_policy scn {AS_PUBLISHED}",
     "scn_all": f"--parts uerm --relabel_policy scn_all {AS_PUBLISHED}",

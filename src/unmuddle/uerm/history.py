@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unmuddle.uerm.evidence import Distribution
+from unmuddle.uerm.processes import over_processes
 
 UNIT = 2**16  # one, as an integer: 15 millionths are told apart, 32,767 ones fit into a sum
 ROWS = 8192  # samples whose whole distributions a top-k history unfolds at once
@@ -134,24 +135,6 @@ class TopKHistory(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """`(N, K)` means of samples `ids`, float32."""
         return _unfold(self.mean[ids].float(), self.classes[ids], self.size)
-
-
-def over_processes(sums: Tensor) -> Tensor:
-    """A copy of `sums`, added up over the processes of a distributed run."""
-    sums = sums.clone()
-    if in_processes():
-        torch.distributed.all_reduce(sums)
-    return sums
-
-
-def in_processes() -> bool:
-    """Whether this is one of several processes."""
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def _integers(distributions: Tensor) -> Tensor:

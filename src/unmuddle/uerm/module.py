@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from unmuddle.uerm import uncertainty as estimators
 from unmuddle.uerm.evidence import Evidence
-from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory, in_processes
+from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
 from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
 from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
+from unmuddle.uerm.processes import from_first_process
 from unmuddle.uerm.uncertainty import Estimator, ensemble
 from unmuddle.uerm.votes import NeighbourVotes
 
@@ -250,7 +251,7 @@ class UERM(nn.Module):
         folded = self._fold()
         before = len(self.ledger.event_integers)
         if epoch >= self.warmup_epochs:
-            ids, labels, margin, threshold, old, new, rule = _from_first_process(
+            ids, labels, margin, threshold, old, new, rule = from_first_process(
                 partial(self._decide, folded), self.epoch.device
             )
             self.ledger.record(
@@ -397,20 +398,3 @@ def _checked(name: str, expected: str, values: Tensor, like: Tensor) -> Tensor:
     if values.shape != like.shape:
         raise ValueError(f"{name}: expected {expected} = ({len(like)},), got {tuple(values.shape)}")
     return values
-
-
-def _from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.device) -> Any:
-    """What `decide` returns in the first process, whose arithmetic all are to follow."""
-    if not in_processes():
-        return decide()
-    distributed = torch.distributed
-    box: list[Any] = [None]
-    if distributed.get_rank() == 0:
-        try:
-            box = [[v.cpu() if isinstance(v, Tensor) else v for v in decide()]]
-        except Exception as error:  # the user's policy can fail in any way; no process may hang
-            box = [f"{type(error).__name__}: {error}"]
-    distributed.broadcast_object_list(box, src=0)
-    if isinstance(box[0], str):
-        raise RuntimeError(f"end_epoch failed in the first process: {box[0]}")
-    return [v.to(device) if isinstance(v, Tensor) else v for v in box[0]]

@@ -1,0 +1,46 @@
+"""What the processes of a distributed run have to agree on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def in_processes() -> bool:
+    """Whether this is one of several processes."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def over_processes(sums: Tensor) -> Tensor:
+    """A copy of `sums`, added up over the processes."""
+    sums = sums.clone()
+    if in_processes():
+        torch.distributed.all_reduce(sums)
+    return sums
+
+
+def from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.device) -> Any:
+    """What `decide` returns in the first process, whose arithmetic all are to follow.
+
+    Raises:
+        RuntimeError: in every process, if `decide` fails in the first of several.
+    """
+    if not in_processes():
+        return decide()
+    distributed = torch.distributed
+    box: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            box = [[v.cpu() if isinstance(v, Tensor) else v for v in decide()]]
+        except Exception as error:  # a user's policy can fail in any way; no process may hang
+            box = [f"{type(error).__name__}: {error}"]
+    distributed.broadcast_object_list(box, src=0)
+    if isinstance(box[0], str):
+        raise RuntimeError(f"end_epoch failed in the first process: {box[0]}")
+    return [v.to(device) if isinstance(v, Tensor) else v for v in box[0]]

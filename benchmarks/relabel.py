@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# Chosen on validation accuracy and on noise put into validation labels: docs/pages/uerm.md.
+# The same for every policy.
 TRAINING = "--backbone small --epochs 40 --batch_size 64 --lr 3e-3 --precision bf16 --warmup 0.33"
 AS_PUBLISHED = "--relabel_estimator attention --relabel_evidence batches"
 POLICIES = {

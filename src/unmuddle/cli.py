@@ -84,12 +84,13 @@ def _train(config: Any) -> int:
 
 def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     from unmuddle.recipes.audit import audit
-    from unmuddle.recipes.decisions import write_rows
+    from unmuddle.recipes.decisions import check_undecided, write_rows
     from unmuddle.recipes.run_folder import make_folder, write_whole
     from unmuddle.report import Card, audit_page
 
     suspects = audit(data, run, limit)
     out = make_folder("--out", out or run / "audit")
+    check_undecided(out / "suspects.csv")
     rows = [suspect.row for suspect in suspects]
     write_whole(out / "suspects.csv", lambda file: write_rows(file, rows))
     cards = [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,29 @@ def test_decisions_are_trained_on_and_left_alone(run: Path, data: str, tmp_path:
     assert events[:2] == [(rows[0].sample, "decide"), (rows[1].sample, "decide")]
     later = {sample for sample, rule in events[2:]}
     assert not later & {rows[0].sample, rows[1].sample}
+    # An audit of that run does not ask again.
+    assert not {s.row.sample for s in audit(None, again)} & {rows[0].sample, rows[1].sample}
+
+
+def test_an_audit_does_not_write_over_decisions(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["audit", "--run", str(run), "--out", str(tmp_path)]
+    assert main(command) == main(command) == 0  # nothing decided yet
+    path = tmp_path / "suspects.csv"
+    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)])
+    before = path.read_bytes()
+    assert main(command) == 2
+    assert "decisions; give another --out" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_images_in_another_order_are_refused(run: Path, data: str, tmp_path: Path) -> None:
+    root = shutil.copytree(data.removeprefix("folder:"), tmp_path / "copy")
+    audit(f"folder:{root}", run)  # the same images in another place will do
+    (root / "train" / "calm" / "00.png").rename(root / "train" / "calm" / "05b.png")
+    with pytest.raises(UsageError, match="was trained on other images: . of .* names differ"):
+        audit(f"folder:{root}", run)
 
 
 def test_the_page_holds_every_card_and_nothing_from_outside(run: Path, tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_state_of_other_labels_is_refused() -> None:
         other.load_state_dict(new_ledger().state_dict())
 
 
+def test_state_of_more_classes_is_refused() -> None:
+    more = LabelLedger(torch.arange(N) % K, K + 1)
+    apply(more, {0: K}, epoch=1)
+    with pytest.raises(RuntimeError, match="a ledger of more than 3 classes"):
+        new_ledger().load_state_dict(more.state_dict())
+
+
 def test_ids_may_be_a_list() -> None:
     ledger = new_ledger()
     ledger.record([1], [2], epoch=1, rule="test")

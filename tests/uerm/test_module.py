@@ -278,6 +278,71 @@ def test_neighbours_vote_by_the_labels_as_given_and_not_on_themselves() -> None:
     assert uerm.evidence().uncertainty[80] == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "other"),
+    [
+        ("differ from the labels", {"labels": torch.tensor([1, 0, 1])}),
+        (r"original_labels: expected \(4,\), got \(3,\)", {"labels": torch.tensor([0, 1, 1, 0])}),
+        ("predictions.classes: expected .* other options", {"history": "topk", "k": 3}),
+        ("predictions.mean: expected .* got .* other options", {"num_classes": 4}),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(message: str, other: dict) -> None:
+    saved = UERM(torch.tensor([0, 1, 1]), 3, warmup_epochs=0)
+    feed(saved, [[9.0, 0.0, 0.0]] * 3, [0, 1, 2])
+    saved.end_epoch()
+    uerm = UERM(**({"labels": torch.tensor([0, 1, 1]), "num_classes": 3} | other))
+    before = {name: value.clone() for name, value in uerm.state_dict().items()}
+    with pytest.raises(RuntimeError, match=message):
+        uerm.load_state_dict(saved.state_dict())
+    assert uerm.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in uerm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("estimator: expected numbers from 0 to 1", {"estimator": lambda e: e.uncertainty + 2}),
+        ("estimator: expected numbers from 0 to 1", {"estimator": lambda e: e.uncertainty * torch.nan}),
+        ("policy: expected integer labels from 0 to 1",
+         {"policy": lambda e: Proposals(e.current + 5, e.uncertainty, 0.0, "mine")}),
+        ("policy: expected integer labels from 0 to 1",
+         {"policy": lambda e: Proposals(e.current.float(), e.uncertainty, 0.0, "mine")}),
+        ("policy: expected numbers as margin",
+         {"policy": lambda e: Proposals(e.current, e.uncertainty * torch.nan, 0.0, "mine")}),
+    ],
+)  # fmt: skip
+def test_what_a_policy_or_estimator_may_not_return(message: str, options: dict) -> None:
+    uerm = UERM(torch.tensor([0, 1]), 2, warmup_epochs=0, **options)
+    feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
+    for call in (uerm.end_epoch, uerm.suggest):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert uerm.epoch == 0
+    assert (uerm.weight == 1).all()
+
+
+def test_a_policy_may_write_to_its_evidence() -> None:
+    def in_place(evidence: Evidence) -> Proposals:
+        evidence.predictions.probabilities.zero_()
+        evidence.original.fill_(0)
+        evidence.current[1] = 0
+        return Proposals(evidence.current, torch.ones(2), 0.5, "in place")
+
+    uerm = UERM(torch.tensor([0, 1]), 2, policy=in_place, warmup_epochs=0, **FREE)
+    feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
+    assert [(e.sample, e.old, e.new) for e in uerm.end_epoch()] == [(1, 1, 0)]
+    assert uerm.predictions.mean.any()
+    assert uerm.ledger.original().tolist() == [0, 1]
+
+
+def test_features_of_another_width_are_refused_before_anything_is_counted() -> None:
+    uerm = UERM(torch.tensor([0, 1]), 2, estimator="neighbours", feature_dim=3)
+    with pytest.raises(ValueError, match=r"features: expected shape \(N, D\) = \(2, 3\)"):
+        feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
+    assert not uerm.predictions.total.any()
+
+
 def test_eval_mode_writes_nothing() -> None:
     uerm = UERM(torch.tensor([0, 1]), 2).eval()
     before = {name: value.clone() for name, value in uerm.state_dict().items()}

@@ -1,5 +1,6 @@
 """Rank the labels of a data set that a run's predictions contradict."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class Suspect:
 def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     """The `limit` training labels that are most likely wrong, worst first.
 
-    Any run will do, one without UERM too: its predictions are recorded all the same.
+    Any run will do, one without UERM too: its predictions are recorded all the same. Labels that
+    somebody decided on before the run are left out.
 
     Args:
         data: data set, as for `train`; `None`: the run's own.
@@ -54,12 +56,14 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     splits = load_data(data or config.data, image_size=config.image_size, seed=config.seed)
     training, classes = splits.train, splits.classes
     add_noise(training, classes, config.noise, config.seed)
-    predictions, seen, now = _read_predictions(run, training, len(classes))
+    _check_images(run, training)
+    predictions, seen, ledger = _read_state(run, training, len(classes))
+    now = ledger.labels()
 
     given = training.labels
     likely = posterior(predictions, given, fit_noise(predictions, given, len(classes)))
     wrong, (confidence, rival) = 1 - likely.of(given), likely.rival(given)
-    suggested_labels = torch.where(seen > 0, rival, given)
+    suggested_labels = torch.where((seen > 0) & ~ledger.pinned(), rival, given)
     proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
 
     suspects: list[Suspect] = []
@@ -78,15 +82,30 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     return suspects
 
 
-def _read_predictions(
+def _check_images(run: Path, data: LabeledImages) -> None:
+    """The images have to be those of the run, wherever they are now."""
+    try:
+        with (run / "samples.csv").open(newline="", encoding="utf-8") as file:
+            names = [Path(row["source"]).name for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UsageError(f"--run {run}: no readable samples.csv: {error}") from error
+    here = [Path(data.source(i)).name for i in range(len(data))]
+    differing = sum(a != b for a, b in zip(names, here, strict=False))
+    if len(names) == len(here) and differing:
+        raise UsageError(
+            f"--run {run}: was trained on other images: {differing} of {len(here)} names differ"
+        )
+
+
+def _read_state(
     run: Path, data: LabeledImages, num_classes: int
-) -> tuple[Distribution, Tensor, Tensor]:
-    """Mean predictions, in how many epochs each sample was seen, labels when the run ended."""
+) -> tuple[Distribution, Tensor, LabelLedger]:
+    """Mean predictions, in how many epochs each sample was seen, the ledger when the run ended."""
     path = run / "uerm.safetensors"
     try:
         state = safetensors.torch.load_file(path)
         mean, seen = state["predictions.mean"], state["predictions.seen"]
-        given, now = state["ledger.original_labels"], state["ledger.current_labels"]
+        given = state["ledger.original_labels"]
     except (OSError, KeyError, SafetensorError) as error:
         raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
     if mean.shape != (len(data), num_classes) or not torch.equal(given, data.labels):
@@ -94,4 +113,8 @@ def _read_predictions(
             f"--run {run}: was trained on other labels: {len(given)} of {mean.shape[1]} classes, "
             f"not the {len(data)} of {num_classes} classes of this data set"
         )
-    return Distribution(mean), seen, now
+    ledger = LabelLedger(given, num_classes)
+    ledger.load_state_dict(
+        {k.removeprefix("ledger."): v for k, v in state.items() if k.startswith("ledger.")}
+    )
+    return Distribution(mean), seen, ledger

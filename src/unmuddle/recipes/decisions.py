@@ -44,6 +44,16 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
+def check_undecided(path: Path) -> None:
+    """Raise a UsageError if the file is there and holds decisions, which must not be lost."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        decided = sum(bool(row.get("decision")) for row in csv.DictReader(file))
+    if decided:
+        raise UsageError(f"{path}: holds {decided} decisions; give another --out, or move it")
+
+
 def read_decisions(
     path: Path, data: LabeledImages, classes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:

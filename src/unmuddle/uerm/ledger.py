@@ -347,20 +347,29 @@ class LabelLedger(nn.Module):
             raise ValueError("ids: expected distinct ids, got one more than once")
         return ids
 
+    def check_state(self, state_dict: dict[str, Any], prefix: str = "") -> None:
+        """Raise a RuntimeError if a saved state is not of this ledger's labels and classes."""
+        name = prefix + "original_labels"
+        saved, given = state_dict.get(name), self.original_labels
+        if not isinstance(saved, Tensor) or saved.shape != given.shape:
+            found = None if saved is None else tuple(saved.shape)
+            raise RuntimeError(f"{name}: expected {tuple(given.shape)}, got {found}")
+        differing = int((saved.to(given) != given).sum())
+        if differing:
+            raise RuntimeError(
+                f"{name}: {differing} of {len(given)} differ from the labels "
+                "this ledger was made with; is the data set in another order?"
+            )
+        current = state_dict.get(prefix + "current_labels")
+        if isinstance(current, Tensor) and bool((current >= self.num_classes).any()):
+            raise RuntimeError(
+                f"{prefix}current_labels: a ledger of more than {self.num_classes} classes"
+            )
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        name = prefix + "original_labels"
-        saved, given = state_dict.get(name), self.original_labels
-        if isinstance(saved, Tensor) and saved.shape == given.shape:
-            differing = int((saved.to(given) != given).sum())
-            if differing:
-                error_messages: list[str] = args[-1]
-                error_messages.append(
-                    f"{name}: {differing} of {len(given)} differ from the labels "
-                    "this ledger was made with; is the data set in another order?"
-                )
-                return
+        self.check_state(state_dict, prefix)
         # The record grows, so its saved tensors may be longer than this ledger's.
         for name in ("event_integers", "event_scores", "rule_names"):
             saved = state_dict.get(prefix + name)

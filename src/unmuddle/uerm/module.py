@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unmuddle.uerm import uncertainty as estimators
-from unmuddle.uerm.evidence import Evidence
+from unmuddle.uerm.evidence import Distribution, Evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
 from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
@@ -166,6 +166,7 @@ class UERM(nn.Module):
         self.max_fraction = max_fraction
         self.class_floor = class_floor
         self.quarantine = quarantine
+        self.feature_dim = feature_dim if needed else None
         self.outcome = outcome
         n, device = len(labels), labels.device
         entries = min(k, num_classes)
@@ -312,13 +313,23 @@ class UERM(nn.Module):
         return evidence._replace(uncertainty=self._estimate(evidence))
 
     def _estimate(self, evidence: Evidence) -> Tensor:
-        return _checked("estimator", "(n,)", self.estimator(evidence), evidence.current)
+        found = _checked("estimator", "(n,)", self.estimator(evidence), evidence.current)
+        if not bool(((found >= 0) & (found <= 1)).all()):
+            raise ValueError("estimator: expected numbers from 0 to 1, got others or NaN")
+        return found.detach().float()
 
     def _proposals(self, evidence: Evidence, folded: list[Folded]) -> Proposals:
         """The policy's proposals within what may change."""
-        proposals = self.policy(evidence)
+        proposals = self.policy(_copy(evidence))
         labels = _checked("policy", "labels of shape (n,)", proposals.labels, evidence.current)
-        _checked("policy", "margin of shape (n,)", proposals.margin, evidence.current)
+        margin = _checked("policy", "margin of shape (n,)", proposals.margin, evidence.current)
+        if labels.dtype not in INTEGERS or bool(
+            ((labels < 0) | (labels >= self.num_classes)).any()
+        ):
+            raise ValueError(f"policy: expected integer labels from 0 to {self.num_classes - 1}")
+        if bool(margin.isnan().any()):
+            raise ValueError("policy: expected numbers as margin, got NaN")
+        proposals = proposals._replace(margin=margin.float())
         free = (folded[0].seen > 0) & ~self.ledger.pinned()
         proposals = proposals._replace(labels=torch.where(free, labels, evidence.current))
         return guarded(
@@ -342,6 +353,22 @@ class UERM(nn.Module):
             weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
         return torch.where(ledger.pinned(), 1, weight)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # A state is loaded whole or not at all.
+        self.ledger.check_state(state_dict, f"{prefix}ledger.")
+        for name, value in self.state_dict().items():
+            saved = state_dict.get(prefix + name)
+            grows = name.startswith("ledger.")
+            if not isinstance(saved, Tensor) or (saved.shape != value.shape and not grows):
+                found = None if saved is None else tuple(saved.shape)
+                raise RuntimeError(
+                    f"{prefix}{name}: expected {tuple(value.shape)}, got {found}; "
+                    "was it saved by a UERM of other options?"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _check_batch(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
         if ids.ndim != 1 or ids.dtype not in INTEGERS:
             raise ValueError(f"ids: expected (N,) integers, got {ids.dtype} {tuple(ids.shape)}")
@@ -354,6 +381,11 @@ class UERM(nn.Module):
         if features.ndim != 2 or len(features) != n:
             raise ValueError(
                 f"features: expected shape (N, D) = ({n}, D), got {tuple(features.shape)}"
+            )
+        if self.feature_dim is not None and features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"features: expected shape (N, D) = ({n}, {self.feature_dim}), "
+                f"got {tuple(features.shape)}"
             )
         samples = len(self.ledger)
         # Checked on the device: the batch path never waits for the host.
@@ -392,6 +424,17 @@ def _estimator(
         ensemble(*(getattr(estimators, name) for name in names)),
         {needs[name] for name in names if name in needs},
     )
+
+
+def _copy(evidence: Evidence) -> Evidence:
+    """What a policy may write to."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Distribution):
+            return Distribution(*(copy(entry) for entry in value))
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return Evidence(*(copy(value) for value in evidence))
 
 
 def _checked(name: str, expected: str, values: Tensor, like: Tensor) -> Tensor:

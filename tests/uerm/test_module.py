@@ -228,7 +228,7 @@ def test_a_batch_calls_few_operators_and_never_waits_for_the_host(at_most: int, 
 
 
 @pytest.mark.parametrize(
-    "options", [{"estimator": "neighbours"}, {"estimator": ("margin", "attention")},
+    "options", [{}, {"estimator": "neighbours"}, {"estimator": ("margin", "attention")},
                 {"history": "topk", "k": 2}]
 )  # fmt: skip
 def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(options) -> None:
@@ -358,26 +358,6 @@ def test_an_id_out_of_range_fails_before_anything_is_written(ids: list[int]) -> 
     assert not uerm.predictions.total.any()
 
 
-def test_continuing_from_a_saved_state_makes_the_same_decisions() -> None:
-    def epoch(uerm: UERM, seed: int) -> None:
-        logits = 5 * torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
-        uerm(torch.zeros(8, 4), logits, torch.arange(8))
-        uerm.end_epoch()
-
-    labels = torch.arange(8) % 3
-    straight, first, second = (UERM(labels, 3, warmup_epochs=1) for _ in range(3))
-    for seed in range(6):
-        epoch(straight, seed)
-    for seed in range(3):
-        epoch(first, seed)
-    second.load_state_dict(first.state_dict())
-    for seed in range(3, 6):
-        epoch(second, seed)
-    assert straight.ledger.events() == second.ledger.events()
-    assert len(straight.ledger.events()) > 0
-    assert torch.equal(straight.predictions.mean, second.predictions.mean)
-
-
 def test_attention_trains_its_head_through_the_regularizer() -> None:
     uerm = UERM(
         torch.tensor([0, 1, 1, 0]), 2, estimator="attention", feature_dim=4, warmup_epochs=0
@@ -390,6 +370,13 @@ def test_attention_trains_its_head_through_the_regularizer() -> None:
     uerm.end_epoch()
     importance = uerm.attention(features).detach()
     torch.testing.assert_close(uerm.uncertainty, 1 - importance, atol=1.5 * 2**-16, rtol=0)
+
+
+def test_scn_trains_on_what_it_relabels() -> None:
+    for policy in ("scn", "scn_all"):
+        assert not UERM(torch.tensor([0]), 2, policy=policy).quarantine
+    assert UERM(torch.tensor([0]), 2, policy="scn", quarantine=True).quarantine
+    assert UERM(torch.tensor([0]), 2).quarantine
 
 
 def test_scn_decides_on_the_last_epoch_alone() -> None:

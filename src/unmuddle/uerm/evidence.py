@@ -1,6 +1,6 @@
 """What is known of every sample when an epoch ends."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,3 +77,13 @@ class Evidence(NamedTuple):
     uncertainty: Tensor
     votes: Distribution | None = None
     importance: Tensor | None = None
+
+    def copy(self) -> "Evidence":
+        """The same in tensors of its own."""
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, Distribution):
+                return Distribution(*(copied(entry) for entry in value))
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return Evidence(*(copied(value) for value in self))

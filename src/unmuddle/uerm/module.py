@@ -1,33 +1,20 @@
 """`UERM(nn.Module)`: watches predictions, proposes relabels once an epoch, records them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm import uncertainty as estimators
-from unmuddle.uerm.evidence import Distribution, Evidence
+from unmuddle.uerm.evidence import Evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
 from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
-from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
+from unmuddle.uerm.policy import Policy, PolicyName, Proposals, choose_policy, guarded
 from unmuddle.uerm.processes import from_first_process
-from unmuddle.uerm.uncertainty import Estimator, ensemble
+from unmuddle.uerm.uncertainty import Estimator, EstimatorName, choose_estimator
 from unmuddle.uerm.votes import NeighbourVotes
-
-EstimatorName = Literal["mislabeled", "margin", "entropy", "neighbours", "attention"]
-PolicyName = Literal["bayes", "ema_margin", "scn", "scn_all"]
-Policy = Callable[[Evidence], Proposals]
-
-# A policy by name, and the momentum of the predictions it is meant to see.
-_POLICIES: dict[str, tuple[Policy, float]] = {
-    "bayes": (bayes, 0.5),
-    "ema_margin": (ema_margin, 0.7),
-    "scn": (scn, 0.0),
-    "scn_all": (partial(scn, group="all"), 0.0),
-}
 
 
 class UERMOutput(NamedTuple):
@@ -69,7 +56,8 @@ class UERM(nn.Module):
         estimator: `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several
             names for their mean, or any callable `Evidence -> (n,)` in [0, 1].
         quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
-            evidence; `False`: they are trained on by their new label.
+            evidence; `False`: they are trained on by their new label. `None`: what suits the
+            policy; the Self-Cure Network trains on them.
         outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
             the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
@@ -116,7 +104,7 @@ class UERM(nn.Module):
         *,
         policy: PolicyName | Policy = "bayes",
         estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
-        quarantine: bool = True,
+        quarantine: bool | None = None,
         outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,
         momentum: float | None = None,
@@ -133,9 +121,10 @@ class UERM(nn.Module):
         labels = torch.as_tensor(labels)
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-        self.policy, default_momentum = _policy(policy)
-        self.estimator, needed = _estimator(estimator)
-        self.momentum = default_momentum if momentum is None else momentum
+        self.policy, suits = choose_policy(policy)
+        self.estimator, needed = choose_estimator(estimator)
+        self.momentum = suits.momentum if momentum is None else momentum
+        self.quarantine = suits.quarantine if quarantine is None else quarantine
         needed |= set(collect)
         for name, value, allowed in (
             ("outcome", outcome, ("hard", "soft")),
@@ -165,7 +154,6 @@ class UERM(nn.Module):
         self.warmup_epochs = warmup_epochs
         self.max_fraction = max_fraction
         self.class_floor = class_floor
-        self.quarantine = quarantine
         self.feature_dim = feature_dim if needed else None
         self.outcome = outcome
         n, device = len(labels), labels.device
@@ -279,6 +267,7 @@ class UERM(nn.Module):
         """
         return self._evidence(self._fold())
 
+    @torch.no_grad()
     def suggest(self, limit: int | None = None) -> list[Suggestion]:
         """What the policy would relabel now, most confident first; nothing is applied.
 
@@ -320,7 +309,7 @@ class UERM(nn.Module):
 
     def _proposals(self, evidence: Evidence, folded: list[Folded]) -> Proposals:
         """The policy's proposals within what may change."""
-        proposals = self.policy(_copy(evidence))
+        proposals = self.policy(evidence.copy())
         labels = _checked("policy", "labels of shape (n,)", proposals.labels, evidence.current)
         margin = _checked("policy", "margin of shape (n,)", proposals.margin, evidence.current)
         if labels.dtype not in INTEGERS or bool(
@@ -392,49 +381,6 @@ class UERM(nn.Module):
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             ((ids >= 0) & (ids < samples)).all(), f"ids: expected 0 <= id < {samples}"
         )
-
-
-def _policy(policy: PolicyName | Policy) -> tuple[Policy, float]:
-    """The policy and the momentum that suits it."""
-    if isinstance(policy, str):
-        if policy not in _POLICIES:
-            raise ValueError(
-                f"policy: expected one of {tuple(_POLICIES)} or a callable, got {policy!r}"
-            )
-        return _POLICIES[policy]
-    if not callable(policy):
-        raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
-    return policy, 0.8
-
-
-def _estimator(
-    estimator: EstimatorName | Sequence[EstimatorName] | Estimator,
-) -> tuple[Estimator, set[str]]:
-    """The estimator and the evidence it needs beside predictions."""
-    if callable(estimator):
-        return estimator, set()
-    names = (estimator,) if isinstance(estimator, str) else tuple(estimator)
-    for name in names:
-        if name not in get_args(EstimatorName):
-            raise ValueError(
-                f"estimator: expected some of {get_args(EstimatorName)} or a callable, got {name!r}"
-            )
-    needs = {"neighbours": "votes", "attention": "importance"}
-    return (
-        ensemble(*(getattr(estimators, name) for name in names)),
-        {needs[name] for name in names if name in needs},
-    )
-
-
-def _copy(evidence: Evidence) -> Evidence:
-    """What a policy may write to."""
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, Distribution):
-            return Distribution(*(copy(entry) for entry in value))
-        return value.clone() if isinstance(value, Tensor) else value
-
-    return Evidence(*(copy(value) for value in evidence))
 
 
 def _checked(name: str, expected: str, values: Tensor, like: Tensor) -> Tensor:

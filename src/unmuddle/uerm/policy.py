@@ -3,6 +3,8 @@
 A policy is any callable `Evidence -> Proposals`; bind options with `functools.partial`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -139,6 +141,37 @@ def guarded(
     budget = int(max_fraction * len(original)) - int(staying.sum())
     allowed &= _rank(proposals.margin, allowed, torch.zeros_like(original)) < budget
     return proposals._replace(labels=torch.where(wanted & ~allowed, current, proposals.labels))
+
+
+class Suits(NamedTuple):
+    """What a policy is meant to work with."""
+
+    momentum: float
+    quarantine: bool
+
+
+PolicyName = Literal["bayes", "ema_margin", "scn", "scn_all"]
+Policy = Callable[[Evidence], Proposals]
+_POLICIES: dict[str, tuple[Policy, Suits]] = {
+    "bayes": (bayes, Suits(0.5, quarantine=True)),
+    "ema_margin": (ema_margin, Suits(0.7, quarantine=True)),
+    # It looks at the last predictions alone, and trains on what it relabels.
+    "scn": (scn, Suits(0.0, quarantine=False)),
+    "scn_all": (partial(scn, group="all"), Suits(0.0, quarantine=False)),
+}
+
+
+def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, Suits]:
+    """A policy by its name, or one's own."""
+    if isinstance(policy, str):
+        if policy not in _POLICIES:
+            raise ValueError(
+                f"policy: expected one of {tuple(_POLICIES)} or a callable, got {policy!r}"
+            )
+        return _POLICIES[policy]
+    if not callable(policy):
+        raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
+    return policy, Suits(0.8, quarantine=True)
 
 
 def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 An estimator is any callable `Evidence -> (n,)` in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -69,3 +70,30 @@ def ensemble(*estimators: Estimator) -> Estimator:
         return torch.stack([estimator(evidence) for estimator in estimators]).mean(0)
 
     return mean
+
+
+EstimatorName = Literal["mislabeled", "margin", "entropy", "neighbours", "attention"]
+_ESTIMATORS: dict[str, Estimator] = {
+    "mislabeled": mislabeled,
+    "margin": margin,
+    "entropy": entropy,
+    "neighbours": neighbours,
+    "attention": attention,
+}
+_NEEDS = {"neighbours": "votes", "attention": "importance"}
+
+
+def choose_estimator(
+    estimator: EstimatorName | Sequence[EstimatorName] | Estimator,
+) -> tuple[Estimator, set[str]]:
+    """An estimator by its name or names, or one's own; the evidence it needs beside predictions."""
+    if callable(estimator):
+        return estimator, set()
+    names = (estimator,) if isinstance(estimator, str) else tuple(estimator)
+    for name in names:
+        if name not in _ESTIMATORS:
+            raise ValueError(
+                f"estimator: expected some of {get_args(EstimatorName)} or a callable, got {name!r}"
+            )
+    needed = {_NEEDS[name] for name in names if name in _NEEDS}
+    return ensemble(*(_ESTIMATORS[name] for name in names)), needed

@@ -1,10 +1,13 @@
 """What importing costs: torch and numpy, nothing else, and no other part."""
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 OPTIONAL = [
     "torchvision",
     "timm",
@@ -69,3 +72,8 @@ def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Arm'"):
         _ = unmuddle.Arm
     assert set(unmuddle.__all__) <= set(dir(unmuddle))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_find_what_they_import(path: Path) -> None:
+    importlib.import_module(path.stem)

@@ -121,23 +121,31 @@ def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
     assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
 
 
+def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
+    write_rows(tmp_path / "labels.csv", GOOD)
+    comma = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text("\ufeff" + comma.replace(",", ";"), encoding="utf-8")
+    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+
+
 @pytest.mark.parametrize(
-    ("message", "row"),
+    ("message", "found", "row"),
     [
-        ("sample that is not a number below 3: 1", GOOD[0]._replace(sample=3)),
-        ("sample that is not a number below 3: 1", GOOD[0]._replace(sample="x")),
-        ("source that is another image in the data: 1", GOOD[0]._replace(source="z")),
-        ("label that is another one in the data", GOOD[0]._replace(label="glad")),
-        ("suggested label that is none of calm, glad", GOOD[0]._replace(suggested="sad")),
-        ("decision that is none of accept, reject or nothing", GOOD[0]._replace(decision="yes")),
-        ("decided twice: 1", GOOD[1]),
+        ("sample that is not a number below 3: 1", "sample '3'", GOOD[0]._replace(sample=3)),
+        ("sample that is not a number below 3: 1", "sample 'x'", GOOD[0]._replace(sample="x")),
+        ("source that is another image", "source 'z'", GOOD[0]._replace(source="z")),
+        ("label that is another one in the data", "label 'glad'", GOOD[0]._replace(label="glad")),
+        ("suggested label that is none of calm", "suggested 'sad'", GOOD[0]._replace(suggested="sad")),
+        ("decision that is none of accept", "decision 'yes'", GOOD[0]._replace(decision="yes")),
+        ("decided twice: 1", "sample 1", GOOD[1]),
     ],
 )  # fmt: skip
-def test_rows_that_do_not_fit_are_named(message: str, row: Row, tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_are_named(message: str, found: str, row: Row, tmp_path: Path) -> None:
     write_rows(tmp_path / "labels.csv", [*GOOD[1:], row])
     with pytest.raises(UsageError, match=message) as error:
         read_decisions(tmp_path / "labels.csv", *labeled())
-    assert "row 4: sample" in str(error.value)
+    assert f"row 4: {found}" in str(error.value)
 
 
 def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
@@ -145,7 +153,11 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not readable"):
         read_decisions(path, *labeled())
     path.write_text("sample,source\n1,a\n")
-    with pytest.raises(UsageError, match="lacks the columns label, suggested, decision"):
+    expected = "lacks the columns label, suggested, decision; its first row holds sample, source"
+    with pytest.raises(UsageError, match=expected):
+        read_decisions(path, *labeled())
+    path.write_text("")
+    with pytest.raises(UsageError, match="its first row holds nothing"):
         read_decisions(path, *labeled())
     path.write_text("sample,source,label,suggested,decision\n1,b,glad\n")
     with pytest.raises(UsageError, match="row of another length than the header"):

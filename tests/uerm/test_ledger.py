@@ -175,5 +175,16 @@ def test_other_wrong_input_is_named() -> None:
         new_ledger().revert()
     with pytest.raises(ValueError, match="event: expected 0 <= event < 0, got 0"):
         new_ledger().revert(event=0)
+    for value in (-1, 1.5, "1", None):
+        expected = f"expected an integer of at least 0, got {value!r}"
+        with pytest.raises(ValueError, match=f"since: {expected}"):
+            new_ledger().events(since=value)
+        with pytest.raises(ValueError, match=f"epoch: {expected}"):
+            new_ledger().record(torch.tensor([0]), torch.tensor([1]), epoch=value, rule="r")
+        if value is not None:
+            with pytest.raises(ValueError, match=f"event: {expected}"):
+                new_ledger().revert(event=value)
+            with pytest.raises(ValueError, match=f"epoch: {expected}"):
+                new_ledger().revert(epoch=value)
     with pytest.raises(ValueError, match=r"true_labels: expected shape \(n,\) = \(6,\)"):
         new_ledger().compare(torch.zeros(5, dtype=torch.int64))

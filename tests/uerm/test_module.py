@@ -1,5 +1,6 @@
 """UERM as a whole: what a batch does, what an epoch's end does, and what never happens."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -15,6 +16,15 @@ FREE = {"max_fraction": 1.0, "class_floor": 0.0}  # of these few samples any may
 
 def feed(uerm: UERM, logits: list[list[float]], ids: list[int]):
     return uerm(torch.zeros(len(ids), 4), torch.tensor(logits), torch.tensor(ids))
+
+
+def test_pickle_keeps_everything() -> None:
+    uerm = UERM(torch.tensor([0, 1]), 2, warmup_epochs=0, estimator=("margin", "entropy"))
+    feed(uerm, [[2.0, 0.0]], [1])
+    copy = pickle.loads(pickle.dumps(uerm))
+    assert copy.end_epoch() == uerm.end_epoch()
+    assert torch.equal(copy.uncertainty, uerm.uncertainty)
+    assert uerm.uncertainty.any()
 
 
 def test_running_mean_of_predictions() -> None:

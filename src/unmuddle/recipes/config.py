@@ -59,9 +59,9 @@ class TrainConfig:
     supcon_weight: float = 0.5
     temperature: float = 0.1
     relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
-    relabel_estimator: Literal["mislabeled", "margin", "entropy", "neighbours", "attention"] = (
-        "mislabeled"
-    )
+    relabel_estimator: Literal[
+        "odds", "mislabeled", "margin", "entropy", "neighbours", "attention"
+    ] = "odds"
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
     relabel_outcome: Literal["hard", "soft"] = "hard"
     warmup: float = 0.4

@@ -64,24 +64,30 @@ def read_decisions(
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            missing = [name for name in Row._fields if name not in (reader.fieldnames or ())]
+            header = file.readline()
+            file.seek(0)
+            # Spreadsheets write what their country separates by.
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+            found, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"--labels {path}: not readable: {error}") from error
+    missing = [name for name in Row._fields if name not in found]
     if missing:
-        raise UsageError(f"--labels {path}: lacks the columns {', '.join(missing)}")
+        raise UsageError(
+            f"--labels {path}: lacks the columns {', '.join(missing)}; "
+            f"its first row holds {', '.join(found) or 'nothing'}"
+        )
 
     problems, decided = Problems(), dict[int, int]()
     for number, row in enumerate(rows, start=2):
-        where = f"row {number}: sample {row['sample']}"
         problem = _problem(row, data, classes)
         if problem:
-            problems.add(problem, where)
+            column, kind = problem
+            problems.add(kind, f"row {number}: {column} {row[column]!r}")
         elif row["decision"]:
             sample = int(row["sample"])
             if sample in decided:
-                problems.add("decided twice", where)
+                problems.add("decided twice", f"row {number}: sample {sample}")
             chosen = row["suggested"] if row["decision"] == ACCEPT else row["label"]
             decided[sample] = classes.index(chosen)
     problems.raise_if_any(f"--labels {path}")
@@ -93,18 +99,19 @@ def read_decisions(
 
 def _problem(
     row: dict[str | None, Any], data: LabeledImages, classes: tuple[str, ...]
-) -> str | None:
+) -> tuple[str, str] | None:
+    """The column that does not fit, and why."""
     if None in row or None in row.values():
-        return "row of another length than the header"
+        return "sample", "row of another length than the header"
     if not row["sample"].isdecimal() or int(row["sample"]) >= len(data):
-        return f"sample that is not a number below {len(data)}"
+        return "sample", f"sample that is not a number below {len(data)}"
     sample = int(row["sample"])
     if row["source"] != data.source(sample):
-        return "source that is another image in the data"
+        return "source", "source that is another image in the data"
     if row["label"] != classes[int(data.labels[sample])]:
-        return "label that is another one in the data (noise and seed belong to it)"
+        return "label", "label that is another one in the data (noise and seed belong to it)"
     if row["suggested"] not in classes:
-        return f"suggested label that is none of {', '.join(classes)}"
+        return "suggested", f"suggested label that is none of {', '.join(classes)}"
     if row["decision"] not in ("", ACCEPT, REJECT):
-        return f"decision that is none of {ACCEPT}, {REJECT} or nothing"
+        return "decision", f"decision that is none of {ACCEPT}, {REJECT} or nothing"
     return None

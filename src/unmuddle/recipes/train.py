@@ -31,7 +31,7 @@ from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.noise import add_noise, check_noise
 from unmuddle.recipes.decisions import read_decisions
 from unmuddle.recipes.errors import UsageError
-from unmuddle.recipes.evaluate import evaluate, observe
+from unmuddle.recipes.evaluate import Score, evaluate, observe
 from unmuddle.recipes.images import augment
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.paths import user_path
@@ -42,7 +42,9 @@ from unmuddle.uerm import UERM
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
-    """Train, select the epoch on the validation split, test once; returns the run folder.
+    """Train, select the epoch on the validation split, test it; returns the run folder.
+
+    The last epoch is tested too, and selects nothing.
 
     `Ctrl-C` ends training early: the run folder then holds everything up to the last whole epoch,
     `summary.json` says "interrupted", and the test split has not been touched.
@@ -71,6 +73,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     decided = None
     if config.labels is not None:
         decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
+        console.print(f"--labels {config.labels}: {len(decided[0])} decisions", markup=False)
     size = splits.image_size
     views = 1 + ("supcon" in parts)
     for split in (training, splits.val, splits.test):
@@ -96,7 +99,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     uerm = UERM(
         training.labels,
         num_classes,
-        estimator=config.relabel_estimator if relabels else "mislabeled",
+        estimator=config.relabel_estimator if relabels else "odds",
         policy=config.relabel_policy,
         outcome=config.relabel_outcome,
         warmup_epochs=warmup if relabels else config.epochs + 1,
@@ -131,7 +134,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     )
 
     best_accuracy, best_epoch, best_state = -1.0, 0, {}
-    status, test, started = "finished", None, time.perf_counter()
+    status, started = "finished", time.perf_counter()
+    tests: dict[str, Score] = {}
     try:
         with _progress(console, config.epochs * len(train_loader)) as (progress, task):
             for epoch in range(1, config.epochs + 1):
@@ -195,9 +199,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     seconds=time.perf_counter() - started,
                 )
         if status == "finished":
-            average.module.load_state_dict(best_state)
             with accelerator.autocast():
-                test = evaluate(average.module, test_loader, num_classes)
+                # What one gets without clean validation labels to select by.
+                tests["test_last_epoch"] = evaluate(average.module, test_loader, num_classes)
+                average.module.load_state_dict(best_state)
+                tests["test"] = evaluate(average.module, test_loader, num_classes)
     except KeyboardInterrupt:
         status = "interrupted"
 
@@ -216,8 +222,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     if training.true_labels is not None:
         scored = uerm.ledger.cpu().compare(training.true_labels)
         summary["relabeling"] = {name: _plain(value) for name, value in scored._asdict().items()}
-    if test is not None:
-        summary["test"] = {name: _plain(value) for name, value in test._asdict().items()}
+    for split, score in tests.items():
+        summary[split] = {name: _plain(value) for name, value in score._asdict().items()}
     run.save_summary(summary)
     return run.path
 

@@ -7,7 +7,15 @@ from unmuddle.uerm.ledger import Comparison, Event, LabelLedger, Suggestion
 from unmuddle.uerm.module import UERM, UERMOutput
 from unmuddle.uerm.noise import NoiseModel, fit_noise, posterior
 from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
-from unmuddle.uerm.uncertainty import attention, ensemble, entropy, margin, mislabeled, neighbours
+from unmuddle.uerm.uncertainty import (
+    attention,
+    ensemble,
+    entropy,
+    margin,
+    mislabeled,
+    neighbours,
+    odds,
+)
 
 __all__ = [
     "UERM",
@@ -32,6 +40,7 @@ __all__ = [
     "margin",
     "mislabeled",
     "neighbours",
+    "odds",
     "posterior",
     "rank_penalty",
     "scn",

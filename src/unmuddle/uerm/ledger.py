@@ -2,6 +2,7 @@
 
 import csv
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ class LabelLedger(nn.Module):
         """
         if not rule or "\n" in rule or rule in BY_HAND:
             raise ValueError(f"rule: expected a name of one line, not of {BY_HAND}, got {rule!r}")
-        self._append(ids, labels, epoch, rule, (uncertainty, margin, threshold))
+        self._append(ids, labels, _whole("epoch", epoch), rule, (uncertainty, margin, threshold))
 
     def _append(
         self,
@@ -181,7 +182,7 @@ class LabelLedger(nn.Module):
         names = self._rules()
         code = names.index(rule) if rule in names else len(names)
         constant, old = torch.ones_like(ids), self.current_labels[ids]
-        integers = torch.stack([ids, int(epoch) * constant, old, labels, code * constant], 1)
+        integers = torch.stack([ids, epoch * constant, old, labels, code * constant], 1)
 
         if code == len(names):
             self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
@@ -231,7 +232,7 @@ class LabelLedger(nn.Module):
 
     def events(self, since: int = 0) -> list[Event]:
         """The events from number `since` on, oldest first."""
-        return list(self._events(since))
+        return list(self._events(_whole("since", since)))
 
     def replay(self) -> Tensor:
         """`(n,)` labels that the events make of the original ones; equals `labels()`."""
@@ -270,6 +271,8 @@ class LabelLedger(nn.Module):
             uncertainty: `(n,)` of the labels as they stand.
             limit: at most this many; `None`: all.
         """
+        if limit is not None:
+            limit = _whole("limit", limit)
         ids = (proposals.labels != self.current_labels).nonzero()[:, 0]
         best = proposals.margin[ids].argsort(descending=True, stable=True)
         ids = ids[best[:limit]]
@@ -287,6 +290,7 @@ class LabelLedger(nn.Module):
 
     def compare(self, true_labels: Tensor) -> Comparison:
         """Score the changes against the truth `(n,)`."""
+        true_labels = torch.as_tensor(true_labels)
         if true_labels.shape != self.original_labels.shape:
             raise ValueError(
                 f"true_labels: expected shape (n,) = ({len(self)},), got {tuple(true_labels.shape)}"
@@ -334,8 +338,9 @@ class LabelLedger(nn.Module):
 
     def _rows(self, event: int | None, epoch: int | None) -> Tensor:
         if event is None:
-            return self.event_integers[self.event_integers[:, 1] == epoch]
-        if not 0 <= event < len(self.event_integers):
+            return self.event_integers[self.event_integers[:, 1] == _whole("epoch", epoch)]
+        event = _whole("event", event)
+        if event >= len(self.event_integers):
             raise ValueError(
                 f"event: expected 0 <= event < {len(self.event_integers)}, got {event}"
             )
@@ -389,6 +394,17 @@ def _integers(name: str, values: Tensor, stop: int) -> Tensor:
     if len(outside):
         raise ValueError(f"{name}: expected integers from 0 to {stop - 1}, got {int(outside[0])}")
     return values.to(torch.int64)
+
+
+def _whole(name: str, value: Any) -> int:
+    """`value` as an int, if it is an integer of at least 0, of whatever library."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+    return number
 
 
 def _encode(names: list[str]) -> Tensor:

@@ -53,8 +53,9 @@ class UERM(nn.Module):
         num_classes: K.
         policy: `"bayes"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
             `Evidence -> Proposals`.
-        estimator: `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`, `"attention"`, several
-            names for their mean, or any callable `Evidence -> (n,)` in [0, 1].
+        estimator: `"odds"`, `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`,
+            `"attention"`, several names for their mean, or any callable `Evidence -> (n,)` in
+            [0, 1].
         quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
             evidence; `False`: they are trained on by their new label. `None`: what suits the
             policy; the Self-Cure Network trains on them.
@@ -103,7 +104,7 @@ class UERM(nn.Module):
         num_classes: int,
         *,
         policy: PolicyName | Policy = "bayes",
-        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
+        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "odds",
         quarantine: bool | None = None,
         outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,

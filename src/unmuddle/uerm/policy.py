@@ -30,7 +30,7 @@ class Proposals(NamedTuple):
     rule: str
 
 
-def bayes(evidence: Evidence, *, precision: float = 0.85, hysteresis: float = 0.1) -> Proposals:
+def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1) -> Proposals:
     """Relabel the samples whose most likely class is another one, as many as are sure enough.
 
     The noise model that fits the evidence (`fit_noise`) gives each sample's posterior `P(k | y)`,

@@ -121,6 +121,33 @@ def test_the_largest_entries_are_enough() -> None:
     torch.testing.assert_close(known.probabilities.sum(1), torch.ones(N))
 
 
+def test_a_model_of_whole_predictions_is_not_for_their_largest_entries() -> None:
+    q, _, y = problem(0.2)
+    top = q.topk(3)
+    with pytest.raises(ValueError, match="model: expected one fitted to largest entries"):
+        posterior(Distribution(top.values, top.indices), y, fit_noise(Distribution(q), y, K))
+
+
+def too_sure(q: Tensor) -> Tensor:
+    """As predicted by a network that is far too sure which of the classes 0 and 1 a sample is."""
+    scores = q.log()
+    between = scores[:, 0] - scores[:, 1]
+    scores[:, 0] += 2 * between
+    scores[:, 1] -= 2 * between
+    return scores.softmax(1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_classes_that_a_network_confuses_are_not_taken_for_noise(seed: int) -> None:
+    q, truth, y = problem(0.1, seed)
+    p = Distribution(too_sure(q))
+    assert 0.05 < fit_noise(p, y, K).rate < 0.12  # without C: 0.18
+    labels = bayes(Evidence(p, y, y, K, torch.zeros(N)), precision=0.9).labels
+    changed = labels != y
+    assert changed.any()
+    assert (labels == truth)[changed].float().mean() > 0.85  # without C: 0.7
+
+
 def test_no_samples_at_all() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     evidence = Evidence(Distribution(torch.zeros(0, 3)), nothing, nothing, 3, torch.zeros(0))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from unmuddle.uerm.evidence import Distribution
 
@@ -56,40 +57,43 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     step = -(-max(len(labels), 1) // FITTED)
     classes, y = predictions.classes, labels[::step]
     p = Distribution(
-        predictions.probabilities[::step].double(), None if classes is None else classes[::step]
+        predictions.probabilities[::step], None if classes is None else classes[::step]
     )
-    confused = classes is None and num_classes <= CONFUSED
-    # The logit of ε, the logarithm of β, b, then C.
-    found = y.new_zeros(2 + num_classes + confused * num_classes**2, dtype=torch.float64)
-    found[:2] = torch.tensor([-2.2, 0.7])
-    found.requires_grad = True
-    optimizer = torch.optim.LBFGS([found], max_iter=100, line_search_fn="strong_wolfe")
+    log_p, is_label = _log(p, torch.float64), _is_label(p, y, num_classes)
 
-    def model(found: Tensor) -> NoiseModel:
-        bias, confusion = found[2 : 2 + num_classes], found[2 + num_classes :]
-        return NoiseModel(
-            rate=found[0].sigmoid(),
-            sharpness=found[1].exp(),
-            bias=bias,
-            confusion=confusion.view(num_classes, num_classes) if confused else None,
-        )
+    logit = log_p.new_tensor(-2.2)  # of ε
+    log_sharpness = log_p.new_tensor(0.7)
+    bias = log_p.new_zeros(num_classes)
+    confusion = None
+    if classes is None and num_classes <= CONFUSED:
+        confusion = log_p.new_zeros(num_classes, num_classes)
+    free = [logit, log_sharpness, bias, *([] if confusion is None else [confusion])]
+    for parameter in free:
+        parameter.requires_grad = True
+    optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
+
+    def model() -> NoiseModel:
+        return NoiseModel(logit.sigmoid(), log_sharpness.exp(), bias, confusion)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        prior = (
-            torch.nn.functional.logsigmoid(found[0])
-            + 9 * torch.nn.functional.logsigmoid(-found[0])
-            - 2 * (found[1] - 0.7) ** 2
-            - 0.5 * found[2 : 2 + num_classes].square().sum()
-            - 10 * found[2 + num_classes :].square().sum()
-        )
-        value = -(_joint(p, y, model(found)).sum(1).log().sum() + prior) / max(len(y), 1)
+        found = model()
+        of_label = (_q(log_p, p.classes, found) * is_label).sum(1)
+        other = found.rate / (num_classes - 1)
+        likelihood = (other + (1 - found.rate - other) * of_label).log().sum()
+        prior = logsigmoid(logit) + 9 * logsigmoid(-logit)
+        prior = prior - 2 * (log_sharpness - 0.7).square() - 0.5 * bias.square().sum()
+        if confusion is not None:
+            prior = prior - 10 * confusion.square().sum()
+        value = -(likelihood + prior) / max(len(y), 1)
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore[reportArgumentType]  a tensor is as good as a float
-    return model(found.detach())
+    for parameter in free:
+        parameter.requires_grad = False
+    return model()
 
 
 def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Distribution:
@@ -101,17 +105,29 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
         >>> posterior(Distribution(p), y, plain).probabilities
         tensor([[0.8448, 0.1552]])
     """
-    joint = _joint(predictions, labels, model)
+    num_classes = len(model.bias)
+    if model.confusion is not None and predictions.classes is not None:
+        raise ValueError("model: expected one fitted to largest entries, as the predictions are")
+    is_label = _is_label(predictions, labels, num_classes)
+    of_class = torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
+    joint = _q(_log(predictions, model.bias.dtype), predictions.classes, model) * of_class
     return Distribution((joint / joint.sum(1, keepdim=True)).float(), predictions.classes)
 
 
-def _joint(p: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
-    """`(n, k)` q[k] P(y | k)."""
-    rate, sharpness, bias, confusion = model
-    log_p = p.probabilities.to(bias.dtype).clamp(min=FLOOR).log()
-    scores = sharpness * log_p + (bias if p.classes is None else bias[p.classes.long()])
-    if confusion is not None:
-        scores = scores + (log_p - log_p.mean(1, keepdim=True)) @ confusion
-    entries = torch.arange(len(bias), device=labels.device) if p.classes is None else p.classes
-    is_label = entries == labels[:, None]
-    return scores.softmax(1) * torch.where(is_label, 1 - rate, rate / (len(bias) - 1))
+def _log(p: Distribution, dtype: torch.dtype) -> Tensor:
+    return p.probabilities.to(dtype).clamp(min=FLOOR).log()
+
+
+def _is_label(p: Distribution, labels: Tensor, num_classes: int) -> Tensor:
+    """`(n, k)` which entry is that of the label."""
+    classes = torch.arange(num_classes, device=labels.device) if p.classes is None else p.classes
+    return classes == labels[:, None]
+
+
+def _q(log_p: Tensor, classes: Tensor | None, model: NoiseModel) -> Tensor:
+    """`(n, k)` which class a sample has, label unseen."""
+    bias = model.bias if classes is None else model.bias[classes.long()]
+    scores = model.sharpness * log_p + bias
+    if model.confusion is not None:
+        scores = scores + (log_p - log_p.mean(1, keepdim=True)) @ model.confusion
+    return scores.softmax(1)

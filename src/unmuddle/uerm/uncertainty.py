@@ -65,14 +65,14 @@ def entropy(evidence: Evidence) -> Tensor:
 def neighbours(evidence: Evidence) -> Tensor:
     """`margin`, of the votes of the sample's neighbours in the embedding space."""
     if evidence.votes is None:
-        raise ValueError("neighbours: needs votes; make UERM with neighbours=")
+        raise ValueError("neighbours: needs votes; make UERM with collect=('votes',)")
     return (1 - evidence.votes.margin(evidence.current)) / 2
 
 
 def attention(evidence: Evidence) -> Tensor:
     """`1 -` the importance that the attention head gives the sample (Self-Cure Network)."""
     if evidence.importance is None:
-        raise ValueError("attention: needs importance; make UERM with attention=True")
+        raise ValueError("attention: needs importance; make UERM with collect=('importance',)")
     return 1 - evidence.importance
 
 

@@ -6,8 +6,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
-from hypothesis import settings
+# CI draws more examples.
+if "CI" in os.environ:
+    os.environ.setdefault("UNMUDDLE_HYPOTHESIS_PROFILE", "ci")
 
-settings.register_profile("dev", max_examples=50, deadline=None)
-settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+from unmuddle.testing import strategies
+
+strategies.load_profile()

@@ -1,7 +1,8 @@
-"""The command line: `unmuddle train | audit | report`."""
+"""The command line: `unmuddle train | audit | report | laws`."""
 
 import sys
 from argparse import ArgumentError
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
 
+    laws = ArgumentParser(
+        description="Try the laws of losses on one, and print what holds and what does not.",
+        exit_on_error=False,
+    )
+    laws.add_argument("loss", help="MODULE:CALLABLE; a class is made without arguments")
+    laws.add_argument("--kinds", nargs="*", default=["pairwise", "supervised"], help="of the loss")
+    laws.add_argument("--profile", choices=("fast", "ci", "thorough"), help="how many examples")
+
     parser = ArgumentParser(
         prog="unmuddle",
         description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
@@ -49,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_subcommand("train", train, help="train a classifier")
     commands.add_subcommand("audit", audit, help="find labels that may be wrong")
     commands.add_subcommand("report", report, help="compare runs")
+    commands.add_subcommand("laws", laws, help="test a loss of your own")
     try:
         chosen: Any = parser.parse_args(arguments)
     except (ArgumentError, UnicodeDecodeError) as error:
@@ -62,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _train(TrainConfig(**options))
         if chosen.command == "audit":
             _audit(**chosen.audit.as_dict())
+        elif chosen.command == "laws":
+            return _laws(**chosen.laws.as_dict())
         else:
             _report(chosen.report.runs)
         return 0
@@ -102,6 +114,23 @@ def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     print(
         f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
     )
+
+
+def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
+    from unmuddle.recipes.errors import UsageError
+    from unmuddle.testing import check_loss
+
+    sys.path.insert(0, "")  # a module in this folder, as for python -m
+    module, _, name = loss.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+        report = check_loss(
+            found() if isinstance(found, type) else found, kinds=kinds, profile=profile
+        )
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"{loss}: {error}") from error
+    print(report)
+    return int(bool(report.of("failed")))
 
 
 def _report(paths: list[Path]) -> None:

@@ -11,9 +11,9 @@ from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from budget import assert_within_budget
 from unmuddle import ARM
 from unmuddle.arm import affinity, amend, arrange, choose_upscale, de_albino, output_size
+from unmuddle.testing import assert_within_budget
 
 aten = torch.ops.aten
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from budget import assert_within_budget
 from unmuddle import ARM, attach_arm, fold_arm
 from unmuddle.arm import ARMClassifier, find_features, from_authors
+from unmuddle.testing import assert_within_budget
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

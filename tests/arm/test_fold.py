@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from budget import assert_within_budget
 from unmuddle import ARM, fold_arm
 from unmuddle.arm import FoldedARM
+from unmuddle.testing import assert_within_budget
 
 
 def trained(*arguments, **options) -> ARM:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from budget import assert_within_budget
 from problems import KINDS, draw, scalar_loop
 from unmuddle import supcon_loss
+from unmuddle.testing import assert_within_budget
 
 IMPLS = ["reference", "tiled"]
 MODES = list(itertools.product(["out", "in"], ["all", "negatives"]))

@@ -1,5 +1,39 @@
-"""Checks for anybody's losses and modules."""
+"""Checks for anybody's losses and modules: laws, strategies, error budgets."""
 
+from unmuddle.testing.check import (
+    BrokenLawError,
+    Report,
+    Result,
+    check_loss,
+    parametrize_with_laws,
+)
+from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
+from unmuddle.testing.laws import LAWS, Finding, Law, law
+from unmuddle.testing.loss import Loss
+from unmuddle.testing.tolerance import (
+    assert_gradient_within_budget,
+    assert_within_budget,
+    saved_bytes,
+)
 
-__all__ = ["BatchInvariance", "batch_invariance"]
+__all__ = [
+    "LAWS",
+    "Batch",
+    "BatchInvariance",
+    "BrokenLawError",
+    "ContrastiveBatch",
+    "Finding",
+    "Law",
+    "Loss",
+    "NoisyLabels",
+    "Report",
+    "Result",
+    "assert_gradient_within_budget",
+    "assert_within_budget",
+    "batch_invariance",
+    "check_loss",
+    "law",
+    "parametrize_with_laws",
+    "saved_bytes",
+]

@@ -1,0 +1,173 @@
+"""Which laws public losses keep, and which laws kill which mutants: the tables of the docs.
+
+`--write` puts them into docs/pages/laws.md.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import lightly.loss
+import pytorch_metric_learning.losses as metric_losses
+import torch
+from torch import Tensor
+
+from unmuddle import SupConLoss
+from unmuddle.testing import LAWS, check_loss
+from unmuddle.testing.loss import Kind
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "pages" / "laws.md"
+SUPERVISED: tuple[Kind, ...] = ("pairwise", "normalised", "supervised")
+# Their rows have roles.
+ROLES = frozenset({"permutation", "permuted_gradient", "one_sample", "finite_value"})
+
+
+class Peer(NamedTuple):
+    """A public loss, what it is meant to be, and laws that make no sense for it."""
+
+    name: str
+    fn: Callable[..., Tensor]
+    kinds: tuple[Kind, ...]
+    not_asked: frozenset[str] = frozenset()
+
+
+def in_two_views(features: Tensor, _: Tensor) -> Tensor:
+    """Lightly's NTXentLoss of the first and the second half of the rows; labels play no part."""
+    half = len(features) // 2
+    return lightly.loss.NTXentLoss()(features[:half], features[half : 2 * half])
+
+
+def in_triplets(features: Tensor, _: Tensor) -> Tensor:
+    """Torch's TripletMarginLoss of thirds of the rows; labels play no part."""
+    third = len(features) // 3
+    parts = [features[i * third : (i + 1) * third] for i in range(3)]
+    return torch.nn.TripletMarginLoss()(*parts)
+
+
+PEERS = (
+    Peer("unmuddle SupCon", SupConLoss(), (*SUPERVISED, "contrastive", "soft", "views")),
+    Peer("metric-learning SupCon", metric_losses.SupConLoss(), (*SUPERVISED, "contrastive")),
+    Peer("metric-learning NTXent", metric_losses.NTXentLoss(), SUPERVISED),
+    Peer("metric-learning TripletMargin", metric_losses.TripletMarginLoss(), SUPERVISED),
+    Peer("metric-learning MultiSimilarity", metric_losses.MultiSimilarityLoss(), SUPERVISED),
+    Peer("lightly NTXent", in_two_views, ("pairwise", "normalised"), ROLES),
+    Peer("torch TripletMargin", in_triplets, ("pairwise",), ROLES),
+    Peer("torch CrossEntropy", torch.nn.CrossEntropyLoss(), ("logits",)),
+)
+NON_ZERO = (
+    "A consequence of a convention: the mean is over the losses that are not 0 "
+    "(`AvgNonZeroReducer`), and rounding decides which are exactly 0."
+)
+NO_NEGATIVES = "A convention: a batch without negatives has the loss 0."
+ADDED = (
+    "A convention: 1e-6 is added to every entry of a difference before its norm is taken, which "
+    "keeps the gradient finite where two rows are equal, and is not the same in every direction."
+)
+VERDICTS = {
+    ("metric-learning SupCon", "equal_rows"): NO_NEGATIVES,
+    ("metric-learning SupCon", "lower_bound"): NO_NEGATIVES,
+    ("metric-learning SupCon", "single_precision"): NON_ZERO,
+    ("metric-learning SupCon", "extreme_lengths"): NON_ZERO,
+    ("metric-learning TripletMargin", "nan_is_not_hidden"): (
+        "Worth knowing: comparing with NaN is false, so its triplets count as none that violate "
+        "the margin, and the loss of the others hides it."
+    ),
+    ("metric-learning TripletMargin", "half_precision"): (
+        "Not the loss: torch has no `cdist` for bf16 on CPUs."
+    ),
+    ("torch TripletMargin", "rotation"): ADDED,
+    ("torch TripletMargin", "padding"): ADDED,
+    ("torch TripletMargin", "no_torque"): ADDED,
+}
+
+
+def public_losses() -> str:
+    """A row a law, a column a loss; then what was found where a law is broken, and a verdict."""
+    lines = ["| law | " + " | ".join(peer.name for peer in PEERS) + " |"]
+    lines.append("|---" * (1 + len(PEERS)) + "|")
+    notes: list[str] = []
+    broken: set[tuple[str, str]] = set()
+    reports = [
+        check_loss(
+            peer.fn,
+            kinds=peer.kinds,
+            laws=[law for name, law in LAWS.items() if name not in peer.not_asked],
+            profile="fast",
+        )
+        for peer in PEERS
+    ]
+    for name, law in LAWS.items():
+        cells: list[str] = []
+        for peer, report in zip(PEERS, reports, strict=True):
+            result = {r.law.name: r for r in report.results}.get(name)
+            if result is None or result.status == "not applicable":
+                cells.append("")
+            elif result.status == "passed":
+                cells.append("yes")
+            else:
+                verdict = VERDICTS[peer.name, name]
+                broken.add((peer.name, name))
+                notes.append(
+                    f"{len(notes) + 1}. {peer.name}, `{name}`: {result.numbers} "
+                    f"at `{result.batch}`. {verdict}"
+                )
+                cells.append(f"no ({len(notes)})")
+        if any(cells):
+            lines.append(f"| `{law.name}` | " + " | ".join(cells) + " |")
+    unfounded = VERDICTS.keys() - broken
+    if unfounded:
+        raise RuntimeError(f"no longer broken: {unfounded}")
+    return "\n".join([*lines, "", *notes])
+
+
+def all_laws() -> str:
+    """A row a law: who it is about, what it says, the fault of its mutant, and who kills that."""
+    sys.path.insert(0, str(ROOT / "tests" / "testing"))
+    from mutants import MUTANTS
+
+    lines = [
+        "| law | of losses that | statement | its mutant | killed by as well |",
+        "|---" * 5 + "|",
+    ]
+    for name, law in LAWS.items():
+        mutant = MUTANTS[name]
+        report = check_loss(mutant.fn, kinds=mutant.kinds, profile="fast")
+        killers = {result.law.name for result in report.of("failed")}
+        if name not in killers:
+            raise RuntimeError(f"{name} does not kill its mutant")
+        others = ", ".join(f"`{killer}`" for killer in LAWS if killer in killers - {name})
+        needs = ", ".join(sorted(law.needs)) or "any"
+        statement = law.statement.replace("|", "\\|")
+        lines.append(f"| `{name}` | {needs} | {statement} | {mutant.fault} | {others} |")
+    return "\n".join(lines)
+
+
+def section(page: str, name: str) -> str:
+    """What stands in the page between the marks of a generated section."""
+    return _marks(name).search(page)[2].strip()
+
+
+def _marks(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name} -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Print the tables, or write them into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    a = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    for make in (public_losses, all_laws):
+        found = make()
+        page = _marks(make.__name__).sub(lambda m, found=found: m[1] + found + m[3], page)
+        print(found)
+    if a.write:
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

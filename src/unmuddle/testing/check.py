@@ -1,0 +1,234 @@
+"""`check_loss`: try the laws that apply to a loss, and say what came of each."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.laws import LAWS, Law, NotApplicable
+from unmuddle.testing.loss import Kind, Loss
+
+Status = Literal["passed", "failed", "not applicable"]
+
+
+class BrokenLawError(AssertionError):
+    """A loss breaks a law; the message holds the smallest counter-example."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one law.
+
+    Attributes:
+        law: which one.
+        status: `"passed"`, `"failed"` or `"not applicable"`.
+        batch: the smallest counter-example.
+        found: what the loss gave there.
+        relation: `"=="` or `"<="`.
+        expected: what that should be compared with.
+        error: what the loss raised instead.
+        loss: its name.
+    """
+
+    law: Law
+    status: Status
+    batch: Batch | None = None
+    found: float | None = None
+    relation: str = "=="
+    expected: float | None = None
+    error: str | None = None
+    loss: str = "loss"
+
+    @property
+    def code(self) -> str:
+        """Python that shows the counter-example, given the loss by its name."""
+        if self.batch is None:
+            return ""
+        return (
+            "from unmuddle.testing import Batch, Loss, laws\n"
+            f"print({self.law!r}(Loss({self.loss}), {self.batch!r}))"
+        )
+
+    @property
+    def numbers(self) -> str:
+        """Both numbers, or the error."""
+        if self.error is not None:
+            return self.error
+        if self.found is None:
+            return ""
+        return f"found {self.found:.9g}, expected {self.relation} {self.expected:.9g}"
+
+    def raise_if_failed(self) -> None:
+        """Raise a BrokenLawError that names the law, both numbers and the counter-example."""
+        if self.status == "failed":
+            raise BrokenLawError(
+                f"{self.law.name}: {self.law.statement}\n{self.numbers}\n{self.code}"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of all laws; prints as a table.
+
+    Attributes:
+        loss: name of the loss.
+        results: one a law, in the order of `LAWS`.
+    """
+
+    loss: str
+    results: tuple[Result, ...]
+
+    def of(self, status: Status) -> tuple[Result, ...]:
+        """The results of that status."""
+        return tuple(result for result in self.results if result.status == status)
+
+    def raise_if_failed(self) -> None:
+        """Raise a BrokenLawError with every law that failed."""
+        failed = self.of("failed")
+        if failed:
+            messages: list[str] = []
+            for result in failed:
+                messages.append(f"{result.law.name}: {result.law.statement}")
+                messages += [f"    {line}" for line in (result.numbers, *result.code.splitlines())]
+            raise BrokenLawError(f"{self.loss} breaks {len(failed)} laws\n" + "\n".join(messages))
+
+    def __str__(self) -> str:
+        """A line a law, those that failed first, then a counter-example of each."""
+        order: tuple[Status, ...] = ("failed", "passed", "not applicable")
+        ranked = sorted(self.results, key=lambda result: order.index(result.status))
+        width = max((len(result.law.name) for result in ranked), default=0)
+        lines = [
+            f"{result.status:14}  {result.law.name:{width}}  {result.law.statement}"
+            for result in ranked
+        ]
+        for result in self.of("failed"):
+            lines += ["", f"{result.law.name}: {result.numbers}", *result.code.splitlines()]
+        counts = ", ".join(f"{len(self.of(status))} {status}" for status in order)
+        return "\n".join([f"{self.loss}: {counts}", "", *lines])
+
+
+def check_loss(
+    fn: Callable[..., Tensor],
+    *,
+    kinds: Collection[Kind] = ("pairwise", "supervised"),
+    laws: Iterable[Law] | None = None,
+    profile: str | None = None,
+) -> Report:
+    """Try every law that applies to a loss on many batches.
+
+    Args:
+        fn: `fn(features (N, D), labels (N,))` -> a scalar or `(N,)`; a function or a module.
+        kinds: what the loss is meant to be; see `Loss`.
+        laws: those to try; `None`: all.
+        profile: `"fast"`, `"ci"` or `"thorough"`; `None`: that of the environment variable
+            `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
+
+    Raises:
+        ImportError: hypothesis is not installed.
+
+    Examples:
+        >>> def spread(features, labels):
+        ...     return features.pow(2).mean()  # a mean over features too
+        >>> report = check_loss(spread, kinds=("pairwise",), laws=[LAWS["padding"]])
+        >>> report.of("failed")[0].batch.n
+        2
+    """
+    loss = Loss(fn, kinds)
+    chosen = LAWS.values() if laws is None else laws
+    return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
+
+
+def parametrize_with_laws(
+    fn: Callable[..., Tensor],
+    *,
+    kinds: Collection[Kind] = ("pairwise", "supervised"),
+    expected_failures: Mapping[str, str] | None = None,
+    profile: str | None = None,
+) -> Any:
+    """A pytest decorator: one test for every law that applies to a loss.
+
+    Args:
+        fn: the loss, as for `check_loss`.
+        kinds: what it is meant to be.
+        expected_failures: names of laws that it breaks, each with the reason. Strict: a law that
+            is kept all the same fails its test.
+        profile: as for `check_loss`.
+
+    Raises:
+        ValueError: an expected failure is no law that applies.
+
+    Examples:
+        >>> import torch
+        >>> @parametrize_with_laws(torch.nn.CrossEntropyLoss(), kinds=["logits"])
+        ... def test_cross_entropy(law):
+        ...     law()
+    """
+    import pytest
+
+    loss, reasons = Loss(fn, kinds), dict(expected_failures or {})
+    applying = [law for law in LAWS.values() if law.applies(loss)]
+    unknown = reasons.keys() - {law.name for law in applying}
+    if unknown:
+        raise ValueError(f"expected_failures: no laws of this loss: {', '.join(sorted(unknown))}")
+
+    def case(law: Law) -> Any:
+        def check() -> None:
+            _try(law, loss, profile).raise_if_failed()
+
+        reason = reasons.get(law.name)
+        expected = pytest.mark.xfail(raises=BrokenLawError, strict=True, reason=reason or "")
+        return pytest.param(check, id=law.name, marks=[] if reason is None else [expected])
+
+    return pytest.mark.parametrize("law", [case(law) for law in applying])
+
+
+def _try(law: Law, loss: Loss, profile: str | None) -> Result:
+    if not law.applies(loss):
+        return Result(law, "not applicable")
+    from hypothesis import Phase, given, reject, settings
+    from hypothesis.errors import Flaky, Unsatisfiable
+
+    from unmuddle.testing import strategies
+
+    broken: list[Result] = []
+
+    @settings(
+        strategies.profile(profile),
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+    )
+    @given(strategies.batches())
+    def search(batch: Batch) -> None:
+        result = _once(law, loss, batch)
+        if result.status == "not applicable":
+            reject()
+        if result.status == "failed":
+            broken.append(result)
+            raise BrokenLawError
+
+    try:
+        search()
+    except (BrokenLawError, Flaky):
+        # What is tried last is the smallest.
+        return broken[-1]
+    except Unsatisfiable:
+        return Result(law, "not applicable")
+    return Result(law, "passed")
+
+
+def _once(law: Law, loss: Loss, batch: Batch) -> Result:
+    try:
+        finding = law(loss, batch)
+        if finding.holds:
+            return Result(law, "passed")
+        found, expected = finding.worst
+    except NotApplicable:
+        return Result(law, "not applicable")
+    except Exception as error:  # whatever a loss raises breaks the law
+        message = str(error).partition("\n")[0]
+        return Result(
+            law, "failed", batch, error=f"{type(error).__name__}: {message}", loss=repr(loss)
+        )
+    return Result(law, "failed", batch, found, finding.relation, expected, loss=repr(loss))

@@ -1,0 +1,186 @@
+"""What laws are tried on: batches that a few small numbers stand for.
+
+Small numbers shrink well, and print as the code that makes the batch again.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Structure = Literal["random", "clustered", "duplicates", "antipodal"]
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N embeddings and their integer labels.
+
+    Attributes:
+        n: N.
+        dim: D.
+        classes: labels run from 0 to `classes - 1`, each as often as the others, but for what does
+            not divide; 1: all alike, n: all different.
+        structure: `"random"`: independent normal rows; `"clustered"`: around a centre for each
+            class; `"duplicates"`: every row occurs twice; `"antipodal"`: every row and its
+            opposite.
+        seed: of everything that is random.
+
+    Examples:
+        >>> batch = Batch(n=4, dim=3, classes=2)
+        >>> batch.features.shape, batch.labels.sort().values
+        (torch.Size([4, 3]), tensor([0, 0, 1, 1]))
+    """
+
+    n: int
+    dim: int
+    classes: int
+    structure: Structure = "random"
+    seed: int = 0
+
+    def generator(self, purpose: int = 0) -> torch.Generator:
+        """Random numbers of this batch, other ones for each purpose."""
+        return torch.Generator().manual_seed(1000 * self.seed + purpose)
+
+    @property
+    def features(self) -> Tensor:
+        """`(N, D)` fp64; no row is zero."""
+        g = self.generator()
+        rows = self.normal(self.n, self.dim, purpose=1)
+        if self.structure == "clustered":
+            centres = torch.randn(self.classes, self.dim, generator=g, dtype=torch.float64)
+            rows = 3 * centres[self.labels] + 0.1 * rows
+        elif self.structure != "random":
+            half = rows[: -(-self.n // 2)]
+            sign = -1 if self.structure == "antipodal" else 1
+            rows = torch.cat([half, sign * half])[: self.n]
+        return rows
+
+    @property
+    def labels(self) -> Tensor:
+        """`(N,)` int64."""
+        order = torch.randperm(self.n, generator=self.generator(2))
+        return (torch.arange(self.n) % self.classes)[order]
+
+    def normal(self, *shape: int, purpose: int) -> Tensor:
+        """Independent normal numbers, fp64."""
+        return torch.randn(*shape, generator=self.generator(purpose), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """Several views of each sample, with everything that a contrastive loss may take besides.
+
+    Attributes:
+        batch: B samples; `features` are their centres.
+        views: V.
+        keys: M further rows.
+    """
+
+    batch: Batch
+    views: int = 2
+    keys: int = 0
+
+    @property
+    def features(self) -> Tensor:
+        """`(B, V, D)` fp64."""
+        centres = self.batch.features[:, None]
+        return centres + 0.3 * self.batch.normal(
+            self.batch.n, self.views, self.batch.dim, purpose=3
+        )
+
+    @property
+    def labels(self) -> Tensor:
+        """`(B,)` int64."""
+        return self.batch.labels
+
+    @property
+    def soft_labels(self) -> Tensor:
+        """`(B, C)` a distribution over the classes for each sample; C at least 2."""
+        logits = self.batch.normal(self.batch.n, max(self.batch.classes, 2), purpose=4)
+        return (2 * logits).softmax(1)
+
+    @property
+    def multi_hot_labels(self) -> Tensor:
+        """`(B, C)` of 0 and 1; a sample has its own class and any others."""
+        own = torch.nn.functional.one_hot(self.labels, max(self.batch.classes, 2)).double()
+        others = self.batch.normal(*own.shape, purpose=5) > 0.5
+        return own.maximum(others.double())
+
+    @property
+    def ignored_labels(self) -> Tensor:
+        """`(B,)` int64, some of them -100."""
+        ignored = self.batch.normal(self.batch.n, purpose=6) > 0.5
+        return self.labels.masked_fill(ignored, -100)
+
+    @property
+    def mask(self) -> Tensor:
+        """`(B, B)` non-negative weights, some of them 0, not symmetric."""
+        return self.batch.normal(self.batch.n, self.batch.n, purpose=7).clamp(min=0)
+
+    @property
+    def weight(self) -> Tensor:
+        """`(B,)` positive."""
+        return self.batch.normal(self.batch.n, purpose=8).exp()
+
+    @property
+    def key_features(self) -> Tensor:
+        """`(M, D)` fp64."""
+        return self.batch.normal(self.keys, self.batch.dim, purpose=9)
+
+    @property
+    def key_labels(self) -> Tensor:
+        """`(M,)` int64."""
+        g = self.batch.generator(10)
+        return torch.randint(self.batch.classes, (self.keys,), generator=g)
+
+
+@dataclass(frozen=True)
+class NoisyLabels:
+    """Samples of known class, what a classifier thinks of them, and labels that may be wrong.
+
+    Attributes:
+        n: samples.
+        classes: K.
+        rate: share of the labels that are wrong.
+        confidence: how far the classifier's logits are apart; 0: it knows nothing.
+        seed: of everything that is random.
+
+    Examples:
+        >>> problem = NoisyLabels(n=1000, classes=4, rate=0.25)
+        >>> round(float((problem.labels != problem.truth).double().mean()), 3)
+        0.25
+    """
+
+    n: int
+    classes: int
+    rate: float = 0.2
+    confidence: float = 3.0
+    seed: int = 0
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1000 * self.seed + purpose)
+
+    @property
+    def truth(self) -> Tensor:
+        """`(n,)` int64."""
+        return torch.randint(self.classes, (self.n,), generator=self._generator(0))
+
+    @property
+    def labels(self) -> Tensor:
+        """`(n,)` int64; those that are wrong are any other class alike."""
+        g = self._generator(1)
+        wrong = torch.randperm(self.n, generator=g)[: round(self.rate * self.n)]
+        step = torch.randint(1, self.classes, (len(wrong),), generator=g)
+        labels = self.truth
+        labels[wrong] = (labels[wrong] + step) % self.classes
+        return labels
+
+    @property
+    def probabilities(self) -> Tensor:
+        """`(n, K)` fp32, of a classifier that is right more often than not."""
+        g = self._generator(2)
+        noise = torch.randn(self.n, self.classes, generator=g)
+        own = torch.nn.functional.one_hot(self.truth, self.classes)
+        return (self.confidence * own + noise).softmax(1)

@@ -1,0 +1,217 @@
+"""Hypothesis strategies: structure and a seed, not one number after the other.
+
+What is drawn is a value that prints as the code that makes it, and shrinks to small sizes.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+try:
+    from hypothesis import HealthCheck, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        "unmuddle.testing.strategies needs hypothesis: pip install 'unmuddle[testing]'"
+    ) from error
+
+from unmuddle.testing.examples import STRUCTURES, Batch, ContrastiveBatch, NoisyLabels, Structure
+
+Profile = Literal["fast", "ci", "thorough"]
+_EXAMPLES: dict[Profile, int] = {"fast": 50, "ci": 200, "thorough": 2000}
+
+
+def profile(name: str | None = None) -> settings:
+    """Settings by name; `None`: those of `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
+
+    | name | examples |
+    |---|---|
+    | `"fast"` | 50 |
+    | `"ci"` | 200 |
+    | `"thorough"` | 2,000 |
+
+    All of them draw the same examples each time and set no deadline.
+
+    Raises:
+        ValueError: another name.
+    """
+    chosen = name or os.environ.get("UNMUDDLE_HYPOTHESIS_PROFILE") or "fast"
+    if chosen not in _EXAMPLES:
+        raise ValueError(f"profile: expected one of {tuple(_EXAMPLES)}, got {chosen!r}")
+    return settings(
+        max_examples=_EXAMPLES[chosen],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+
+
+def load_profile(name: str | None = None) -> None:
+    """Make `profile(name)` what hypothesis uses in every test from now on."""
+    settings.register_profile("unmuddle", profile(name))
+    settings.load_profile("unmuddle")
+
+
+def batches(
+    *,
+    n: tuple[int, int] = (2, 8),
+    dim: tuple[int, int] = (1, 6),
+    structures: Sequence[Structure] = STRUCTURES,
+) -> st.SearchStrategy[Batch]:
+    """`Batch`: embeddings and labels, from all alike to all different.
+
+    Args:
+        n: least and most rows.
+        dim: least and most features.
+        structures: what the rows may be like.
+    """
+    return st.integers(*n).flatmap(
+        lambda rows: st.builds(
+            Batch,
+            n=st.just(rows),
+            dim=st.integers(*dim),
+            classes=st.integers(1, rows),
+            structure=st.sampled_from(structures),
+            seed=_seeds(),
+        )
+    )
+
+
+def contrastive_batches(
+    *, n: tuple[int, int] = (2, 6), views: tuple[int, int] = (1, 3), keys: tuple[int, int] = (0, 4)
+) -> st.SearchStrategy[ContrastiveBatch]:
+    """`ContrastiveBatch`: several views, with labels of all kinds, mask, weights and keys."""
+    return st.builds(
+        ContrastiveBatch, batch=batches(n=n), views=st.integers(*views), keys=st.integers(*keys)
+    )
+
+
+def embeddings(
+    *, n: tuple[int, int] = (1, 8), dim: tuple[int, int] = (1, 6), extreme: bool = True
+) -> st.SearchStrategy[Tensor]:
+    """`(N, D)` fp64 rows of every structure.
+
+    Args:
+        n: least and most rows.
+        dim: least and most features.
+        extreme: some come with a row of zeros, or scaled by 1e-8 or 1e8.
+    """
+
+    def changed(batch: Batch, zero: bool, scale: float) -> Tensor:
+        x = batch.features * scale
+        if zero:
+            x[0] = 0
+        return x
+
+    return st.builds(
+        changed,
+        batches(n=n, dim=dim),
+        st.booleans() if extreme else st.just(False),
+        st.sampled_from((1.0, 1e-8, 1e8) if extreme else (1.0,)),
+    )
+
+
+def labels(
+    n: int,
+    *,
+    kind: Literal["int", "soft", "multi-hot", "ignored", "large"] = "int",
+) -> st.SearchStrategy[Tensor]:
+    """Labels of n samples.
+
+    Args:
+        n: samples.
+        kind: `"int"`: `(n,)` classes; `"ignored"`: some of them -100; `"large"`: near 2^62;
+            `"soft"`: `(n, C)` distributions; `"multi-hot"`: `(n, C)` of 0 and 1.
+    """
+    names = {
+        "int": "labels",
+        "large": "labels",
+        "soft": "soft_labels",
+        "multi-hot": "multi_hot_labels",
+        "ignored": "ignored_labels",
+    }
+    if kind not in names:
+        raise ValueError(f"kind: expected one of {tuple(names)}, got {kind!r}")
+    offset = 2**62 if kind == "large" else 0
+    return batches(n=(n, n)).map(
+        lambda batch: getattr(ContrastiveBatch(batch), names[kind]) + offset
+    )
+
+
+def temperatures(least: float = 0.01, most: float = 100.0) -> st.SearchStrategy[float]:
+    """Temperatures, as often below 1 as above; simplest is 1."""
+    spread = st.sampled_from((1.0, 0.07, 0.1, 0.5, 2.0, 10.0, 0.02, 50.0, least, most))
+    return spread.filter(lambda tau: least <= tau <= most)
+
+
+def feature_maps(
+    *,
+    n: tuple[int, int] = (1, 4),
+    channels: Sequence[int] = (4, 8, 12, 16),
+    size: tuple[int, int] = (3, 9),
+) -> st.SearchStrategy[Tensor]:
+    """`(N, C, H, W)` fp64 maps of a CNN: any shape, few values below 0, some channels empty."""
+
+    def made(rows: int, depth: int, height: int, width: int, empty: bool, seed: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, depth, height, width, generator=g, dtype=torch.float64).clamp(-0.1)
+        if empty:
+            x[:, 0] = 0
+        return x
+
+    sides = st.integers(*size)
+    return st.builds(
+        made, st.integers(*n), st.sampled_from(channels), sides, sides, st.booleans(), _seeds()
+    )
+
+
+def noisy_labels(
+    *, n: tuple[int, int] = (2, 60), classes: tuple[int, int] = (2, 6)
+) -> st.SearchStrategy[NoisyLabels]:
+    """`NoisyLabels`: labels of which a known share is wrong, and what a classifier thinks."""
+    return st.builds(
+        NoisyLabels,
+        n=st.integers(*n),
+        classes=st.integers(*classes),
+        rate=st.sampled_from((0.0, 0.1, 0.3, 0.5, 1.0)),
+        confidence=st.sampled_from((3.0, 0.0, 1.0, 10.0)),
+        seed=_seeds(),
+    )
+
+
+def ledger_histories(
+    samples: int, classes: int, *, steps: int = 6
+) -> st.SearchStrategy[list[tuple[str, dict[str, Any]]]]:
+    """Calls of a `LabelLedger` of so many samples: `[(method, arguments), ...]`.
+
+    Play one with `for method, arguments in history: getattr(ledger, method)(**arguments)`.
+    """
+    ids = st.lists(st.integers(0, samples - 1), unique=True, max_size=samples)
+
+    def change(chosen: list[int]) -> st.SearchStrategy[dict[str, Any]]:
+        return st.lists(
+            st.integers(0, classes - 1), min_size=len(chosen), max_size=len(chosen)
+        ).map(
+            lambda new: {
+                "ids": torch.tensor(chosen, dtype=torch.int64),
+                "labels": torch.tensor(new, dtype=torch.int64),
+            }
+        )
+
+    changes, epochs = ids.flatmap(change), st.integers(1, 4)
+    record = st.tuples(changes, epochs).map(
+        lambda drawn: ("record", drawn[0] | {"epoch": drawn[1], "rule": "drawn"})
+    )
+    decide = changes.map(lambda drawn: ("decide", drawn))
+    by_ids = ids.map(lambda drawn: ("revert", {"ids": torch.tensor(drawn, dtype=torch.int64)}))
+    by_epoch = epochs.map(lambda epoch: ("revert", {"epoch": epoch}))
+    return st.lists(st.one_of(record, decide, by_ids, by_epoch), max_size=steps)
+
+
+def _seeds() -> st.SearchStrategy[int]:
+    return st.integers(0, 999)

@@ -1,0 +1,38 @@
+"""Each law lives: it kills the mutant made for it and lets honest losses pass."""
+
+import pytest
+
+import mutants
+from mutants import MUTANTS, SOFT, VIEWS
+from unmuddle.testing import LAWS, check_loss
+
+
+def test_there_are_enough_laws_and_each_has_its_mutant() -> None:
+    assert len(LAWS) >= 25
+    assert MUTANTS.keys() == LAWS.keys()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_law_kills_its_mutant(name: str) -> None:
+    mutant = MUTANTS[name]
+    (result,) = check_loss(mutant.fn, kinds=mutant.kinds, laws=[LAWS[name]]).results
+    assert result.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("fn", "kinds"),
+    [
+        (mutants.supcon, (*SOFT, *VIEWS)),
+        (mutants.scores, ("logits",)),
+        (mutants.Honest(), (*SOFT, *VIEWS)),
+    ],
+    ids=["function", "scores", "module"],
+)
+def test_honest_losses_keep_every_law(fn, kinds) -> None:
+    check_loss(fn, kinds=kinds).raise_if_failed()
+
+
+def test_statements_fit_a_table() -> None:
+    statements = [law.statement for law in LAWS.values()]
+    assert all(10 < len(statement) < 100 for statement in statements)
+    assert len(set(statements)) == len(statements)

@@ -55,6 +55,20 @@ def test_import_loads_no_optional_package_and_touches_no_gpu() -> None:
     assert loaded == "[] False"
 
 
+def test_assertions_need_no_hypothesis_and_strategies_say_how_to_get_it() -> None:
+    said = python(
+        f"{BLOCK}\nimport torch\n"
+        "from unmuddle.testing import Batch, Loss, assert_within_budget, check_loss, laws, saved_bytes\n"
+        "loss = torch.nn.CrossEntropyLoss()\n"
+        "print(laws.permutation(Loss(loss, ['logits']), Batch(4, 3, 2)).holds)\n"
+        "try:\n    check_loss(loss, kinds=['logits'])\nexcept ImportError as error:\n    print(error)"
+    )
+    assert said.splitlines() == [
+        "True",
+        "unmuddle.testing.strategies needs hypothesis: pip install 'unmuddle[testing]'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "others"), [("supcon", "arm uerm"), ("arm", "supcon uerm"), ("uerm", "supcon arm")]
 )

@@ -187,10 +187,10 @@ def parametrize_with_laws(
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     if not law.applies(loss):
         return Result(law, "not applicable")
+    # First, because it says how to install hypothesis.
+    from unmuddle.testing import strategies  # isort: skip
     from hypothesis import Phase, given, reject, settings
     from hypothesis.errors import Flaky, Unsatisfiable
-
-    from unmuddle.testing import strategies
 
     broken: list[Result] = []
 

@@ -1,0 +1,77 @@
+"""Budgets reject what is worse than honest, for values and for gradients; saved bytes are counted."""
+
+import pytest
+import torch
+
+from unmuddle.testing import assert_gradient_within_budget, assert_within_budget, saved_bytes
+
+TRUTH = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+HONEST = TRUTH.float()
+
+
+def test_an_honest_result_is_within_its_budget() -> None:
+    assert_within_budget(HONEST, TRUTH, HONEST)
+    assert_gradient_within_budget(HONEST, TRUTH, HONEST)
+
+
+def test_a_worse_result_is_told_with_both_numbers() -> None:
+    worse = HONEST.clone()
+    worse[7] += 1e-4
+    with pytest.raises(AssertionError, match=r"error 0.0001, allowed .*; worst at 7: got -?\d"):
+        assert_within_budget(worse, TRUTH, HONEST)
+
+
+@pytest.mark.parametrize(
+    ("figure", "gradient", "honest"),
+    [
+        ("relative error", HONEST * (1 + 1e-4), HONEST),
+        # As far off as the honest one, but all in the direction, or all to one side.
+        ("error of direction", HONEST.roll(1), HONEST * (1 + float((TRUTH.roll(1) - TRUTH).norm() / TRUTH.norm()))),
+        ("bias", HONEST + 1e-3, HONEST + 1e-3 * HONEST.roll(1).sign()),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_gradient_is_named(figure: str, gradient, honest) -> None:
+    with pytest.raises(AssertionError, match=f"gradient: {figure}"):
+        assert_gradient_within_budget(gradient, TRUTH, honest)
+
+
+@pytest.mark.parametrize("check", [assert_within_budget, assert_gradient_within_budget])
+def test_shapes_and_infinities_have_to_agree(check) -> None:
+    with pytest.raises(AssertionError, match=r"shape \(199,\), expected \(200,\)"):
+        check(HONEST[1:], TRUTH, HONEST)
+    broken = HONEST.clone()
+    broken[3] = torch.nan
+    with pytest.raises(AssertionError, match="not finite where the truth is"):
+        check(broken, TRUTH, HONEST)
+
+
+def test_zero_gradients_are_compared() -> None:
+    zero = torch.zeros(5)
+    assert_gradient_within_budget(zero, zero.double(), zero)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_gradient_within_budget(zero + 1, zero.double(), zero)
+
+
+def test_saved_bytes_are_those_of_the_backward() -> None:
+    x = torch.randn(100, requires_grad=True)
+    assert saved_bytes(lambda x: x.exp().sum(), x) == 400  # the result of exp
+    assert saved_bytes(lambda x: x.square().sum(), x) == 0  # its argument, which is there anyway
+    assert saved_bytes(lambda x: (x[:, None] * x).exp().sum(), x) == 40_000
+    assert saved_bytes(lambda x: x.detach().exp().sum(), x) == 0
+    y = x * 2
+    assert saved_bytes(lambda a: (a.exp() + a.exp().mean()).sum(), y) == 800
+
+
+class Keeps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.repeat(3))
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * torch.ones(100)
+
+
+def test_what_a_function_of_ones_own_saves_counts() -> None:
+    assert saved_bytes(Keeps.apply, torch.randn(100, requires_grad=True)) == 1200

@@ -1,0 +1,113 @@
+"""What every policy and estimator obeys: neither names of classes nor order of samples matter."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from unmuddle.testing import NoisyLabels, strategies
+from unmuddle.uerm import (
+    Distribution,
+    Evidence,
+    attention,
+    bayes,
+    ema_margin,
+    entropy,
+    fit_noise,
+    margin,
+    mislabeled,
+    neighbours,
+    odds,
+    scn,
+)
+
+POLICIES = {
+    "bayes": bayes,
+    "ema_margin": ema_margin,
+    "scn": scn,
+    "scn_all": partial(scn, group="all"),
+}
+ESTIMATORS = {
+    "odds": odds,
+    "mislabeled": mislabeled,
+    "margin": margin,
+    "entropy": entropy,
+    "neighbours": neighbours,
+    "attention": attention,
+}
+
+
+def evidence(problem: NoisyLabels, names: Tensor | None = None, order: Tensor | None = None):
+    """What is known, with the classes named otherwise and the samples in another order."""
+    names = torch.arange(problem.classes) if names is None else names
+    order = torch.arange(problem.n) if order is None else order
+    p = torch.empty_like(problem.probabilities)
+    p[:, names] = problem.probabilities
+    importance = torch.rand(problem.n, generator=torch.Generator().manual_seed(problem.seed))
+    labels = names[problem.labels]
+    return Evidence(
+        Distribution(p[order]),
+        labels[order],
+        labels[order],
+        problem.classes,
+        (1 - importance)[order],
+        Distribution(p[order]),
+        importance[order],
+    )
+
+
+def another_order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def close_to_its_threshold(proposals) -> Tensor:
+    """Where rounding may decide."""
+    return (proposals.margin - torch.as_tensor(proposals.threshold)).abs() < 1e-3
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(problem=strategies.noisy_labels())
+def test_relabeling_does_not_depend_on_the_names_of_the_classes(policy, problem) -> None:
+    names = another_order(problem.classes, problem.seed)
+    proposals = policy(evidence(problem))
+    renamed = policy(evidence(problem, names=names))
+    clear = ~close_to_its_threshold(proposals)
+    assert torch.equal(renamed.labels[clear], names[proposals.labels][clear])
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(problem=strategies.noisy_labels())
+def test_relabeling_does_not_depend_on_the_order_of_the_samples(policy, problem) -> None:
+    order = another_order(problem.n, problem.seed)
+    proposals = policy(evidence(problem))
+    reordered = policy(evidence(problem, order=order))
+    clear = ~close_to_its_threshold(proposals)[order]
+    assert torch.equal(reordered.labels[clear], proposals.labels[order][clear])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@given(problem=strategies.noisy_labels())
+def test_uncertainty_is_a_share_whatever_the_names_and_the_order(estimator, problem) -> None:
+    found = estimator(evidence(problem))
+    assert ((found >= 0) & (found <= 1)).all()
+    names, order = another_order(problem.classes, 1), another_order(problem.n, 2)
+    again = estimator(evidence(problem, names=names, order=order))
+    torch.testing.assert_close(again, found[order], rtol=1e-3, atol=1e-3)
+
+
+@given(problem=strategies.noisy_labels())
+def test_odds_are_a_half_where_another_class_is_e_times_as_likely(problem) -> None:
+    known = evidence(problem)
+    label, (rival, _) = known.predictions.of(known.current), known.predictions.rival(known.current)
+    torch.testing.assert_close(odds(known), torch.sigmoid(2 * ((rival / label).log() - 1)))
+
+
+@pytest.mark.parametrize("policy", [bayes, ema_margin], ids=["bayes", "ema_margin"])
+@given(problem=strategies.noisy_labels())
+def test_what_is_certain_and_agrees_is_left_alone(policy, problem) -> None:
+    p = torch.nn.functional.one_hot(problem.labels, problem.classes).float()
+    known = evidence(problem)._replace(predictions=Distribution(p))
+    assert torch.equal(policy(known).labels, known.original)
+    assert fit_noise(known.predictions, known.original, problem.classes).rate < 0.2

@@ -96,17 +96,19 @@ class Report:
 
     def __str__(self) -> str:
         """A line a law, those that failed first, then a counter-example of each."""
-        order: tuple[Status, ...] = ("failed", "passed", "not applicable")
-        ranked = sorted(self.results, key=lambda result: order.index(result.status))
-        width = max((len(result.law.name) for result in ranked), default=0)
+        failed, passed, others = map(self.of, ("failed", "passed", "not applicable"))
+        width = max((len(result.law.name) for result in failed + passed), default=0)
         lines = [
-            f"{result.status:14}  {result.law.name:{width}}  {result.law.statement}"
-            for result in ranked
+            f"{self.loss}: {len(failed)} failed, {len(passed)} passed, "
+            f"{len(others)} not applicable",
+            "",
+            *(f"{r.status}  {r.law.name:{width}}  {r.law.statement}" for r in failed + passed),
         ]
-        for result in self.of("failed"):
+        if others:
+            lines.append("not applicable: " + ", ".join(result.law.name for result in others))
+        for result in failed:
             lines += ["", f"{result.law.name}: {result.numbers}", *result.code.splitlines()]
-        counts = ", ".join(f"{len(self.of(status))} {status}" for status in order)
-        return "\n".join([f"{self.loss}: {counts}", "", *lines])
+        return "\n".join(lines)
 
 
 def check_loss(

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all laws lint docs bench clean
 
 # One environment for everything; pip runs again only when pyproject.toml has changed.
 .venv/installed: pyproject.toml
@@ -22,6 +22,10 @@ test: lint docs
 # Besides: every architecture that ARM is tried on.
 test-all: lint docs
 	$(BIN)/python -m pytest -m ''
+
+# The laws of the loss on every backend, 200 batches each.
+laws: .venv/installed
+	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest tests/supcon/test_laws.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -6,10 +6,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
-# CI draws more examples.
-if "CI" in os.environ:
-    os.environ.setdefault("UNMUDDLE_HYPOTHESIS_PROFILE", "ci")
-
 from unmuddle.testing import strategies
 
-strategies.load_profile()
+strategies.load_profile("ci" if "CI" in os.environ else None)

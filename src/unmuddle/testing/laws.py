@@ -387,7 +387,7 @@ def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
 def single_precision(loss: Loss, batch: Batch) -> Finding:
     """The fp32 value is as good as its input: within what rounding the features changes.
 
-    Budget: 64 times the largest change of the fp64 value in eight roundings of the features to
+    Budget: 64 times the largest change of the fp64 value in three roundings of the features to
     fp32 at random, and 64 eps (1 + |L|).
     """
     x, labels = batch.features.float(), batch.labels
@@ -411,7 +411,7 @@ def _input_rounding(
     eps = torch.finfo(x.dtype).eps
     g = torch.Generator().manual_seed(0)
     largest = 0.0
-    for _ in range(8):
+    for _ in range(3):
         moved = x.double() * (1 + eps * (2 * torch.rand(x.shape, generator=g).double() - 1))
         largest = max(largest, _size(compute(moved, labels) - exact))
     return 64 * (largest + eps * (1 + _size(exact)))

@@ -6,6 +6,7 @@ from unmuddle.testing.check import (
     Result,
     check_loss,
     parametrize_with_laws,
+    try_law,
 )
 from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
@@ -36,4 +37,5 @@ __all__ = [
     "law",
     "parametrize_with_laws",
     "saved_bytes",
+    "try_law",
 ]

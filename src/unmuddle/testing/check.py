@@ -203,7 +203,7 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     )
     @given(strategies.batches())
     def search(batch: Batch) -> None:
-        result = _once(law, loss, batch)
+        result = try_law(law, loss, batch)
         if result.status == "not applicable":
             reject()
         if result.status == "failed":
@@ -220,7 +220,17 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     return Result(law, "passed")
 
 
-def _once(law: Law, loss: Loss, batch: Batch) -> Result:
+def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
+    """Try one law on one batch.
+
+    Examples:
+        >>> import torch
+        >>> loss = Loss(torch.nn.CrossEntropyLoss(), ["logits"])
+        >>> try_law(LAWS["permutation"], loss, Batch(n=4, dim=3, classes=2)).status
+        'passed'
+    """
+    if not law.applies(loss):
+        return Result(law, "not applicable")
     try:
         finding = law(loss, batch)
         if finding.holds:

@@ -16,7 +16,7 @@ LOSSES = {
     "triton": (partial(supcon_loss, impl="triton"), CONTRASTIVE),
     "module": (SupConLoss(), (*CONTRASTIVE, "linear")),
     "trained temperature": (SupConLoss(torch.nn.Parameter(torch.tensor(0.2))), CONTRASTIVE),
-    "in": (partial(supcon_loss, positives="in"), PAIRS),
+    "in": (partial(supcon_loss, positives="in"), CONTRASTIVE),
     "negatives": (partial(supcon_loss, denominator="negatives"), PAIRS),
     "losses": (lambda features, labels: supcon_loss(features, labels, reduction="none"), PAIRS),
     "sharp": (partial(supcon_loss, temperature=0.01), CONTRASTIVE),

@@ -154,6 +154,16 @@ def result_dtype(features, labels):
     return supcon(features, labels).double()
 
 
+@mutant("works in fp32 whatever it is given")
+def double_precision(features, labels):
+    return supcon(features.float(), labels).to(features.dtype)
+
+
+@mutant("exponentials without taking out the largest")
+def large_features(features, labels):
+    return supcon(features, labels) + 1e-3 * features.exp().sum(1).log().mean()
+
+
 @mutant("the gradient is one percent too large")
 def directional_derivative(features, labels):
     value = supcon(features, labels)
@@ -267,6 +277,11 @@ def renamed_scores(features, labels):
     return scores(features, labels) + 0.01 * features[:, -1].mean()
 
 
+@mutant("the sign is wrong", ("logits",))
+def informative_scores(features, labels):
+    return -scores(features, labels)
+
+
 # --- losses that compare labels
 
 
@@ -373,6 +388,11 @@ def shared_weights(features, labels, weight=None):
     return supcon(features, labels, weight=None if weight is None else weight**2)
 
 
+@mutant("weights are not looked at")
+def zero_weight(features, labels, weight=None, reduction="mean"):
+    return supcon(features, labels, reduction=reduction)
+
+
 @mutant("ignored samples are negatives")
 def ignored_samples(features, labels, ignore_index=-100):
     alone = 1000 + torch.arange(len(labels))
@@ -404,11 +424,11 @@ def linear_memory(features, labels):
 
 
 class Forgetful(Honest):
-    """A copy is as new."""
+    """A copy is hotter."""
 
     def __deepcopy__(self, memo):
         other = copy.copy(self)
-        other._buffers = {"temperature": torch.tensor(0.2)}
+        other._buffers = {"temperature": 2 * self.temperature}
         return other
 
 
@@ -423,5 +443,5 @@ class Secretive(Honest):
         return supcon_loss(features, labels, temperature=float(self.temperature) + 0.1)
 
 
-MUTANTS["deep_copy"] = Mutant(Forgetful(), SUPCON, "a copy is as new")
+MUTANTS["deep_copy"] = Mutant(Forgetful(), SUPCON, "a copy is hotter")
 MUTANTS["state_is_all"] = Mutant(Secretive(), SUPCON, "a buffer is not part of the state")

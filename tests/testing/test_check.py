@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ import torch
 import mutants
 from mutants import MUTANTS
 from unmuddle.cli import main
-from unmuddle.testing import LAWS, BrokenLawError, Loss, check_loss, parametrize_with_laws
+from unmuddle.testing import (
+    LAWS,
+    BrokenLawError,
+    Loss,
+    NotApplicable,
+    check_loss,
+    parametrize_with_laws,
+)
 
 pytest_plugins = ["pytester"]
 
@@ -21,9 +29,16 @@ def test_a_counter_example_is_small_and_its_code_shows_it() -> None:
     assert (result.batch.n, result.batch.structure) == (2, "random")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(result.code, {"rotation": mutants.rotation})
-    assert "relation='=='" in printed.getvalue()
-    assert f"{result.found:.4f}" in printed.getvalue()
-    assert f"{result.expected:.4f}" in printed.getvalue()
+    assert printed.getvalue().strip() == result.numbers
+
+
+def test_a_loss_without_a_name_is_called_loss() -> None:
+    loss = partial(mutants.padding)
+    (result,) = check_loss(loss, kinds=["pairwise"], laws=[LAWS["padding"]]).results
+    assert "Loss(loss, ['pairwise'])" in result.code
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(result.code, {"loss": loss})
+    assert printed.getvalue().strip() == result.numbers
 
 
 def test_a_report_says_what_failed_with_both_numbers() -> None:
@@ -32,7 +47,7 @@ def test_a_report_says_what_failed_with_both_numbers() -> None:
     assert text.startswith("padding: 1 failed, ")
     assert "found " in text
     assert ", expected == " in text
-    assert "print(laws.padding(Loss(padding), Batch(n=3, dim=1, " in text
+    assert "Loss(padding, ['pairwise']), Batch(n=3, dim=1, " in text
     with pytest.raises(BrokenLawError, match="padding breaks 1 laws\npadding: Features that are"):
         report.raise_if_failed()
     assert {result.status for result in report.results} == {"passed", "failed", "not applicable"}
@@ -44,22 +59,74 @@ def test_laws_ask_only_what_a_loss_is_meant_to_keep() -> None:
     assert not names & {"rotation", "rescaling", "renaming", "equal_rows", "mask_of_labels"}
 
 
-@pytest.mark.parametrize(
-    ("raised", "loss"),
-    [
-        ("ZeroDivisionError: division by zero", lambda features, labels: 1 / 0),
-        ("TypeError: loss: expected a tensor, got float", lambda features, labels: 1.0),
-    ],
-)
-def test_a_loss_that_raises_breaks_the_law(raised: str, loss) -> None:
-    (result,) = check_loss(loss, laws=[LAWS["finite_value"]]).results
-    assert result.status == "failed"
-    assert result.numbers == raised
+def test_a_loss_that_never_works_raises_its_own_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        check_loss(lambda features, labels: 1 / 0)
+    with pytest.raises(TypeError, match="loss: expected a tensor, got float"):
+        check_loss(lambda features, labels: 1.0)
+    with pytest.raises(ValueError, match=r"loss: expected a scalar or \(N,\), got \(6, 6\)"):
+        check_loss(lambda features, labels: features @ features.T)
+
+
+def picky(features, labels):
+    if len(labels.unique()) < 2:
+        raise ValueError("one class only")
+    return mutants.supcon(features, labels)
+
+
+def test_an_error_for_some_batches_breaks_the_law() -> None:
+    (result,) = check_loss(picky, laws=[LAWS["finite_value"]]).results
+    assert result.numbers == "ValueError: one class only"
+
+
+def test_a_loss_may_say_that_it_has_no_value_for_a_batch() -> None:
+    def careful(features, labels):
+        if len(labels.unique()) < 2:
+            raise NotApplicable
+        return mutants.supcon(features, labels)
+
+    check_loss(careful).raise_if_failed()
+
+
+class RunningMean(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, features, labels):
+        value = features.square().mean() * self.scale
+        self.mean = 0.9 * self.mean + value.detach()
+        return value / (1 + self.mean)
+
+
+def test_the_given_module_is_left_as_it_is_and_no_law_hides_another() -> None:
+    module = RunningMean()
+    failed = {r.law.name for r in check_loss(module, kinds=["pairwise"]).of("failed")}
+    assert module.mean == 0
+    assert module.scale.grad is None
+    (alone,) = check_loss(module, kinds=["pairwise"], laws=[LAWS["padding"]]).results
+    assert alone.status == "failed"
+    assert {"padding", "stateless", "deterministic"} <= failed
+
+
+def test_options_of_other_losses_have_their_own_meaning() -> None:
+    check_loss(torch.nn.functional.cross_entropy, kinds=["logits"]).raise_if_failed()
+
+
+def test_a_loss_in_fp32_breaks_one_law() -> None:
+    def rounded(features, labels):
+        return mutants.supcon(features.float(), labels).to(features.dtype)
+
+    failed = check_loss(rounded, kinds=mutants.SUPCON).of("failed")
+    assert [result.law.name for result in failed] == ["double_precision"]
 
 
 def test_a_loss_that_depends_on_nothing_is_tried_as_any_other() -> None:
     report = check_loss(lambda features, labels: features.new_tensor(1.0), kinds=("pairwise",))
     assert [result.law.name for result in report.of("failed")] == ["nan_is_not_hidden"]
+    with pytest.raises(ValueError, match="status: expected one of"):
+        report.of("fail")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +144,10 @@ def test_wrong_options_are_named(message: str, arguments: dict) -> None:
 def test_what_is_no_loss_is_named() -> None:
     with pytest.raises(TypeError, match="fn: expected a callable loss, got Tensor"):
         check_loss(torch.zeros(3))
+    with pytest.raises(TypeError, match="got the class MSELoss; make one of it"):
+        check_loss(torch.nn.MSELoss)
+    with pytest.raises(TypeError, match="kinds: expected a collection of names, got 'logits'"):
+        check_loss(mutants.scores, kinds="logits")
     with pytest.raises(ValueError, match="expected_failures: no laws of this loss: symmetry"):
         parametrize_with_laws(mutants.supcon, expected_failures={"symmetry": "a reason"})
 

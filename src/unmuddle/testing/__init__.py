@@ -10,7 +10,7 @@ from unmuddle.testing.check import (
 )
 from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
-from unmuddle.testing.laws import LAWS, Finding, Law, law
+from unmuddle.testing.laws import LAWS, Finding, Law, NotApplicable, law
 from unmuddle.testing.loss import Loss
 from unmuddle.testing.tolerance import (
     assert_gradient_within_budget,
@@ -28,6 +28,7 @@ __all__ = [
     "Law",
     "Loss",
     "NoisyLabels",
+    "NotApplicable",
     "Report",
     "Result",
     "assert_gradient_within_budget",

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.laws import LAWS, Law, NotApplicable
-from unmuddle.testing.loss import Kind, Loss
+from unmuddle.testing.loss import PROBES, Kind, Loss
 
 Status = Literal["passed", "failed", "not applicable"]
 
@@ -29,7 +29,7 @@ class Result:
         relation: `"=="` or `"<="`.
         expected: what that should be compared with.
         error: what the loss raised instead.
-        loss: its name.
+        loss: code for it.
     """
 
     law: Law
@@ -43,12 +43,12 @@ class Result:
 
     @property
     def code(self) -> str:
-        """Python that shows the counter-example, given the loss by its name."""
+        """Python that shows the counter-example, given the loss as `loss` or by its name."""
         if self.batch is None:
             return ""
         return (
-            "from unmuddle.testing import Batch, Loss, laws\n"
-            f"print({self.law!r}(Loss({self.loss}), {self.batch!r}))"
+            "from unmuddle.testing import LAWS, Batch, Loss, try_law\n"
+            f"print(try_law(LAWS[{self.law.name!r}], {self.loss}, {self.batch!r}).numbers)"
         )
 
     @property
@@ -82,6 +82,8 @@ class Report:
 
     def of(self, status: Status) -> tuple[Result, ...]:
         """The results of that status."""
+        if status not in get_args(Status):
+            raise ValueError(f"status: expected one of {get_args(Status)}, got {status!r}")
         return tuple(result for result in self.results if result.status == status)
 
     def raise_if_failed(self) -> None:
@@ -129,6 +131,7 @@ def check_loss(
 
     Raises:
         ImportError: hypothesis is not installed.
+        Exception: what the loss raises on an ordinary batch of six samples and two classes.
 
     Examples:
         >>> def spread(features, labels):
@@ -138,6 +141,8 @@ def check_loss(
         2
     """
     loss = Loss(fn, kinds)
+    # What does not work at all says so itself, with its traceback.
+    loss.copy()(PROBES[0].features, PROBES[0].labels)
     chosen = LAWS.values() if laws is None else laws
     return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
 
@@ -169,7 +174,10 @@ def parametrize_with_laws(
     """
     import pytest
 
+    from unmuddle.testing import strategies
+
     loss, reasons = Loss(fn, kinds), dict(expected_failures or {})
+    strategies.profile(profile)  # a wrong name is told here
     applying = [law for law in LAWS.values() if law.applies(loss)]
     unknown = reasons.keys() - {law.name for law in applying}
     if unknown:
@@ -189,6 +197,7 @@ def parametrize_with_laws(
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     if not law.applies(loss):
         return Result(law, "not applicable")
+    loss = loss.copy()
     # First, because it says how to install hypothesis.
     from unmuddle.testing import strategies  # isort: skip
     from hypothesis import Phase, given, reject, settings
@@ -233,6 +242,8 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
         return Result(law, "not applicable")
     try:
         finding = law(loss, batch)
+        if finding.says_nothing:
+            return Result(law, "not applicable")
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst
@@ -241,6 +252,6 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     except Exception as error:  # whatever a loss raises breaks the law
         message = str(error).partition("\n")[0]
         return Result(
-            law, "failed", batch, error=f"{type(error).__name__}: {message}", loss=repr(loss)
+            law, "failed", batch, error=f"{type(error).__name__}: {message}", loss=loss.code
         )
-    return Result(law, "failed", batch, found, finding.relation, expected, loss=repr(loss))
+    return Result(law, "failed", batch, found, finding.relation, expected, loss=loss.code)

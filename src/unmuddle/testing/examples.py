@@ -39,6 +39,10 @@ class Batch:
     structure: Structure = "random"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.n, self.dim, self.classes) < 1 or self.structure not in STRUCTURES:
+            raise ValueError(f"expected n, dim, classes >= 1 and one of {STRUCTURES}, got {self}")
+
     def generator(self, purpose: int = 0) -> torch.Generator:
         """Random numbers of this batch, other ones for each purpose."""
         return torch.Generator().manual_seed(1000 * self.seed + purpose)

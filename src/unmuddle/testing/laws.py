@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch, ContrastiveBatch
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.loss import EPS, Loss
 from unmuddle.testing.tolerance import saved_bytes
 
-EPS = torch.finfo(torch.float64).eps
 SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
 
 
@@ -44,9 +43,15 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the law holds here; NaN is equal to NaN alone."""
+        """Whether the law holds here; a NaN on either side breaks it."""
         found, expected = self._both()
         return bool((self._excess(found, expected) <= self.budget).all())
+
+    @property
+    def says_nothing(self) -> bool:
+        """NaN on both sides: the loss has no value for the batch."""
+        found, expected = self._both()
+        return bool((found.isnan() & expected.isnan()).any())
 
     @property
     def worst(self) -> tuple[float, float]:
@@ -67,9 +72,10 @@ class Finding(NamedTuple):
         return found.double(), expected.double()
 
     def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
-        same = (found == expected) | (found.isnan() & expected.isnan())
+        same = found == expected  # infinities too
         apart = found - expected
-        return torch.where(same, 0.0, apart.abs() if self.relation == "==" else apart)
+        apart = apart.abs() if self.relation == "==" else apart
+        return torch.where(same, 0.0, apart)
 
 
 Statement = Callable[[Loss, Batch], Finding]
@@ -118,7 +124,7 @@ def law(*needs: str) -> Callable[[Statement], Law]:
         >>> @law("pairwise")
         ... def mirror(loss, batch):
         ...     '''Turning the sign of all features changes nothing.'''
-        ...     value, budget = measured(loss.value, batch.features, batch.labels)
+        ...     value, budget = measured(loss, loss.value, batch.features, batch.labels)
         ...     return Finding(loss.value(-batch.features, batch.labels), "==", value, budget)
         >>> mirror.statement
         'Turning the sign of all features changes nothing'
@@ -133,16 +139,18 @@ def law(*needs: str) -> Callable[[Statement], Law]:
 
 
 def measured(
-    compute: Callable[..., Tensor], x: Tensor, labels: Tensor, **options: object
+    loss: Loss, compute: Callable[..., Tensor], x: Tensor, labels: Tensor, **options: object
 ) -> tuple[Tensor, float]:
     """`compute(x, labels)` in fp64, and how far two honest such results may be apart.
 
     `256 (2^-29 |L32 - L64| + eps (1 + |L64|))`, of the largest entry: 2^-29 is how much finer fp64
     is than fp32. A loss that does not know fp32 gets the second term. In place of the 1 a gradient
-    has 1 over the length of the shortest row.
+    has 1 over the length of the shortest row. Of a loss that works in fp32 whatever it is given
+    (which breaks `double_precision`), eps is that of fp32.
 
     Args:
-        compute: `loss.value` or `loss.gradient`.
+        loss: whose result it is.
+        compute: `loss.value`, `loss.gradient`, or the loss itself.
         x: `(N, D)` features.
         labels: `(N,)`.
         options: of the loss.
@@ -156,7 +164,7 @@ def measured(
     if exact.shape == x.shape:
         unit = 1 / max(float(x.detach().flatten(1).norm(dim=1).min()), EPS)
     rounding = 2**-29 * _size(coarse - exact)
-    return exact, SLACK * (rounding + EPS * (unit + _size(exact)))
+    return exact, SLACK * (rounding + loss.eps * (unit + _size(exact)))
 
 
 def _size(values: Tensor) -> float:
@@ -166,7 +174,7 @@ def _size(values: Tensor) -> float:
 
 def _same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
     """The loss of `x` and `labels` is that of the batch."""
-    value, budget = measured(loss.value, batch.features, batch.labels)
+    value, budget = measured(loss, loss.value, batch.features, batch.labels)
     return Finding(loss.value(x, labels), "==", value, budget)
 
 
@@ -271,7 +279,7 @@ def permutation(loss: Loss, batch: Batch) -> Finding:
     """
     x, labels = batch.features, batch.labels
     order = torch.randperm(batch.n, generator=batch.generator(20))
-    expected, budget = measured(loss, x, labels)
+    expected, budget = measured(loss, loss, x, labels)
     expected = expected[order] if expected.ndim else expected
     return Finding(loss(x[order], labels[order]), "==", expected, budget)
 
@@ -280,11 +288,14 @@ def permutation(loss: Loss, batch: Batch) -> Finding:
 def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient is permuted with the samples: `∇L(Px, Py) = P ∇L(x, y)`.
 
-    The derivative of the law before. A backward pass that mixes up rows breaks this one alone.
+    The derivative of the law before. A backward pass that mixes up rows breaks this one alone. Not
+    asked where rows are equal or opposite: a hardest one of several alike may be any of them.
     """
+    if batch.structure in ("duplicates", "antipodal") or batch.dim < 2:
+        raise NotApplicable
     x, labels = batch.features, batch.labels
     order = torch.randperm(batch.n, generator=batch.generator(20))
-    gradient, budget = measured(loss.gradient, x, labels)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
     return Finding(loss.gradient(x[order], labels[order]), "==", gradient[order], budget)
 
 
@@ -317,6 +328,27 @@ def result_dtype(loss: Loss, batch: Batch) -> Finding:
 
 
 @law()
+def double_precision(loss: Loss, batch: Batch) -> Finding:
+    """fp64 features are worked on in fp64: the result has digits that fp32 has not.
+
+    Otherwise `gradcheck` cannot be used on it, nor on what it is part of. Looked at in three
+    batches of the law's own.
+    """
+    return Finding(_number(loss.eps), "<=", _number(EPS))
+
+
+@law()
+def large_features(loss: Loss, batch: Batch) -> Finding:
+    """fp32 features of some hundreds have a finite loss and gradient.
+
+    `exp` overflows from 89 on: a logarithm of sums of exponentials has to take out the largest.
+    """
+    x = 300 * batch.features.float()
+    both = loss(x, batch.labels).flatten(), loss.gradient(x, batch.labels).flatten()
+    return _finite(torch.cat(both))
+
+
+@law()
 def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     """The gradient is the derivative: `⟨∇L, v⟩ = lim (L(x + hv) - L(x - hv)) / 2h`.
 
@@ -325,7 +357,7 @@ def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     """
     x, labels = batch.features, batch.labels
     v = batch.normal(batch.n, batch.dim, purpose=21)
-    value, rounding = measured(loss.value, x, labels)
+    value, rounding = measured(loss, loss.value, x, labels)
 
     def slopes(h: float) -> tuple[float, float]:
         """Above and below x."""
@@ -354,7 +386,7 @@ def upstream_gradient(loss: Loss, batch: Batch) -> Finding:
         return 3 * loss.fn(features, labels).mean()
 
     tripled = loss.like(three_times)
-    gradient, budget = measured(loss.gradient, x, labels)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
     return Finding(tripled.gradient(x, labels), "==", 3 * gradient, 3 * budget)
 
 
@@ -368,7 +400,7 @@ def without_gradient(loss: Loss, batch: Batch) -> Finding:
     with torch.inference_mode():
         values.append(loss.value(x, labels).double())
     values.append(loss.value(x, labels))
-    expected, budget = measured(loss.value, leaf, labels)
+    expected, budget = measured(loss, loss.value, leaf, labels)
     return Finding(torch.stack([value.clone() for value in values]), "==", expected, budget)
 
 
@@ -398,7 +430,12 @@ def single_precision(loss: Loss, batch: Batch) -> Finding:
 
 @law()
 def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
-    """The fp32 gradient is as good as its input: as `single_precision`, of the gradient."""
+    """The fp32 gradient is as good as its input: as `single_precision`, of the gradient.
+
+    Not asked of directions on a line, whose gradient is what is left when large terms cancel.
+    """
+    if batch.dim < 2 and "normalised" in loss.traits:
+        raise NotApplicable
     x, labels = batch.features.float(), batch.labels
     exact = loss.gradient(x.double(), labels)
     budget = _input_rounding(loss.gradient, exact, x, labels)
@@ -457,7 +494,7 @@ def no_torque(loss: Loss, batch: Batch) -> Finding:
     `rotation` for a small angle: for every antisymmetric A, `d/dt L(x exp(tA)) = ⟨∇L, xA⟩ = 0`.
     """
     x, labels = batch.features, batch.labels
-    gradient, budget = measured(loss.gradient, x, labels)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
     product = x.T @ gradient
     return Finding(product, "==", product.T, batch.n * float(x.abs().max()) * budget)
 
@@ -479,7 +516,7 @@ def no_radial_gradient(loss: Loss, batch: Batch) -> Finding:
     The derivative of `rescaling` by c_i.
     """
     x, labels = batch.features, batch.labels
-    gradient, budget = measured(loss.gradient, x, labels)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
     budget *= batch.dim * float(x.abs().max())
     return Finding((x * gradient).sum(1), "==", torch.tensor(0.0), budget)
 
@@ -491,7 +528,7 @@ def inverse_gradient(loss: Loss, batch: Batch) -> Finding:
     From `L(c x) = L(x)` by the chain rule; c = 8, which no number format rounds.
     """
     x, labels = batch.features, batch.labels
-    gradient, budget = measured(loss.gradient, x, labels)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
     return Finding(8 * loss.gradient(8 * x, labels), "==", gradient, 2 * budget)
 
 
@@ -530,6 +567,20 @@ def renamed_scores(loss: Loss, batch: Batch) -> Finding:
     x = torch.empty_like(batch.features)
     x[:, order] = batch.features
     return _same_value(loss, batch, x, order[batch.labels % batch.dim])
+
+
+@law("logits")
+def informative_scores(loss: Loss, batch: Batch) -> Finding:
+    """A larger score of the label costs less than a larger score of another class.
+
+    Otherwise training by the loss would not bring the labels out.
+    """
+    if batch.dim < 2:
+        raise NotApplicable
+    of_label = torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
+    x = batch.features
+    value, budget = measured(loss, loss.value, x + of_label, batch.labels)
+    return Finding(value, "<=", loss.value(x + of_label.roll(1, 1), batch.labels), -budget)
 
 
 # --- losses that compare labels ------------------------------------------------------------------
@@ -577,7 +628,8 @@ def informative(loss: Loss, batch: Batch) -> Finding:
     members = torch.arange(batch.n) % batch.classes
     x = axes[members] + 0.01 * batch.features.clamp(-3, 3)
     across = torch.arange(batch.n) // batch.classes
-    return Finding(loss.value(x, members), "<=", loss.value(x, across))
+    value, budget = measured(loss, loss.value, x, members)
+    return Finding(value, "<=", loss.value(x, across), -budget)
 
 
 # --- the supervised contrastive loss -------------------------------------------------------------
@@ -591,7 +643,7 @@ def equal_rows(loss: Loss, batch: Batch) -> Finding:
     """
     _has_positives(batch)
     x = batch.features[:1].expand(batch.n, -1).clone()
-    value, budget = measured(loss.value, x, batch.labels)
+    value, budget = measured(loss, loss.value, x, batch.labels)
     return Finding(value, "==", _number(math.log(batch.n - 1)), budget)
 
 
@@ -606,7 +658,7 @@ def lower_bound(loss: Loss, batch: Batch) -> Finding:
     labels = batch.labels
     positives = (labels[:, None] == labels).sum(1) - 1
     bound = positives[positives > 0].double().log().mean()
-    return Finding(bound, "<=", *measured(loss.value, batch.features, labels))
+    return Finding(bound, "<=", *measured(loss, loss.value, batch.features, labels))
 
 
 @law("contrastive", "temperature")
@@ -617,7 +669,7 @@ def upper_bound(loss: Loss, batch: Batch) -> Finding:
     """
     _has_positives(batch)
     x, labels = batch.features, batch.labels
-    value, budget = measured(loss.value, x, labels, temperature=0.5)
+    value, budget = measured(loss, loss.value, x, labels, temperature=0.5)
     return Finding(value, "<=", _number(2 / 0.5 + math.log(batch.n - 1)), budget)
 
 
@@ -632,7 +684,7 @@ def stranger(loss: Loss, batch: Batch) -> Finding:
     x, labels = batch.features, batch.labels
     more = torch.cat([x, batch.normal(1, batch.dim, purpose=25)])
     more_labels = torch.cat([labels, labels.max()[None] + 1])
-    value, budget = measured(loss.value, x, labels)
+    value, budget = measured(loss, loss.value, x, labels)
     return Finding(value, "<=", loss.value(more, more_labels), budget)
 
 
@@ -643,7 +695,7 @@ def temperature_is_a_scale(loss: Loss, batch: Batch) -> Finding:
     Features and temperature enter as `x_i · x_j / τ` only.
     """
     x, labels = batch.features, batch.labels
-    value, budget = measured(loss.value, x, labels, temperature=0.5, normalize=False)
+    value, budget = measured(loss, loss.value, x, labels, temperature=0.5, normalize=False)
     found = loss.value(2 * x, labels, temperature=2.0, normalize=False)
     return Finding(found, "==", value, budget)
 
@@ -665,7 +717,7 @@ def temperature_gradient(loss: Loss, batch: Batch) -> Finding:
     options = {"temperature": tau, "normalize": False}
     coarse, fine = difference(h), difference(h / 2)
     expected = -(x * loss.gradient(x, labels, **options)).sum() / (2 * tau)
-    rounding = measured(loss.value, x, labels, **options)[1] / h
+    rounding = measured(loss, loss.value, x, labels, **options)[1] / h
     return Finding(fine, "==", expected, 10 * abs(float(coarse - fine)) + 4 * rounding)
 
 
@@ -677,7 +729,7 @@ def in_below_out(loss: Loss, batch: Batch) -> Finding:
     """
     x, labels = batch.features, batch.labels
     inside = loss.value(x, labels, positives="in")
-    return Finding(inside, "<=", *measured(loss.value, x, labels, positives="out"))
+    return Finding(inside, "<=", *measured(loss, loss.value, x, labels, positives="out"))
 
 
 # --- losses with more to say ---------------------------------------------------------------------
@@ -692,7 +744,7 @@ def order_of_views(loss: Loss, batch: Batch) -> Finding:
         [torch.randperm(3, generator=batch.generator(26 + i)) for i in range(batch.n)]
     )
     shuffled = x.gather(1, order[:, :, None].expand_as(x))
-    return Finding(loss.value(shuffled, labels), "==", *measured(loss.value, x, labels))
+    return Finding(loss.value(shuffled, labels), "==", *measured(loss, loss.value, x, labels))
 
 
 @law("views")
@@ -701,7 +753,7 @@ def views_are_rows(loss: Loss, batch: Batch) -> Finding:
     more = ContrastiveBatch(batch, views=2)
     x, labels = more.features, more.labels
     flat = loss.value(x.flatten(0, 1), labels.repeat_interleave(2))
-    return Finding(flat, "==", *measured(loss.value, x, labels))
+    return Finding(flat, "==", *measured(loss, loss.value, x, labels))
 
 
 @law("soft")
@@ -716,28 +768,30 @@ def scale_of_memberships(loss: Loss, batch: Batch) -> Finding:
     """Memberships twice as large are the same: positives are weighed by their share."""
     soft = ContrastiveBatch(batch).soft_labels
     x = batch.features
-    return Finding(loss.value(x, 2 * soft), "==", *measured(loss.value, x, soft))
+    return Finding(loss.value(x, 2 * soft), "==", *measured(loss, loss.value, x, soft))
 
 
-@law("mask")
+@law("contrastive", "mask")
 def mask_of_labels(loss: Loss, batch: Batch) -> Finding:
     """The mask of equal labels is as good as the labels."""
     labels = batch.labels
     mask = (labels[:, None] == labels).double()
     x = batch.features
     found = loss(x, None, mask=mask).mean()
-    return Finding(found, "==", *measured(loss.value, x, labels))
+    return Finding(found, "==", *measured(loss, loss.value, x, labels))
 
 
-@law("weight")
+@law("contrastive", "weight")
 def equal_weights(loss: Loss, batch: Batch) -> Finding:
     """Equal weights change nothing."""
     x, labels = batch.features, batch.labels
     weight = torch.full((batch.n,), 0.3, dtype=x.dtype)
-    return Finding(loss.value(x, labels, weight=weight), "==", *measured(loss.value, x, labels))
+    return Finding(
+        loss.value(x, labels, weight=weight), "==", *measured(loss, loss.value, x, labels)
+    )
 
 
-@law("weight")
+@law("contrastive", "weight")
 def shared_weights(loss: Loss, batch: Batch) -> Finding:
     """Weights w and 1 - w share the loss out: weighted sums add up to the plain one.
 
@@ -749,27 +803,39 @@ def shared_weights(loss: Loss, batch: Batch) -> Finding:
     share = share / (1 + share.max())
     anchors = _anchors_with_positives(labels).double()
     parts = [loss.value(x, labels, weight=w) * (w * anchors).sum() for w in (share, 1 - share)]
-    value, budget = measured(loss.value, x, labels)
+    value, budget = measured(loss, loss.value, x, labels)
     return Finding(parts[0] + parts[1], "==", value * anchors.sum(), 4 * batch.n * budget)
 
 
-@law("ignore_index")
+@law("contrastive", "weight", "reduction")
+def zero_weight(loss: Loss, batch: Batch) -> Finding:
+    """Anchors of weight 0 are not in the mean."""
+    x, labels = batch.features, batch.labels
+    weight = (torch.arange(batch.n) % 2).to(x)
+    counted = _anchors_with_positives(labels) & (weight > 0)
+    if not counted.any():
+        raise NotApplicable
+    value, budget = measured(loss, loss.value, x, labels, weight=weight)
+    return Finding(value, "==", loss(x, labels, reduction="none")[counted].mean(), budget)
+
+
+@law("contrastive", "ignore_index")
 def ignored_samples(loss: Loss, batch: Batch) -> Finding:
     """Ignored samples are as good as absent."""
     more = ContrastiveBatch(batch)
     x, labels = batch.features, more.ignored_labels
     kept = labels != -100
-    value, budget = measured(loss.value, x, labels, ignore_index=-100)
+    value, budget = measured(loss, loss.value, x, labels, ignore_index=-100)
     return Finding(value, "==", loss.value(x[kept], labels[kept]), budget)
 
 
-@law("reduction")
+@law("contrastive", "reduction")
 def reductions_agree(loss: Loss, batch: Batch) -> Finding:
     """`"sum"` is the sum of `"none"`, and `"mean"` their mean over the anchors that have one."""
     x, labels = batch.features, batch.labels
     each = loss(x, labels, reduction="none")
     anchors = _anchors_with_positives(labels).sum().clamp(min=1)
-    mean, budget = measured(loss.value, x, labels, reduction="mean")
+    mean, budget = measured(loss, loss.value, x, labels, reduction="mean")
     found = torch.stack([loss.value(x, labels, reduction="sum"), mean * anchors])
     return Finding(found, "==", each.sum(), batch.n * budget)
 
@@ -784,7 +850,7 @@ def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
     labels = batch.labels
     found = loss.value(x, labels, keys=k, key_labels=labels)
     both = torch.stack([x, k], 1)
-    return Finding(found, "==", *measured(loss.value, both, labels, contrast_mode="one"))
+    return Finding(found, "==", *measured(loss, loss.value, both, labels, contrast_mode="one"))
 
 
 @law("linear")

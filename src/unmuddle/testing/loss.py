@@ -1,16 +1,21 @@
 """A loss as the laws see it."""
 
+import copy
 import inspect
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from unmuddle.testing.examples import Batch
+
 Kind = Literal[
     "pairwise", "normalised", "supervised", "logits", "contrastive", "soft", "views", "linear"
 ]
+EPS, EPS_32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
+PROBES = [Batch(n=6, dim=4, classes=2, seed=seed) for seed in range(3)]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Traits = frozenset[str]
 
@@ -29,11 +34,13 @@ class Loss:
             - `"logits"`: rows are scores of D classes, which labels name; they are taken modulo D
             - `"contrastive"`: the supervised contrastive loss of Khosla et al., mean over anchors
             - `"soft"`: takes `(N, C)` memberships as labels
-            - `"views"`: takes `(B, V, D)` features
+            - `"views"`: takes `(B, V, D)` features as well
             - `"linear"`: keeps O(N) memory for its backward
 
-    Options that the signature of `fn` names, such as `temperature`, `mask` or `weight`, bring the
-    laws about them. Modules bring those about modules.
+    Options that the signature of a contrastive loss names, such as `temperature`, `mask` or
+    `weight`, bring the laws about them, with the meaning they have in `supcon_loss`; bind them with
+    `functools.partial` to leave those out. Modules bring the laws about modules. Where a loss is
+    not defined for a batch, let it raise `NotApplicable`.
 
     Raises:
         TypeError: `fn` cannot be called.
@@ -43,8 +50,12 @@ class Loss:
     def __init__(
         self, fn: Callable[..., Any], kinds: Collection[Kind] = ("pairwise", "supervised")
     ) -> None:
+        if isinstance(fn, type):
+            raise TypeError(f"fn: expected a loss, got the class {fn.__name__}; make one of it")
         if not callable(fn):
             raise TypeError(f"fn: expected a callable loss, got {type(fn).__name__}")
+        if isinstance(kinds, str):
+            raise TypeError(f"kinds: expected a collection of names, got {kinds!r}")
         for kind in kinds:
             if kind not in KINDS:
                 raise ValueError(f"kinds: expected some of {KINDS}, got {kind!r}")
@@ -57,14 +68,36 @@ class Loss:
         fn = self.fn.func if isinstance(self.fn, partial) else self.fn
         return getattr(fn, "__qualname__", type(fn).__name__)
 
+    @property
+    def code(self) -> str:
+        """Python for it: its name, or `loss` where it has none of its own."""
+        name = getattr(self.fn, "__qualname__", "loss")
+        kinds = [kind for kind in KINDS if kind in self.traits]
+        return f"Loss({name if name.isidentifier() else 'loss'}, {kinds})"
+
     def __call__(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
         """The loss as it is."""
-        if "logits" in self.traits:
-            labels = None if labels is None else labels % features.shape[1]
+        if "logits" in self.traits and isinstance(labels, Tensor):
+            labels = labels % features.shape[1]
         found: Any = self.fn(features, labels, **options)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss: expected a tensor, got {type(found).__name__}")
+        one_each = (features.shape[0],), (features.shape[0], 1), features.shape[:-1]
+        if found.ndim and tuple(found.shape) not in map(tuple, one_each):
+            raise ValueError(f"loss: expected a scalar or (N,), got {tuple(found.shape)}")
         return found
+
+    @cached_property
+    def eps(self) -> float:
+        """Of the format it works in when given fp64: that of fp32 if the result fits into that."""
+        values = [self.value(batch.features, batch.labels).detach() for batch in PROBES]
+        exact = torch.stack(values).double()
+        fits = exact == exact.float().double()
+        return EPS if not fits.all() or (exact == exact.round()).any() else EPS_32
+
+    def copy(self) -> "Loss":
+        """A loss of its own, so that what is tried changes nothing of the given one."""
+        return self.like(copy.deepcopy(self.fn) if isinstance(self.fn, nn.Module) else self.fn)
 
     def like(self, fn: Callable[..., Tensor]) -> "Loss":
         """Another loss of which the same is known."""

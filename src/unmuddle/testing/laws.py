@@ -114,9 +114,6 @@ class Law:
         return self.needs <= loss.traits
 
 
-LAWS: dict[str, Law] = {}
-
-
 def law(*needs: str) -> Callable[[Statement], Law]:
     """Make a function a law, for losses of these kinds and options.
 
@@ -128,14 +125,8 @@ def law(*needs: str) -> Callable[[Statement], Law]:
         ...     return Finding(loss.value(-batch.features, batch.labels), "==", value, budget)
         >>> mirror.statement
         'Turning the sign of all features changes nothing'
-        >>> del LAWS["mirror"]
     """
-
-    def register(function: Statement) -> Law:
-        LAWS[function.__name__] = made = Law(function, needs)
-        return made
-
-    return register
+    return lambda function: Law(function, needs)
 
 
 def measured(
@@ -898,3 +889,6 @@ def state_is_all(loss: Loss, batch: Batch) -> Finding:
 
 def _anchors_with_positives(labels: Tensor) -> Tensor:
     return (labels[:, None] == labels).sum(1) > 1
+
+
+LAWS: dict[str, Law] = {name: found for name, found in globals().items() if isinstance(found, Law)}

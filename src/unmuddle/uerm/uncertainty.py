@@ -27,7 +27,7 @@ def odds(evidence: Evidence) -> Tensor:
         >>> from unmuddle.uerm import Distribution
         >>> p, y = torch.tensor([[0.25, 0.6, 0.15]]), torch.tensor([0])
         >>> odds(Evidence(Distribution(p), y, y, 3, torch.zeros(1)))
-        tensor([0.4380])
+        tensor([0.4381])
     """
     for_label = (math.e * evidence.predictions.of(evidence.current)).square()
     for_rival = evidence.predictions.rival(evidence.current)[0].square()

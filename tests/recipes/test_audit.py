@@ -50,7 +50,9 @@ def test_suspects_are_ranked_and_say_why(run: Path) -> None:
     assert len(audit(None, run, limit=1)) == 1
 
 
-def test_decisions_are_trained_on_and_left_alone(run: Path, data: str, tmp_path: Path) -> None:
+def test_decisions_are_trained_on_and_left_alone(
+    run: Path, data: str, tmp_path: Path, capsys
+) -> None:
     assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
         rows = [Row(int(r.pop("sample")), **r) for r in csv.DictReader(file)]
@@ -63,6 +65,7 @@ def test_decisions_are_trained_on_and_left_alone(run: Path, data: str, tmp_path:
             labels=str(tmp_path / "labels.csv"), **SMALL,
         )
     )  # fmt: skip
+    assert "labels.csv: 2 decisions" in capsys.readouterr().out.replace("\n", "")
     with (again / "ledger.csv").open() as file:
         events = [(int(e["sample"]), e["rule"]) for e in csv.DictReader(file)]
     assert events[:2] == [(rows[0].sample, "decide"), (rows[1].sample, "decide")]

@@ -1,6 +1,7 @@
 """The recipe as a whole, on data small enough for seconds."""
 
 import csv
+import importlib
 import json
 import signal
 import subprocess
@@ -61,6 +62,25 @@ def test_summary_agrees_with_itself_and_the_metrics(full_run: Path) -> None:
     assert found["best_epoch"] == best["epoch"]
     assert epochs[-1]["labels_right"] == found["relabeling"]["right_after"]
     assert all(entry["relabeled"] == 0 for entry in epochs[:4])  # warm-up
+
+
+def test_best_and_last_weights_are_tested(tmp_path: Path, monkeypatch) -> None:
+    recipe = importlib.import_module("unmuddle.recipes.train")
+    evaluate, weights = recipe.evaluate, []
+
+    def ever_worse(model, loader, num_classes):
+        weights.append(next(model.parameters()).clone())
+        return evaluate(model, loader, num_classes)._replace(accuracy=1 / len(weights))
+
+    monkeypatch.setattr(recipe, "evaluate", ever_worse)
+    run = train(TrainConfig(**QUICK, epochs=3, parts="none", run=str(tmp_path / "run")))
+    validated, (last, best) = weights[:3], weights[3:]
+    assert torch.equal(last, validated[2])
+    assert torch.equal(best, validated[0])
+    assert not torch.equal(best, last)
+    found = summary(run)
+    assert found["best_epoch"] == 1
+    assert (found["test_last_epoch"]["accuracy"], found["test"]["accuracy"]) == (1 / 4, 1 / 5)
 
 
 def test_ledger_csv_replays_to_the_labels_that_were_scored(full_run: Path) -> None:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hypothesis import find, given, settings
-from hypothesis import strategies as st
 
 from unmuddle.testing import Batch, ContrastiveBatch, NoisyLabels, strategies
 from unmuddle.uerm import LabelLedger
@@ -114,15 +113,16 @@ def test_profiles(monkeypatch) -> None:
     assert strategies.profile("ci").max_examples == 200
     with pytest.raises(ValueError, match="profile: expected one of .*, got 'slow'"):
         strategies.profile("slow")
-    before = settings.get_current_profile_name()
+    before = settings()
     try:
         strategies.load_profile("ci")
-
-        @given(st.booleans())
-        def test(_) -> None:
-            pass
-
         assert settings().max_examples == 200
     finally:
-        settings.load_profile(before)
-        strategies.load_profile()
+        settings.register_profile("before", before)
+        settings.load_profile("before")
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"classes": 0}, {"structure": "sorted"}])
+def test_a_batch_that_cannot_be_is_named(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="expected n, dim, classes >= 1 and one of"):
+        Batch(**({"n": 4, "dim": 2, "classes": 2} | wrong))

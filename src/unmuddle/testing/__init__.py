@@ -10,7 +10,8 @@ from unmuddle.testing.check import (
 )
 from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
-from unmuddle.testing.laws import LAWS, Finding, Law, NotApplicable, law
+from unmuddle.testing.law import Finding, Law, NotApplicable, law, measured
+from unmuddle.testing.laws import LAWS
 from unmuddle.testing.loss import Loss
 from unmuddle.testing.tolerance import (
     assert_gradient_within_budget,
@@ -36,6 +37,7 @@ __all__ = [
     "batch_invariance",
     "check_loss",
     "law",
+    "measured",
     "parametrize_with_laws",
     "saved_bytes",
     "try_law",

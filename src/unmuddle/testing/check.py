@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.laws import LAWS, Law, NotApplicable
+from unmuddle.testing.law import Law, NotApplicable
+from unmuddle.testing.laws import LAWS
 from unmuddle.testing.loss import PROBES, Kind, Loss
 
 Status = Literal["passed", "failed", "not applicable"]

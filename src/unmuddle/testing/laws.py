@@ -1,166 +1,20 @@
 """Laws that losses obey: each says what must hold, and why.
 
-A law is called with a loss and a batch and returns a `Finding`: what was found, what it should be
-compared with, and by how much the two may differ. `check_loss` tries them on many batches.
-
-Numbers are compared in fp64 with the loss's own rounding as the measure (`measured`): how far its
-fp32 result is from its fp64 result, scaled to fp64.
+`check_loss` tries them on many batches. Numbers are compared in fp64 with the loss's own rounding
+as the measure (`measured`): how far its fp32 result is from its fp64 result, scaled to fp64.
 """
 
 import copy
 import math
-from collections.abc import Callable, Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch, ContrastiveBatch
+from unmuddle.testing.law import Finding, Law, NotApplicable, largest, law, measured
 from unmuddle.testing.loss import EPS, Loss
 from unmuddle.testing.tolerance import saved_bytes
-
-SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
-
-
-class NotApplicable(Exception):  # noqa: N818  nothing went wrong
-    """The law says nothing about this batch."""
-
-
-class Finding(NamedTuple):
-    """What came of trying a law.
-
-    Attributes:
-        found: what the loss gave.
-        relation: `"=="` or `"<="`.
-        expected: what that is compared with.
-        budget: by how much the two may be apart, or the first above the second.
-    """
-
-    found: Tensor
-    relation: Literal["==", "<="]
-    expected: Tensor
-    budget: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether the law holds here; a NaN on either side breaks it."""
-        found, expected = self._both()
-        return bool((self._excess(found, expected) <= self.budget).all())
-
-    @property
-    def says_nothing(self) -> bool:
-        """NaN on both sides: the loss has no value for the batch."""
-        found, expected = self._both()
-        return bool((found.isnan() & expected.isnan()).any())
-
-    @property
-    def worst(self) -> tuple[float, float]:
-        """The two numbers that fit least."""
-        found, expected = self._both()
-        excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
-        if not len(excess):
-            return math.nan, math.nan
-        place = int(excess.argmax())
-        return float(found.flatten()[place]), float(expected.flatten()[place])
-
-    def _both(self) -> tuple[Tensor, Tensor]:
-        if self.found.shape != self.expected.shape and self.expected.ndim and self.found.ndim:
-            raise AssertionError(
-                f"shape {tuple(self.found.shape)}, expected {tuple(self.expected.shape)}"
-            )
-        found, expected = torch.broadcast_tensors(self.found.detach(), self.expected.detach())
-        return found.double(), expected.double()
-
-    def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
-        same = found == expected  # infinities too
-        apart = found - expected
-        apart = apart.abs() if self.relation == "==" else apart
-        return torch.where(same, 0.0, apart)
-
-
-Statement = Callable[[Loss, Batch], Finding]
-
-
-class Law:
-    """A named law.
-
-    Attributes:
-        name: of its function.
-        needs: kinds and options of the losses that it is about; empty: any loss.
-        statement: first line of its docstring.
-    """
-
-    def __init__(self, function: Statement, needs: Collection[str]) -> None:
-        self.function = function
-        self.name = function.__name__
-        self.needs = frozenset(needs)
-        self.__doc__ = function.__doc__
-        self.statement = (function.__doc__ or "").partition("\n")[0].rstrip(".")
-
-    def __repr__(self) -> str:
-        """`laws.rotation`."""
-        return f"laws.{self.name}"
-
-    def __call__(self, loss: Loss, batch: Batch) -> Finding:
-        """Try the law.
-
-        Raises:
-            NotApplicable: it says nothing about this batch.
-        """
-        return self.function(loss, batch)
-
-    def applies(self, loss: Loss) -> bool:
-        """Whether it is about this loss."""
-        return self.needs <= loss.traits
-
-
-def law(*needs: str) -> Callable[[Statement], Law]:
-    """Make a function a law, for losses of these kinds and options.
-
-    Examples:
-        >>> @law("pairwise")
-        ... def mirror(loss, batch):
-        ...     '''Turning the sign of all features changes nothing.'''
-        ...     value, budget = measured(loss, loss.value, batch.features, batch.labels)
-        ...     return Finding(loss.value(-batch.features, batch.labels), "==", value, budget)
-        >>> mirror.statement
-        'Turning the sign of all features changes nothing'
-    """
-    return lambda function: Law(function, needs)
-
-
-def measured(
-    loss: Loss, compute: Callable[..., Tensor], x: Tensor, labels: Tensor, **options: object
-) -> tuple[Tensor, float]:
-    """`compute(x, labels)` in fp64, and how far two honest such results may be apart.
-
-    `256 (2^-29 |L32 - L64| + eps (1 + |L64|))`, of the largest entry: 2^-29 is how much finer fp64
-    is than fp32. A loss that does not know fp32 gets the second term. In place of the 1 a gradient
-    has 1 over the length of the shortest row. Of a loss that works in fp32 whatever it is given
-    (which breaks `double_precision`), eps is that of fp32.
-
-    Args:
-        loss: whose result it is.
-        compute: `loss.value`, `loss.gradient`, or the loss itself.
-        x: `(N, D)` features.
-        labels: `(N,)`.
-        options: of the loss.
-    """
-    exact = compute(x, labels, **options).detach()
-    try:
-        coarse = compute(x.detach().float(), labels, **options).double()
-    except (RuntimeError, TypeError, ValueError):
-        coarse = exact
-    unit = 1.0
-    if exact.shape == x.shape:
-        unit = 1 / max(float(x.detach().flatten(1).norm(dim=1).min()), EPS)
-    rounding = 2**-29 * _size(coarse - exact)
-    return exact, SLACK * (rounding + loss.eps * (unit + _size(exact)))
-
-
-def _size(values: Tensor) -> float:
-    largest = float(values.detach().abs().max()) if values.numel() else 0.0
-    return largest if math.isfinite(largest) else 0.0
 
 
 def _same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
@@ -177,8 +31,8 @@ def _finite(values: Tensor) -> Finding:
     return Finding(values.isfinite(), "==", torch.tensor(True))
 
 
-def _has_positives(batch: Batch) -> None:
-    """Some label occurs twice."""
+def _need_positives(batch: Batch) -> None:
+    """Say nothing where no label occurs twice."""
     if batch.classes >= batch.n:
         raise NotApplicable
 
@@ -438,11 +292,11 @@ def _input_rounding(
 ) -> float:
     eps = torch.finfo(x.dtype).eps
     g = torch.Generator().manual_seed(0)
-    largest = 0.0
+    most = 0.0
     for _ in range(3):
         moved = x.double() * (1 + eps * (2 * torch.rand(x.shape, generator=g).double() - 1))
-        largest = max(largest, _size(compute(moved, labels) - exact))
-    return 64 * (largest + eps * (1 + _size(exact)))
+        most = max(most, largest(compute(moved, labels) - exact))
+    return 64 * (most + eps * (1 + largest(exact)))
 
 
 @law()
@@ -610,10 +464,8 @@ def informative(loss: Loss, batch: Batch) -> Finding:
 
     Otherwise training by the loss would not bring classes together.
     """
-    if batch.classes < 2 or batch.n < 2 * batch.classes or batch.dim < 2:
-        raise NotApplicable
-    # Clusters on coordinate axes and their opposites, so that no two coincide.
-    if batch.classes > 2 * batch.dim:
+    # Clusters are on coordinate axes and their opposites, so that no two coincide.
+    if not 2 <= batch.classes <= min(batch.n / 2, 2 * batch.dim) or batch.dim < 2:
         raise NotApplicable
     axes = torch.cat([torch.eye(batch.dim), -torch.eye(batch.dim)]).double()
     members = torch.arange(batch.n) % batch.classes
@@ -632,7 +484,7 @@ def equal_rows(loss: Loss, batch: Batch) -> Finding:
 
     All similarities are alike, so each of the N - 1 others gets the same probability.
     """
-    _has_positives(batch)
+    _need_positives(batch)
     x = batch.features[:1].expand(batch.n, -1).clone()
     value, budget = measured(loss, loss.value, x, batch.labels)
     return Finding(value, "==", _number(math.log(batch.n - 1)), budget)
@@ -645,7 +497,7 @@ def lower_bound(loss: Loss, batch: Batch) -> Finding:
     The positives' similarities are part of the sum in the logarithm, and the logarithm of their
     mean exponential is at least their mean (Jensen).
     """
-    _has_positives(batch)
+    _need_positives(batch)
     labels = batch.labels
     positives = (labels[:, None] == labels).sum(1) - 1
     bound = positives[positives > 0].double().log().mean()
@@ -658,7 +510,7 @@ def upper_bound(loss: Loss, batch: Batch) -> Finding:
 
     Similarities are within ±1/τ: the sum is at most (N - 1) exp(1/τ), the mean at least -1/τ.
     """
-    _has_positives(batch)
+    _need_positives(batch)
     x, labels = batch.features, batch.labels
     value, budget = measured(loss, loss.value, x, labels, temperature=0.5)
     return Finding(value, "<=", _number(2 / 0.5 + math.log(batch.n - 1)), budget)
@@ -671,7 +523,7 @@ def stranger(loss: Loss, batch: Batch) -> Finding:
     It adds a term to every sum in a logarithm, and to no mean over positives; its own loss, of no
     positive, is not in the mean.
     """
-    _has_positives(batch)
+    _need_positives(batch)
     x, labels = batch.features, batch.labels
     more = torch.cat([x, batch.normal(1, batch.dim, purpose=25)])
     more_labels = torch.cat([labels, labels.max()[None] + 1])
@@ -788,7 +640,7 @@ def shared_weights(loss: Loss, batch: Batch) -> Finding:
 
     A weighted mean times its weights is the weighted sum, over the anchors with a positive.
     """
-    _has_positives(batch)
+    _need_positives(batch)
     x, labels = batch.features, batch.labels
     share = ContrastiveBatch(batch).weight
     share = share / (1 + share.max())

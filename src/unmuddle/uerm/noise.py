@@ -1,14 +1,13 @@
 """How noisy the labels are, and what a label and a prediction together say of the truth.
 
 A label y is right with probability 1 - ε, and else any other class alike. The prediction p says
-which class k the sample really has, once it is told how sure it should be (β), how often each
-class is met (b), and which classes it takes for which others (C):
+which class k the sample really has, once it is told how sure it should be (β) and how often each
+class is met (b):
 
-    q = softmax(β log p + (log p - mean_k log p) C + b)
-    P(y | k) = 1 - ε if y = k, else ε / (K - 1)
+    q = softmax(β log p + b)    P(y | k) = 1 - ε if y = k, else ε / (K - 1)
     P(y) = Σ_k q[k] P(y | k)    P(k | y) = q[k] P(y | k) / P(y)
 
-`fit_noise` finds the β, C, b and ε that make the given labels most likely.
+`fit_noise` finds the β, b and ε that make the given labels most likely.
 """
 
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from torch.nn.functional import logsigmoid
 from unmuddle.uerm.evidence import Distribution
 
 FITTED = 16_384  # samples that a fit looks at, spread evenly over all
-CONFUSED = 64  # most classes for which C is fitted
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
 
 
@@ -31,20 +29,17 @@ class NoiseModel(NamedTuple):
         rate: ε, the share of labels that are wrong.
         sharpness: β; more than 1 where predictions are less certain than they could be.
         bias: `(K,)` b.
-        confusion: `(K, K)` C; `None` where it is not fitted.
     """
 
     rate: Tensor
     sharpness: Tensor
     bias: Tensor
-    confusion: Tensor | None = None
 
 
 def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
     """The most likely noise model, given labels `(n,)` and what was predicted of their samples.
 
-    C is fitted to whole predictions of at most 64 classes. With priors that matter for some hundred
-    samples or less: ε around 0.1, β around 2, b and C around 0.
+    With priors that matter for some hundred samples or less: ε around 0.1, β around 2, b around 0.
     Predictions of a model that has learned the labels by heart hide their noise; so does noise
     that always takes one class for the same other one, when the predictions have taken it over.
 
@@ -64,16 +59,13 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     logit = log_p.new_tensor(-2.2)  # of ε
     log_sharpness = log_p.new_tensor(0.7)
     bias = log_p.new_zeros(num_classes)
-    confusion = None
-    if classes is None and num_classes <= CONFUSED:
-        confusion = log_p.new_zeros(num_classes, num_classes)
-    free = [logit, log_sharpness, bias, *([] if confusion is None else [confusion])]
+    free = [logit, log_sharpness, bias]
     for parameter in free:
         parameter.requires_grad = True
     optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
 
     def model() -> NoiseModel:
-        return NoiseModel(logit.sigmoid(), log_sharpness.exp(), bias, confusion)
+        return NoiseModel(logit.sigmoid(), log_sharpness.exp(), bias)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -83,8 +75,6 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
         likelihood = (other + (1 - found.rate - other) * of_label).log().sum()
         prior = logsigmoid(logit) + 9 * logsigmoid(-logit)
         prior = prior - 2 * (log_sharpness - 0.7).square() - 0.5 * bias.square().sum()
-        if confusion is not None:
-            prior = prior - 10 * confusion.square().sum()
         value = -(likelihood + prior) / max(len(y), 1)
         value.backward()
         return value
@@ -106,8 +96,6 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
         tensor([[0.8448, 0.1552]])
     """
     num_classes = len(model.bias)
-    if model.confusion is not None and predictions.classes is not None:
-        raise ValueError("model: expected one fitted to largest entries, as the predictions are")
     is_label = _is_label(predictions, labels, num_classes)
     of_class = torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
     joint = _q(_log(predictions, model.bias.dtype), predictions.classes, model) * of_class
@@ -127,7 +115,4 @@ def _is_label(p: Distribution, labels: Tensor, num_classes: int) -> Tensor:
 def _q(log_p: Tensor, classes: Tensor | None, model: NoiseModel) -> Tensor:
     """`(n, k)` which class a sample has, label unseen."""
     bias = model.bias if classes is None else model.bias[classes.long()]
-    scores = model.sharpness * log_p + bias
-    if model.confusion is not None:
-        scores = scores + (log_p - log_p.mean(1, keepdim=True)) @ model.confusion
-    return scores.softmax(1)
+    return (model.sharpness * log_p + bias).softmax(1)

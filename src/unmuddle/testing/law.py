@@ -1,0 +1,155 @@
+"""What a law is, what came of trying it, and how far numbers may be apart."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.loss import EPS, Loss
+
+SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
+
+
+class NotApplicable(Exception):  # noqa: N818  nothing went wrong
+    """The law says nothing about this batch."""
+
+
+class Finding(NamedTuple):
+    """What came of trying a law.
+
+    Attributes:
+        found: what the loss gave.
+        relation: `"=="` or `"<="`.
+        expected: what that is compared with.
+        budget: by how much the two may be apart, or the first above the second.
+    """
+
+    found: Tensor
+    relation: Literal["==", "<="]
+    expected: Tensor
+    budget: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the law holds here; a NaN on either side breaks it."""
+        found, expected = self._both()
+        return bool((self._excess(found, expected) <= self.budget).all())
+
+    @property
+    def says_nothing(self) -> bool:
+        """NaN on both sides: the loss has no value for the batch."""
+        found, expected = self._both()
+        return bool((found.isnan() & expected.isnan()).any())
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """The two numbers that fit least."""
+        found, expected = self._both()
+        excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
+        if not len(excess):
+            return math.nan, math.nan
+        place = int(excess.argmax())
+        return float(found.flatten()[place]), float(expected.flatten()[place])
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        if self.found.shape != self.expected.shape and self.expected.ndim and self.found.ndim:
+            raise AssertionError(
+                f"shape {tuple(self.found.shape)}, expected {tuple(self.expected.shape)}"
+            )
+        found, expected = torch.broadcast_tensors(self.found.detach(), self.expected.detach())
+        return found.double(), expected.double()
+
+    def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
+        same = found == expected  # infinities too
+        apart = found - expected
+        apart = apart.abs() if self.relation == "==" else apart
+        return torch.where(same, 0.0, apart)
+
+
+Statement = Callable[[Loss, Batch], Finding]
+
+
+class Law:
+    """A named law.
+
+    Attributes:
+        name: of its function.
+        needs: kinds and options of the losses that it is about; empty: any loss.
+        statement: first line of its docstring.
+    """
+
+    def __init__(self, function: Statement, needs: Collection[str]) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.needs = frozenset(needs)
+        self.__doc__ = function.__doc__
+        self.statement = (function.__doc__ or "").partition("\n")[0].rstrip(".")
+
+    def __repr__(self) -> str:
+        """`laws.rotation`."""
+        return f"laws.{self.name}"
+
+    def __call__(self, loss: Loss, batch: Batch) -> Finding:
+        """Try the law.
+
+        Raises:
+            NotApplicable: it says nothing about this batch.
+        """
+        return self.function(loss, batch)
+
+    def applies(self, loss: Loss) -> bool:
+        """Whether it is about this loss."""
+        return self.needs <= loss.traits
+
+
+def law(*needs: str) -> Callable[[Statement], Law]:
+    """Make a function a law, for losses of these kinds and options.
+
+    Examples:
+        >>> @law("pairwise")
+        ... def mirror(loss, batch):
+        ...     '''Turning the sign of all features changes nothing.'''
+        ...     value, budget = measured(loss, loss.value, batch.features, batch.labels)
+        ...     return Finding(loss.value(-batch.features, batch.labels), "==", value, budget)
+        >>> mirror.statement
+        'Turning the sign of all features changes nothing'
+    """
+    return lambda function: Law(function, needs)
+
+
+def measured(
+    loss: Loss, compute: Callable[..., Tensor], x: Tensor, labels: Tensor, **options: object
+) -> tuple[Tensor, float]:
+    """`compute(x, labels)` in fp64, and how far two honest such results may be apart.
+
+    `256 (2^-29 |L32 - L64| + eps (1 + |L64|))`, of the largest entry: 2^-29 is how much finer fp64
+    is than fp32. A loss that does not know fp32 gets the second term. In place of the 1 a gradient
+    has 1 over the length of the shortest row. Of a loss that works in fp32 whatever it is given
+    (which breaks `double_precision`), eps is that of fp32.
+
+    Args:
+        loss: whose result it is.
+        compute: `loss.value`, `loss.gradient`, or the loss itself.
+        x: `(N, D)` features.
+        labels: `(N,)`.
+        options: of the loss.
+    """
+    exact = compute(x, labels, **options).detach()
+    try:
+        coarse = compute(x.detach().float(), labels, **options).double()
+    except (RuntimeError, TypeError, ValueError):
+        coarse = exact
+    unit = 1.0
+    if exact.shape == x.shape:
+        unit = 1 / max(float(x.detach().flatten(1).norm(dim=1).min()), EPS)
+    rounding = 2**-29 * largest(coarse - exact)
+    return exact, SLACK * (rounding + loss.eps * (unit + largest(exact)))
+
+
+def largest(values: Tensor) -> float:
+    """Largest absolute value; 0 where there is none or it is not finite."""
+    found = float(values.detach().abs().max()) if values.numel() else 0.0
+    return found if math.isfinite(found) else 0.0

@@ -88,6 +88,17 @@ def test_a_loss_may_say_that_it_has_no_value_for_a_batch() -> None:
     check_loss(careful).raise_if_failed()
 
 
+def test_where_a_loss_is_nan_only_the_law_about_that_is_broken() -> None:
+    def undefined(features, labels):
+        return features.sum() * float("nan")
+
+    batch = Batch(n=4, dim=3, classes=2)
+    status = {name: try_law(LAWS[name], Loss(undefined), batch).status for name in LAWS}
+    assert status["finite_value"] == "failed"
+    assert status["rotation"] == status["permutation"] == "not applicable"
+    assert LAWS["rotation"].applies(Loss(undefined))
+
+
 class RunningMean(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -56,6 +56,14 @@ def test_new_labels_are_right_as_often_as_asked_for(rate: float, precision: floa
     assert (found.margin[changed] >= found.threshold).all()
 
 
+def test_by_default_nine_in_ten_new_labels_are_expected_to_be_right() -> None:
+    q, _, y = problem(0.3)
+    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    thresholds = [float(bayes(evidence, precision=p).threshold) for p in (0.85, 0.9, 0.95)]
+    assert float(bayes(evidence).threshold) == thresholds[1]
+    assert thresholds == sorted(set(thresholds))
+
+
 def test_the_more_noise_the_less_it_takes_to_relabel() -> None:
     contradicted = Distribution(torch.tensor([[0.9, 0.02, 0.02, 0.02, 0.02, 0.02]]))
     said = []

@@ -14,11 +14,13 @@ from mutants import MUTANTS
 from unmuddle.cli import main
 from unmuddle.testing import (
     LAWS,
+    Batch,
     BrokenLawError,
     Loss,
     NotApplicable,
     check_loss,
     parametrize_with_laws,
+    try_law,
 )
 
 pytest_plugins = ["pytester"]

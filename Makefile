@@ -25,7 +25,7 @@ test-all: lint docs
 
 # The laws of the loss on every backend, 200 batches each.
 laws: .venv/installed
-	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest tests/supcon/test_laws.py
+	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest tests/supcon/test_laws.py -n 2 --maxschedchunk 1
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -165,11 +165,15 @@ def all_laws() -> str:
 
 def section(page: str, name: str) -> str:
     """What stands in the page between the marks of a generated section."""
-    return _marks(name).search(page)[2].strip()
+    found = _marks(name).search(page)
+    if found is None:
+        raise ValueError(f"{PAGE.name}: no <!-- {name} --> ... <!-- end -->")
+    return found[2].strip()
 
 
 def replace_section(page: str, name: str, text: str) -> str:
     """The page with another text between those marks."""
+    section(page, name)  # which has to be there
     return _marks(name).sub(lambda found: f"{found[1]}\n{text}\n\n{found[3]}", page)
 
 

@@ -122,6 +122,8 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
 
     sys.path.insert(0, "")  # a module in this folder, as for python -m
     module, _, name = loss.partition(":")
+    if not (module and name):
+        raise UsageError(f"{loss}: expected MODULE:CALLABLE")
     try:
         found = getattr(import_module(module), name)
         report = check_loss(

@@ -2,36 +2,65 @@
 
 from functools import partial
 
-import pytest
 import torch
 
 from unmuddle import SupConLoss, supcon_loss
-from unmuddle.testing import LAWS, Law, Loss, check_loss
+from unmuddle.testing import parametrize_with_laws
 
 CONTRASTIVE = ("pairwise", "normalised", "supervised", "contrastive", "soft", "views")
+LINEAR = (*CONTRASTIVE, "linear")
 PAIRS = tuple(kind for kind in CONTRASTIVE if kind != "contrastive")
-LOSSES = {
-    "reference": (partial(supcon_loss, impl="reference"), CONTRASTIVE),
-    "tiled": (partial(supcon_loss, impl="tiled"), (*CONTRASTIVE, "linear")),
-    "triton": (partial(supcon_loss, impl="triton"), CONTRASTIVE),
-    "module": (SupConLoss(), (*CONTRASTIVE, "linear")),
-    "trained temperature": (SupConLoss(torch.nn.Parameter(torch.tensor(0.2))), CONTRASTIVE),
-    "in": (partial(supcon_loss, positives="in"), CONTRASTIVE),
-    "negatives": (partial(supcon_loss, denominator="negatives"), PAIRS),
-    "losses": (lambda features, labels: supcon_loss(features, labels, reduction="none"), PAIRS),
-    "sharp": (partial(supcon_loss, temperature=0.01), CONTRASTIVE),
-    "soft": (partial(supcon_loss, temperature=10.0), CONTRASTIVE),
-}
 
 
-CASES = [
-    pytest.param(fn, kinds, law, id=f"{name}-{law.name}")
-    for name, (fn, kinds) in LOSSES.items()
-    for law in LAWS.values()
-    if law.applies(Loss(fn, kinds))
-]
+@parametrize_with_laws(partial(supcon_loss, impl="reference"), kinds=CONTRASTIVE)
+def test_reference(law) -> None:
+    law()
 
 
-@pytest.mark.parametrize(("fn", "kinds", "law"), CASES)
-def test_law(fn, kinds, law: Law) -> None:
-    check_loss(fn, kinds=kinds, laws=[law]).raise_if_failed()
+@parametrize_with_laws(partial(supcon_loss, impl="tiled"), kinds=LINEAR)
+def test_tiled(law) -> None:
+    law()
+
+
+@parametrize_with_laws(partial(supcon_loss, impl="triton"), kinds=CONTRASTIVE)
+def test_triton(law) -> None:
+    law()
+
+
+@parametrize_with_laws(SupConLoss(), kinds=LINEAR)
+def test_module(law) -> None:
+    law()
+
+
+@parametrize_with_laws(SupConLoss(torch.nn.Parameter(torch.tensor(0.2))), kinds=CONTRASTIVE)
+def test_trained_temperature(law) -> None:
+    law()
+
+
+@parametrize_with_laws(partial(supcon_loss, positives="in"), kinds=CONTRASTIVE)
+def test_mean_inside_the_logarithm(law) -> None:
+    law()
+
+
+@parametrize_with_laws(partial(supcon_loss, denominator="negatives"), kinds=PAIRS)
+def test_negatives_in_the_denominator(law) -> None:
+    law()
+
+
+def losses(features, labels):
+    return supcon_loss(features, labels, reduction="none")
+
+
+@parametrize_with_laws(losses, kinds=PAIRS)
+def test_losses_of_anchors(law) -> None:
+    law()
+
+
+@parametrize_with_laws(partial(supcon_loss, temperature=0.01), kinds=CONTRASTIVE)
+def test_low_temperature(law) -> None:
+    law()
+
+
+@parametrize_with_laws(partial(supcon_loss, temperature=10.0), kinds=CONTRASTIVE)
+def test_high_temperature(law) -> None:
+    law()

@@ -161,6 +161,8 @@ def test_what_is_no_loss_is_named() -> None:
         check_loss(torch.nn.MSELoss)
     with pytest.raises(TypeError, match="kinds: expected a collection of names, got 'logits'"):
         check_loss(mutants.scores, kinds="logits")
+    with pytest.raises(TypeError, match=r"laws: expected some of LAWS.values\(\), got 'padding'"):
+        check_loss(mutants.padding, laws="padding")
     with pytest.raises(ValueError, match="expected_failures: no laws of this loss: symmetry"):
         parametrize_with_laws(mutants.supcon, expected_failures={"symmetry": "a reason"})
 
@@ -205,5 +207,7 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     for wrong in ("my_losses:nothing", "nowhere:loss", "my_losses", "my_losses:torch"):
         assert main(["laws", wrong]) == 2
         assert f"unmuddle laws: error: {wrong}: " in capsys.readouterr().err
+    assert main(["laws", "my_losses"]) == 2
+    assert "my_losses: expected MODULE:CALLABLE" in capsys.readouterr().err
     assert main(["laws", "my_losses:honest", "--kinds", "nice"]) == 2
     assert "kinds: expected some of" in capsys.readouterr().err

@@ -52,6 +52,14 @@ def test_zero_gradients_are_compared() -> None:
         assert_gradient_within_budget(zero + 1, zero.double(), zero)
 
 
+@pytest.mark.parametrize("check", [assert_within_budget, assert_gradient_within_budget])
+def test_of_nothing_only_the_shapes_are_compared(check) -> None:
+    nothing = torch.zeros(0, 3)
+    check(nothing, nothing.double(), nothing)
+    with pytest.raises(AssertionError, match=r"shape \(0, 3\), expected \(0,\)"):
+        check(nothing, torch.zeros(0), nothing)
+
+
 def test_saved_bytes_are_those_of_the_backward() -> None:
     x = torch.randn(100, requires_grad=True)
     assert saved_bytes(lambda x: x.exp().sum(), x) == 400  # the result of exp

@@ -132,6 +132,7 @@ def check_loss(
 
     Raises:
         ImportError: hypothesis is not installed.
+        TypeError: `laws` holds something else.
         Exception: what the loss raises on an ordinary batch of six samples and two classes.
 
     Examples:
@@ -144,7 +145,9 @@ def check_loss(
     loss = Loss(fn, kinds)
     # What does not work at all says so itself, with its traceback.
     loss.copy()(PROBES[0].features, PROBES[0].labels)
-    chosen = LAWS.values() if laws is None else laws
+    chosen = tuple(LAWS.values() if laws is None else laws)
+    if not all(isinstance(law, Law) for law in chosen):
+        raise TypeError(f"laws: expected some of LAWS.values(), got {laws!r}")
     return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
 
 
@@ -198,36 +201,10 @@ def parametrize_with_laws(
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     if not law.applies(loss):
         return Result(law, "not applicable")
-    loss = loss.copy()
-    # First, because it says how to install hypothesis.
-    from unmuddle.testing import strategies  # isort: skip
-    from hypothesis import Phase, given, reject, settings
-    from hypothesis.errors import Flaky, Unsatisfiable
+    from unmuddle.testing.search import search  # loaded for a search only: it needs hypothesis
 
-    broken: list[Result] = []
-
-    @settings(
-        strategies.profile(profile),
-        phases=(Phase.generate, Phase.shrink),
-        report_multiple_bugs=False,
-    )
-    @given(strategies.batches())
-    def search(batch: Batch) -> None:
-        result = try_law(law, loss, batch)
-        if result.status == "not applicable":
-            reject()
-        if result.status == "failed":
-            broken.append(result)
-            raise BrokenLawError
-
-    try:
-        search()
-    except (BrokenLawError, Flaky):
-        # What is tried last is the smallest.
-        return broken[-1]
-    except Unsatisfiable:
-        return Result(law, "not applicable")
-    return Result(law, "passed")
+    own = loss.copy()
+    return search(lambda batch: try_law(law, own, batch), profile)
 
 
 def try_law(law: Law, loss: Loss, batch: Batch) -> Result:

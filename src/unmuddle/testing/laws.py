@@ -683,7 +683,7 @@ def reductions_agree(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", each.sum(), batch.n * budget)
 
 
-@law("keys", "key_labels", "contrast_mode", "views")
+@law("contrastive", "keys", "key_labels", "contrast_mode", "views")
 def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
     """Keys are rows that are contrasted with and are no anchors, as second views are.
 
@@ -703,7 +703,7 @@ def linear_memory(loss: Loss, batch: Batch) -> Finding:
     Bytes that 8,192 rows keep, against 2.2 times those of 4,096 rows; with an N x N matrix it would
     be 4 times as much. What is kept of smaller batches is no matter.
     """
-    if batch.n > 2:
+    if (batch.n, batch.dim, batch.classes) != (2, 1, 1):
         raise NotApplicable  # sizes are the law's own, so a few tries are enough
 
     def kept(n: int) -> Tensor:

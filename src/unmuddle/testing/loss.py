@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -60,6 +60,7 @@ class Loss:
             if kind not in KINDS:
                 raise ValueError(f"kinds: expected some of {KINDS}, got {kind!r}")
         self.fn = fn
+        self.measurements: dict[Hashable, tuple[Tensor, float]] = {}  # see `law.measured`
         module: set[str] = {"module"} if isinstance(fn, nn.Module) else set()
         self.traits: Traits = frozenset({*kinds, *module, *_options(fn)})
 
@@ -97,7 +98,9 @@ class Loss:
 
     def copy(self) -> "Loss":
         """A loss of its own, so that what is tried changes nothing of the given one."""
-        return self.like(copy.deepcopy(self.fn) if isinstance(self.fn, nn.Module) else self.fn)
+        twin = self.like(copy.deepcopy(self.fn) if isinstance(self.fn, nn.Module) else self.fn)
+        twin.measurements = self.measurements
+        return twin
 
     def like(self, fn: Callable[..., Tensor]) -> "Loss":
         """Another loss of which the same is known."""

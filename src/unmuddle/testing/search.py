@@ -1,0 +1,75 @@
+"""Look for a batch that breaks a law: drawn once for all laws, made small by hypothesis."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING
+
+# First, because it says how to install hypothesis.
+from unmuddle.testing import strategies  # isort: skip
+from hypothesis import Phase, given, seed, settings
+from hypothesis.errors import Flaky
+
+from unmuddle.testing.examples import Batch
+
+if TYPE_CHECKING:
+    from unmuddle.testing.check import Result
+
+SPARE = 4  # batches drawn for each that is wanted, since a law says nothing about some
+
+
+class _BrokenError(Exception):
+    """Tells hypothesis that the batch is one of those looked for."""
+
+
+def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result":
+    """The smallest failure of `attempt`; a pass, if there is none; else that nothing applies."""
+    wanted = strategies.profile(profile).max_examples
+    results: list[Result] = []
+    passed = 0
+    for batch in _drawn(wanted):
+        results.append(attempt(batch))
+        if results[-1].status == "failed":
+            return _smallest(attempt, results[-1], wanted)
+        passed += results[-1].status == "passed"
+        if passed == wanted:
+            break
+    return next((result for result in results if result.status == "passed"), results[0])
+
+
+@cache
+def _drawn(wanted: int) -> list[Batch]:
+    batches: list[Batch] = []
+    _draw(batches.append, wanted)
+    return batches
+
+
+def _smallest(attempt: "Callable[[Batch], Result]", first: "Result", wanted: int) -> "Result":
+    failures = [first]
+
+    def look(batch: Batch) -> None:
+        result = attempt(batch)
+        if result.status == "failed":
+            failures.append(result)
+            raise _BrokenError
+
+    with suppress(_BrokenError, Flaky):
+        _draw(look, wanted)
+    return failures[-1]  # what hypothesis tries last is the smallest
+
+
+def _draw(look: Callable[[Batch], None], wanted: int) -> None:
+    """Show `look` the same batches every time, and smaller ones once it raises."""
+
+    @seed(0)
+    @settings(
+        strategies.profile(),
+        max_examples=SPARE * wanted,
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+    )
+    @given(strategies.batches())
+    def draw(batch: Batch) -> None:
+        look(batch)
+
+    draw()

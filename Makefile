@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for every core, each with one thread and one test at a time.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxschedchunk 1
 
 .PHONY: demo test test-all laws lint docs bench clean
 
@@ -17,15 +19,15 @@ demo: .venv/installed
 	$(BIN)/unmuddle report runs/demo/cross-entropy runs/demo/full-method
 
 test: lint docs
-	$(BIN)/python -m pytest
+	$(TEST)
 
 # Besides: every architecture that ARM is tried on.
 test-all: lint docs
-	$(BIN)/python -m pytest -m ''
+	$(TEST) -m ''
 
 # The laws of the loss on every backend, 200 batches each.
 laws: .venv/installed
-	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest tests/supcon/test_laws.py -n 2 --maxschedchunk 1
+	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(TEST) tests/supcon/test_laws.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -44,4 +46,4 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/arm.py
 
 clean:
-	rm -rf .venv runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis .coverage

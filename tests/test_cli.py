@@ -131,8 +131,8 @@ def small_net() -> torch.nn.Module:
 def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "unmuddle"]
     trained = subprocess.run(
-        [*command, "train", "--data", "digits", "--epochs", "1", "--run", "r", "--precision", "bf16",
-         "--backbone", "mobilenetv3_small_050", "--batch_size", "128"],
+        [*command, "train", "--data", f"folder:{make_folder(Path('faces'))}", "--image_size", "32", "--epochs", "1",
+         "--noise", "symmetric:0.2", "--run", "r", "--precision", "bf16", "--backbone", "mobilenetv3_small_050"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout + trained.stderr

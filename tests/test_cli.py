@@ -76,7 +76,7 @@ def used_run() -> None:
         (None, ["--epochs", "many"], "epochs"),
         (None, ["--config", "missing.yaml"], "missing.yaml"),
         (None, ["--parts", "supcon,resnet"], "unknown part 'resnet'"),
-        (None, ["--noise", "symmetric:2"], "expected none, file:PATH, or symmetric:P with 0 <= P <= 1"),
+        (None, ["--noise", "symmetric:2"], "expected none, file:PATH, symmetric:P or pair:P with 0 <= P <= 1"),
         (None, ["--precision", "fp8"], "precision"),
         (None, ["--lr", "0"], "--lr: expected more than 0, got 0"),
         (None, ["--warmup", "2"], "--warmup: expected a share from 0 to 1"),

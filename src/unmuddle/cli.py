@@ -114,6 +114,8 @@ def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     print(
         f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
     )
+    if (run / "duplicates.csv").exists():
+        print(f"images that occur more than once: {run / 'duplicates.csv'}")
 
 
 def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:

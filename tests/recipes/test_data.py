@@ -7,10 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from layouts import make_ferplus, make_folder, save_image, truncate
+from layouts import (
+    make_affectnet,
+    make_affectnet_annotations,
+    make_fer2013,
+    make_ferplus,
+    make_folder,
+    make_rafdb,
+    make_rafdb_folders,
+    save_image,
+    truncate,
+)
 from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.duplicates import describe, find_duplicates
 from unmuddle.recipes.data.ferplus import majority
-from unmuddle.recipes.data.noise import add_noise, check_noise, symmetric_noise
+from unmuddle.recipes.data.noise import add_noise, check_noise, pair_noise, symmetric_noise
 from unmuddle.recipes.data.synthetic import load_synthetic
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.sample_sheet import sample_sheet
@@ -104,6 +115,183 @@ def test_ferplus_majority_by_hand() -> None:
     torch.testing.assert_close(distribution[2, :2], torch.tensor([5 / 7, 2 / 7]))
 
 
+@pytest.mark.parametrize("make", [make_rafdb, make_rafdb_folders])
+def test_rafdb_reads_lists_and_folders(make, tmp_path: Path) -> None:
+    splits = load_data(f"rafdb:{make(tmp_path)}")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [63, 7, 70]
+    assert splits.val.labels.bincount().tolist() == [1] * 7
+    assert (splits.classes[0], splits.classes[6]) == ("surprise", "neutral")
+    assert splits.test.labels.tolist() == [number % 7 for number in range(70)]
+    assert splits.test.source(3).endswith("test_00004_aligned.jpg")
+    assert splits.train[0][0].shape == (3, 100, 100)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("affectnet", 8), ("affectnet7", 7)])
+@pytest.mark.parametrize("make", [make_affectnet, make_affectnet_annotations])
+def test_affectnet_reads_both_layouts(make, name: str, classes: int, tmp_path: Path) -> None:
+    splits = load_data(f"{name}:{make(tmp_path)}")
+    assert splits.train.labels.bincount().tolist() == [9] * classes
+    assert splits.val.labels.bincount().tolist() == [1] * classes
+    assert splits.test.labels.bincount().tolist() == [10] * classes
+    assert len(splits.classes) == classes
+    assert splits.classes[1] == "happiness"
+    assert splits.test[0][0].shape == (3, 224, 224)
+
+
+def test_affectnet_faces_are_cut_out(tmp_path: Path) -> None:
+    test = load_data(f"affectnet:{make_affectnet(tmp_path)}", image_size=40).test
+    with Image.open(test.source(0)) as image:
+        face = image.convert("RGB").crop((4, 6, 54, 46)).resize((40, 40), Image.Resampling.BILINEAR)
+    assert np.array_equal(test[0][0].permute(1, 2, 0).numpy(), np.array(face))
+
+
+@pytest.mark.parametrize("name", ["fer2013.csv", "icml_face_data.csv"])
+def test_fer2013_reads_both_tables(name: str, tmp_path: Path) -> None:
+    splits = load_data(f"fer2013:{make_fer2013(tmp_path, name=name)}")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [21] * 3
+    assert splits.train.labels[:3].tolist() == [0, 1, 2]
+    pixels = np.random.default_rng(0).integers(0, 256, 48 * 48)
+    assert np.array_equal(splits.train[0][0][1].flatten().numpy(), pixels)
+
+
+def broken_rafdb(root: Path) -> None:
+    make_rafdb(root)
+    with (root / "EmoLabel" / "list_patition_label.txt").open("a") as file:
+        file.write(
+            "\ntrain_00001.jpg 5\ntrain_00099.jpg 8\n../x.jpg 1\nvalid_00001.jpg 1\ntrain_09999.jpg 1"
+        )
+
+
+def broken_rafdb_folders(root: Path) -> None:
+    make_rafdb_folders(root)
+    (root / "train" / "3").rename(root / "three")
+    save_image(root / "test" / "1" / "stray.jpg", seed=0)
+
+
+def broken_affectnet(root: Path) -> None:
+    make_affectnet(root)
+    with (root / "Manually_Annotated_file_lists" / "training.csv").open("a") as file:
+        file.write("0/0000.jpg,4,6,50,40,,1,0,0\n0/x.jpg,4,6,50,40,,11,0,0\n")
+        file.write(
+            "../x.jpg,4,6,50,40,,1,0,0\n0/y.jpg,4,6,wide,40,,1,0,0\n0/z.jpg\n0/gone.jpg,4,6,50,40,,1,0,0\n"
+        )
+    lists = root / "Manually_Annotated_file_lists"
+    (lists / "validation.csv").write_text("subDirectory_filePath,face_x\n")
+
+
+def broken_annotations(root: Path) -> None:
+    make_affectnet_annotations(root)
+    annotations = root / "train_set" / "annotations"
+    np.save(annotations / "0_exp.npy", np.array("happy"))
+    np.save(annotations / "1_exp.npy", np.array([{"a": 1}], dtype=object))  # a pickle: code
+    np.save(annotations / "2_exp.npy", np.int64(-1))
+    (annotations / "3_exp.npy").write_bytes(b"")
+    (annotations / "4_exp.npy").unlink()
+    (root / "val_set" / "images").rename(root / "val_set" / "pictures")
+
+
+def broken_fer2013(root: Path) -> None:
+    make_fer2013(root)
+    black = " ".join(["0"] * 48 * 48)
+    rows = [
+        f"7,{black},Training",
+        f"0,{black},Test",
+        f"0,{black} 0,Training",
+        f"0,{black[:-1]}256,Training",
+        "0,x,Training",
+    ]
+    with (root / "fer2013.csv").open("a") as file:
+        file.write("\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "problems"),
+    [
+        (
+            "rafdb",
+            broken_rafdb,
+            ["image listed twice: 1", "label that is not from 1 to 7: 1", "image name that is not train_... or test_...: 2", "missing image: 1"],
+        ),
+        ("rafdb", broken_rafdb_folders, ["missing folder: 1", "file in test whose name is not test_...: 1"]),
+        (
+            "affectnet",
+            broken_affectnet,
+            [
+                "image listed twice: 1",
+                "expression that is not from 0 to 10: 1",
+                "image path that leaves the data set: 1",
+                "row without a box and an expression, as numbers: 2",
+                "missing column: 1",
+                "missing image: 1",
+                "no images: 1",
+            ],
+        ),
+        (
+            "affectnet",
+            broken_annotations,
+            ["annotation that is no whole number: 3", "expression that is not from 0 to 10: 1", "image without an annotation: 1", "missing folder: 1", "no images: 1"],
+        ),
+        (
+            "fer2013",
+            broken_fer2013,
+            ["emotion that is not from 0 to 6: 1", "Usage that is none of Training, PublicTest, PrivateTest: 1", "row without 48 x 48 pixels from 0 to 255: 3"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_problem_of_a_layout_is_told_in_one_error(
+    name: str, make, problems: list[str], tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(UsageError) as error:
+        load_data(f"{name}:{tmp_path}")
+    found = [
+        line.strip()
+        for line in str(error.value).splitlines()
+        if line.startswith("  ") and line[2] != " "
+    ]
+    assert sorted(found) == sorted(problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rafdb", "expected EmoLabel/list_patition_label.txt and Image/aligned, or train/1"),
+        ("affectnet", "expected Manually_Annotated_file_lists and Manually_Annotated_Images, or"),
+        ("fer2013", "expected fer2013.csv or icml_face_data.csv"),
+    ],
+)
+def test_an_empty_folder_is_told_what_was_expected(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_data(f"{name}:{tmp_path}")
+
+
+def test_fer2013_needs_its_columns_and_text(tmp_path: Path) -> None:
+    (tmp_path / "fer2013.csv").write_text("emotion,Usage\n0,Training\n")
+    with pytest.raises(UsageError, match=r"fer2013.csv: missing columns: pixels"):
+        load_data(f"fer2013:{tmp_path}")
+    (tmp_path / "fer2013.csv").write_bytes("é".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"fer2013.csv: not readable"):
+        load_data(f"fer2013:{tmp_path}")
+
+
+def test_images_that_occur_twice_are_found_within_and_across_splits(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    save_image(tmp_path / "train" / "glad" / "copy.png", seed=3)  # of train/calm/03.png
+    save_image(tmp_path / "test" / "calm" / "copy.bmp", seed=2005)  # of test/calm/05.png
+    save_image(tmp_path / "test" / "glad" / "copy.png", seed=1100)  # of val/glad/00.png
+    splits = load_data(f"folder:{tmp_path}", image_size=32)
+    copies = find_duplicates(splits)
+    assert [(c.group, c.split, Path(c.file).name, c.label) for c in copies] == [
+        (0, "train", "03.png", "calm"), (0, "train", "copy.png", "glad"),
+        (1, "val", "00.png", "glad"), (1, "test", "copy.png", "glad"),
+        (2, "test", "05.png", "calm"), (2, "test", "copy.bmp", "calm"),
+    ]  # fmt: skip
+    assert describe(copies) == (
+        "3 images occur more than once, 1 of them in several splits, 1 with different labels"
+    )
+    assert find_duplicates(load_data("digits")) == []
+
+
 def test_a_broken_folder_is_told_whole_in_one_error(tmp_path: Path) -> None:
     make_folder(tmp_path)
     truncate(tmp_path / "train" / "calm" / "03.png")
@@ -193,9 +381,18 @@ def test_symmetric_noise_flips_the_share_asked_for_evenly_and_by_seed() -> None:
     assert not torch.equal(noisy, symmetric_noise(labels, 7, 0.3, seed=1))
 
 
-@pytest.mark.parametrize("spec", ["symmetric", "symmetric:1.5", "symmetric:-1", "pair:0.1", "0.2"])
+def test_pair_noise_goes_to_the_next_class() -> None:
+    labels = torch.arange(7).repeat(3000)
+    noisy = pair_noise(labels, 7, 0.3, seed=0)
+    wrong = noisy != labels
+    assert abs(wrong.double().mean() - 0.3) < 0.0127
+    assert torch.equal(noisy[wrong], (labels[wrong] + 1) % 7)
+    assert not torch.equal(noisy, pair_noise(labels, 7, 0.3, seed=1))
+
+
+@pytest.mark.parametrize("spec", ["symmetric", "symmetric:1.5", "pair:-1", "pairs:0.1", "0.2"])
 def test_wrong_noise_is_told(spec: str) -> None:
-    with pytest.raises(UsageError, match="expected none, file:PATH, or symmetric:P"):
+    with pytest.raises(UsageError, match="expected none, file:PATH, symmetric:P or pair:P"):
         check_noise(spec)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import json
 import signal
 import subprocess
@@ -13,11 +14,20 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from rich.console import Console
 
-from layouts import make_ferplus
+from layouts import (
+    make_affectnet,
+    make_affectnet_annotations,
+    make_fer2013,
+    make_ferplus,
+    make_folder,
+    make_rafdb,
+    save_image,
+)
 from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.data import load_data
-from unmuddle.recipes.train import train
+from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.train import _training_loader, train
 
 QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
 
@@ -157,11 +167,50 @@ def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
         assert {row["rule"] for row in csv.DictReader(file)} == {"scn"}
 
 
-def test_ferplus_trains(tmp_path: Path) -> None:
-    root = make_ferplus(tmp_path / "data")
-    options = QUICK | {"data": f"ferplus:{root}", "batch_size": 4}
+@pytest.mark.parametrize(
+    ("name", "make", "tested"),
+    [
+        ("ferplus", make_ferplus, 12),
+        ("folder", make_folder, 24),
+        ("rafdb", make_rafdb, 70),
+        ("affectnet", make_affectnet, 80),
+        ("affectnet7", make_affectnet_annotations, 70),
+        ("fer2013", make_fer2013, 21),
+    ],
+)
+def test_every_layout_trains(name: str, make, tested: int, tmp_path: Path) -> None:
+    root = make(tmp_path / "data")
+    options = QUICK | {"data": f"{name}:{root}", "batch_size": 4, "image_size": 48}
     run = train(TrainConfig(**options, epochs=1, run=str(tmp_path / "run")))
-    assert torch.tensor(summary(run)["test"]["confusion"]).sum() == 12
+    assert torch.tensor(summary(run)["test"]["confusion"]).sum() == tested
+    assert not (run / "duplicates.csv").exists()
+
+
+def test_a_balanced_sampler_shows_rare_classes_as_often() -> None:
+    labels = torch.cat([torch.zeros(900), torch.ones(100)]).long()
+    data = LabeledImages(torch.zeros(1000, 3, 8, 8, dtype=torch.uint8), labels)
+    torch.manual_seed(0)
+    loader = _training_loader(data, TrainConfig(sampler="balanced", batch_size=50), 2)
+    seen = torch.cat([batch[1] for batch in loader])
+    assert len(seen) == 1000
+    # 1,000 draws of probability 1/2: four standard deviations are 0.063.
+    assert abs(seen.double().mean() - 0.5) < 0.063
+
+
+def test_duplicates_are_told_and_listed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data")
+    save_image(root / "test" / "calm" / "leak.png", seed=3)  # of train/calm/03.png
+    told = io.StringIO()
+    run = train(
+        TrainConfig(
+            **QUICK | {"data": f"folder:{root}", "batch_size": 8, "image_size": 48}, epochs=1,
+            sampler="balanced", run=str(tmp_path / "run"),
+        ),
+        Console(file=told),
+    )  # fmt: skip
+    assert "1 images occur more than once, 1 of them in several splits" in told.getvalue()
+    with (run / "duplicates.csv").open() as file:
+        assert [row["split"] for row in csv.DictReader(file)] == ["train", "test"]
 
 
 def heed_interrupts() -> None:

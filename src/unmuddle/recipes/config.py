@@ -13,12 +13,15 @@ class TrainConfig:
     """Train a classifier on images with ambiguous labels.
 
     Args:
-        data: synthetic, synthetic:N, digits, folder:PATH or ferplus:PATH.
-        noise: none; symmetric:P to flip each training label with probability P; file:PATH for the
-            labels of a CSV with the columns name (of an image file) and label.
+        data: synthetic, synthetic:N (drawn faces), digits, or folder, rafdb, ferplus, affectnet,
+            affectnet7 (without contempt) or fer2013, each as NAME:PATH.
+        noise: none; symmetric:P to flip each training label with probability P, pair:P to the next
+            class; file:PATH for the labels of a CSV with the columns name (of an image file) and
+            label.
         labels: CSV of accepted and rejected labels, as unmuddle audit writes it.
         backbone: small, any timm or torchvision name (torchvision/NAME to insist), or
             module:callable that returns a network from images to a feature map.
+        sampler: none: every sample once an epoch; balanced: every class as often as the others.
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy.
         run: folder to write; default runs/DATA-PARTS-TIME.
         epochs: passes over the training samples.
@@ -46,6 +49,7 @@ class TrainConfig:
     noise: str = "none"
     labels: str | None = None
     backbone: str = "small"
+    sampler: Literal["none", "balanced"] = "none"
     parts: str = "supcon,arm,uerm"
     run: str | None = None
     epochs: int = 15

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
+from unmuddle.recipes.data.duplicates import Copy
 from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import UERM
 
@@ -85,15 +86,12 @@ class RunFolder:
         sources = [data.source(i) for i in range(len(data))]
         names = [classes[label] for label in data.labels.tolist()]
 
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file)
-                rows.writerow(("sample", "source", "label", "label_name"))
-                rows.writerows(
-                    zip(range(len(data)), sources, data.labels.tolist(), names, strict=True)
-                )
+        rows = zip(range(len(data)), sources, data.labels.tolist(), names, strict=True)
+        self._save_table("samples.csv", ("sample", "source", "label", "label_name"), rows)
 
-        write_whole(self.path / "samples.csv", write)
+    def save_duplicates(self, copies: list[Copy]) -> None:
+        """Write which images the data set holds more than once."""
+        self._save_table("duplicates.csv", Copy._fields, copies)
 
     def add_metrics(self, **values: float | None) -> None:
         """Append one line."""
@@ -118,3 +116,12 @@ class RunFolder:
         """Write how the run ended."""
         text = json.dumps(summary, indent=2) + "\n"
         write_whole(self.path / "summary.json", lambda file: file.write_text(text))
+
+    def _save_table(self, name: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(rows)
+
+        write_whole(self.path / name, write)

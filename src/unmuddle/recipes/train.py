@@ -22,12 +22,13 @@ from rich.progress import (
 )
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms import v2
 
 from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.duplicates import describe, find_duplicates
 from unmuddle.recipes.data.noise import add_noise, check_noise
 from unmuddle.recipes.decisions import read_decisions
 from unmuddle.recipes.errors import UsageError
@@ -68,6 +69,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     # Data: noise goes into the training labels alone, and the labels before it are the truth.
     splits = load_data(config.data, image_size=config.image_size, seed=config.seed)
     num_classes = len(splits.classes)
+    copies = find_duplicates(splits)
     training = splits.train
     add_noise(training, splits.classes, config.noise, config.seed)
     decided = None
@@ -79,7 +81,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     for split in (training, splits.val, splits.test):
         split.transform = v2.Resize((size, size), antialias=True)
     loaders = [
-        _loader(training, config, shuffle=True),
+        _training_loader(training, config, num_classes),
         _loader(training, config),
         _loader(splits.val, config),
         _loader(splits.test, config),
@@ -122,6 +124,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     sheet = sample_sheet(training, training.labels, splits.classes)
     write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
     run.save_samples(training, splits.classes)
+    if copies:
+        run.save_duplicates(copies)
+        console.print(f"{describe(copies)}: {run.path / 'duplicates.csv'}", soft_wrap=True)
     run.save_relabeling(uerm)
     console.print(
         f"{config.data}: {len(training)} training, {len(splits.val)} validation, "
@@ -228,13 +233,28 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     return run.path
 
 
-def _loader(data: LabeledImages, config: TrainConfig, *, shuffle: bool = False) -> DataLoader[Any]:
+def _training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> DataLoader[Any]:
+    sampler = None
+    if config.sampler == "balanced":  # every class as often as the others, by the labels as given
+        counts = data.labels.bincount(minlength=classes)
+        weights = (1 / counts.double())[data.labels]
+        sampler = WeightedRandomSampler(weights.tolist(), len(data))
     return DataLoader(
         data,
         config.batch_size,
-        shuffle=shuffle,
+        shuffle=sampler is None,
+        sampler=sampler,
         # A last batch of a few samples would upset batch normalisation.
-        drop_last=shuffle and len(data) >= config.batch_size,
+        drop_last=len(data) >= config.batch_size,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
+
+
+def _loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
+    return DataLoader(
+        data,
+        config.batch_size,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from unmuddle.recipes.data.affectnet import load_affectnet
 from unmuddle.recipes.data.digits import load_digits
+from unmuddle.recipes.data.fer2013 import load_fer2013
 from unmuddle.recipes.data.ferplus import load_ferplus
 from unmuddle.recipes.data.folder import load_folder
+from unmuddle.recipes.data.rafdb import load_rafdb
 from unmuddle.recipes.data.synthetic import load_synthetic
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
@@ -16,13 +20,17 @@ __all__ = ["LabeledImages", "Splits", "load_data"]
 
 _ON_DISK: dict[str, Callable[[Path, int | None, int], Splits]] = {
     "folder": load_folder,
+    "rafdb": load_rafdb,
     "ferplus": load_ferplus,
+    "affectnet": load_affectnet,
+    "affectnet7": partial(load_affectnet, classes=7),
+    "fer2013": load_fer2013,
 }
-_NAMES = "synthetic, synthetic:N, digits, folder:PATH, ferplus:PATH"
+_NAMES = ", ".join(["synthetic", "synthetic:N", "digits", *(f"{name}:PATH" for name in _ON_DISK)])
 
 
 def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Splits:
-    """Load a data set: `synthetic[:N]` (N training faces), `digits`, `folder:` or `ferplus:PATH`.
+    """Load a data set: `synthetic[:N]` (N training faces), `digits`, or one on disk, `NAME:PATH`.
 
     Args:
         spec: which data set.

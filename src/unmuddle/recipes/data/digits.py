@@ -21,8 +21,6 @@ def load_digits(seed: int) -> Splits:
 
     rest, test = stratified_split(labels, 0.2, seed=0)
     train, val = stratified_split(labels[rest], 0.25, seed=seed)
-    parts = [
-        LabeledImages(images[ids], labels[ids], true_labels=labels[ids])
-        for ids in (rest[train], rest[val], test)
-    ]
+    data = LabeledImages(images, labels, true_labels=labels)
+    parts = [data.subset(ids) for ids in (rest[train], rest[val], test)]
     return Splits(*parts, classes=tuple("0123456789"), image_size=SIZE, mirror=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmuddle.recipes.data.files import ImageFiles, Problems
+from unmuddle.recipes.data.files import Problems, read_images
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
 
@@ -93,16 +93,14 @@ def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
         torch.tensor(list(votes_of.values())).reshape(-1, _VOTE_COLUMNS)
     )
     paths = [folder / name for name in votes_of]
-    problems.check_images(paths)
-    kept = (labels >= 0).nonzero()[:, 0]
-    paths = [paths[i] for i in kept.tolist()]
-    return LabeledImages(
-        ImageFiles(paths, size),
-        labels[kept],
-        true_labels=labels[kept],
-        votes=distribution[kept],
+    faces = LabeledImages(
+        read_images(paths, size, problems),
+        labels,
+        true_labels=labels,
+        votes=distribution,
         sources=[str(path) for path in paths],
     )
+    return faces.subset((labels >= 0).nonzero()[:, 0])
 
 
 def _parse_votes(cells: list[str]) -> list[int] | None:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,60 @@ from unmuddle.recipes.errors import UsageError
 SHOWN = 20  # names shown of each kind of problem
 
 
-class ImageFiles:
-    """Item i is the decoded file i, `(3, size, size)` uint8."""
+Box = tuple[int, int, int, int]
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
+
+class ImageFiles:
+    """Item i is the decoded file i, `(3, size, size)` uint8.
+
+    Args:
+        paths: the files.
+        size: pixels a side.
+        boxes: what to cut out of each: left, top, right, bottom in pixels.
+        digests: equal for images of equal pixels; `read_images` finds them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: int,
+        boxes: Sequence[Box] | None = None,
+        digests: Sequence[bytes] = (),
+    ) -> None:
         self.paths = paths
         self.size = size
+        self.boxes = boxes
+        self.digests = digests
 
     def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as image:
-            rgb = image.convert("RGB")
+        rgb = _decode(self.paths[index], self.boxes[index] if self.boxes else None)
         if rgb.size != (self.size, self.size):
             rgb = rgb.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+    def subset(self, ids: Tensor) -> "ImageFiles":
+        """Some of them."""
+        chosen = ids.tolist()
+        return ImageFiles(
+            [self.paths[i] for i in chosen],
+            self.size,
+            [self.boxes[i] for i in chosen] if self.boxes else None,
+            [self.digests[i] for i in chosen],
+        )
+
+
+def read_images(
+    paths: Sequence[Path], size: int, problems: "Problems", boxes: Sequence[Box] | None = None
+) -> ImageFiles:
+    """Decode every file once, and note those that are missing or do not decode."""
+    digests: list[bytes] = []
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(_digest, paths, boxes or [None] * len(paths))
+        for path, (digest, problem) in zip(paths, found, strict=True):
+            digests.append(digest)
+            if problem:
+                problems.add(problem, str(path))
+    return ImageFiles(paths, size, boxes, digests)
 
 
 class Problems:
@@ -39,13 +81,6 @@ class Problems:
     def add(self, kind: str, where: str) -> None:
         """Note that `where` has a problem of this kind."""
         self._found[kind].append(where)
-
-    def check_images(self, paths: Sequence[Path]) -> None:
-        """Decode every file; note those that are missing or do not decode."""
-        with ThreadPoolExecutor() as pool:
-            for path, problem in zip(paths, pool.map(_image_problem, paths), strict=True):
-                if problem:
-                    self.add(problem, str(path))
 
     def raise_if_any(self, root: Path | str) -> None:
         """Raise one UsageError that lists all problems of `root`, if there is one."""
@@ -60,14 +95,25 @@ class Problems:
         raise UsageError("\n".join(lines))
 
 
-def _image_problem(path: Path) -> str | None:
+def _decode(path: Path, box: Box | None) -> Image.Image:
+    with Image.open(path) as image:
+        rgb = image.convert("RGB")
+    return rgb if box is None else rgb.crop(box)
+
+
+def _digest(path: Path, box: Box | None) -> tuple[bytes, str | None]:
     try:
         if not path.is_file():
-            return "missing image"
+            return b"", "missing image"
         with Image.open(path) as image:
-            image.load()
             if image.mode[0] in "IF":
-                return "image of more than 8 bits a channel"
+                return b"", "image of more than 8 bits a channel"
+        rgb = _decode(path, box)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "unreadable or truncated image"
-    return None
+        return b"", "unreadable or truncated image"
+    return digest(np.array(rgb)), None
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """Sixteen bytes that differ where shape or pixels do."""
+    return blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from unmuddle.recipes.data.files import ImageFiles, Problems
-from unmuddle.recipes.data.split import stratified_split
+from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.data.split import split_off_validation
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
 
@@ -32,7 +31,7 @@ def load_folder(root: Path, image_size: int | None, seed: int) -> Splits:
     parts = {name: _read_part(root / name, classes, size, problems) for name in names}
     problems.raise_if_any(root)
     if "val" not in parts:
-        parts["train"], parts["val"] = _split_off(parts["train"], seed)
+        parts["train"], parts["val"] = split_off_validation(parts["train"], seed)
     return Splits(parts["train"], parts["val"], parts["test"], tuple(classes), size)
 
 
@@ -56,19 +55,8 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
         labels += [label] * len(found)
     if not paths:
         problems.add("no images", str(folder))
-    problems.check_images(paths)
-    return _labeled(paths, torch.tensor(labels, dtype=torch.int64), size)
-
-
-def _labeled(paths: list[Path], labels: Tensor, size: int) -> LabeledImages:
-    return LabeledImages(ImageFiles(paths, size), labels, sources=[str(path) for path in paths])
-
-
-def _split_off(train: LabeledImages, seed: int) -> tuple[LabeledImages, LabeledImages]:
-    images = train.images
-    assert isinstance(images, ImageFiles)
-    kept, off = (
-        _labeled([images.paths[i] for i in ids.tolist()], train.labels[ids], images.size)
-        for ids in stratified_split(train.labels, 0.1, seed=seed)
+    return LabeledImages(
+        read_images(paths, size, problems),
+        torch.tensor(labels, dtype=torch.int64),
+        sources=[str(path) for path in paths],
     )
-    return kept, off

@@ -20,9 +20,10 @@ def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: in
         data: training samples.
         classes: names, in label order.
         spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
+            `pair:P`, each with probability P by the next class, as if the two were mistaken;
             `file:PATH`, by the labels of a CSV with the columns `name` (of the image file) and
             `label` (of the class), where it lists them.
-        seed: of symmetric noise.
+        seed: of which labels are replaced.
 
     Raises:
         UsageError: the specification or the file is wrong; nothing is replaced then.
@@ -31,22 +32,22 @@ def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: in
     kind, _, argument = spec.partition(":")
     if kind == "none":
         return
-    noisy = (
-        symmetric_noise(data.labels, len(classes), float(argument), seed)
-        if kind == "symmetric"
-        else _read_labels(data, classes, user_path("--noise", argument))
-    )
+    if kind == "file":
+        noisy = _read_labels(data, classes, user_path("--noise", argument))
+    else:
+        noise = symmetric_noise if kind == "symmetric" else pair_noise
+        noisy = noise(data.labels, len(classes), float(argument), seed)
     data.true_labels = data.labels if data.true_labels is None else data.true_labels
     data.labels = noisy
 
 
 def check_noise(spec: str) -> None:
-    """Raise a UsageError unless `spec` is `none`, `symmetric:P` or `file:PATH`."""
-    found = re.fullmatch(r"symmetric:(\d*\.?\d+)", spec)
+    """Raise a UsageError unless `spec` is `none`, `symmetric:P`, `pair:P` or `file:PATH`."""
+    found = re.fullmatch(r"(symmetric|pair):(\d*\.?\d+)", spec)
     known = spec == "none" or re.fullmatch(r"file:.+", spec)
-    if not known and not (found and 0 <= float(found[1]) <= 1):
+    if not known and not (found and 0 <= float(found[2]) <= 1):
         raise UsageError(
-            f"--noise {spec}: expected none, file:PATH, or symmetric:P with 0 <= P <= 1, "
+            f"--noise {spec}: expected none, file:PATH, symmetric:P or pair:P with 0 <= P <= 1, "
             "e.g. symmetric:0.2"
         )
 
@@ -57,6 +58,13 @@ def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: 
     flip = torch.rand(len(labels), generator=generator) < probability
     step = torch.randint(1, num_classes, (len(labels),), generator=generator)
     return torch.where(flip, (labels + step) % num_classes, labels)
+
+
+def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
+    """Labels of which each is, with this probability, replaced by the class after it."""
+    generator = torch.Generator().manual_seed(seed)
+    flip = torch.rand(len(labels), generator=generator) < probability
+    return torch.where(flip, (labels + 1) % num_classes, labels)
 
 
 def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:

@@ -4,7 +4,14 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from unmuddle.recipes.data.types import LabeledImages
 from unmuddle.recipes.errors import UsageError
+
+
+def split_off_validation(train: LabeledImages, seed: int) -> tuple[LabeledImages, LabeledImages]:
+    """Nine tenths to train on and one to select on, every class in proportion."""
+    kept, off = stratified_split(train.labels, 0.1, seed=seed)
+    return train.subset(kept), train.subset(off)
 
 
 def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:

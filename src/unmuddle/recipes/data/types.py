@@ -9,9 +9,13 @@ from torch.utils.data import Dataset
 
 
 class Images(Protocol):
-    """Item i is an image, `(3, H, W)` uint8; a tensor `(n, 3, H, W)` will do."""
+    """Item i is an image, `(3, H, W)` uint8."""
 
     def __getitem__(self, index: int, /) -> Tensor: ...
+
+    def subset(self, ids: Tensor) -> "Images":
+        """Some of them."""
+        ...
 
 
 @dataclass
@@ -19,7 +23,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
     """n images with labels; a sample's id is its index, the same in every run.
 
     Attributes:
-        images: item i is an image.
+        images: item i is an image; a tensor `(n, 3, H, W)` will do.
         labels: `(n,)` labels as given, with their noise.
         true_labels: `(n,)` if they are known to be something better.
         votes: `(n, K)` distribution of annotators' votes, if known.
@@ -27,7 +31,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         transform: applied to an image.
     """
 
-    images: Images
+    images: Images | Tensor
     labels: Tensor
     true_labels: Tensor | None = None
     votes: Tensor | None = None
@@ -36,6 +40,18 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, ids: Tensor) -> "LabeledImages":
+        """Some of them; their ids count anew."""
+        images = self.images
+        return LabeledImages(
+            images[ids] if isinstance(images, Tensor) else images.subset(ids),
+            self.labels[ids],
+            None if self.true_labels is None else self.true_labels[ids],
+            None if self.votes is None else self.votes[ids],
+            None if self.sources is None else [self.sources[i] for i in ids.tolist()],
+            self.transform,
+        )
 
     def source(self, sample: int) -> str:
         """The file of a sample's image; nothing if it has none."""

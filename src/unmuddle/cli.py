@@ -1,8 +1,9 @@
-"""The command line: `unmuddle train | audit | report | laws`."""
+"""The command line: `unmuddle train | evaluate | audit | report | laws`."""
 
 import sys
 from argparse import ArgumentError
 from importlib import import_module
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     train.add_argument("--config", action="config", help="file of options, as in a run folder")
     train.add_class_arguments(TrainConfig)
+    evaluate = ArgumentParser(
+        description="Score a run on a split of a data set, or classify a folder of images.",
+        exit_on_error=False,
+    )
+    evaluate.add_argument("--run", type=Path, required=True, help="folder of the run")
+    evaluate.add_argument("--data", help="data set, as for train; default: the run's own")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
+    evaluate.add_argument("--json", type=Path, help="file to write the figures to")
+    evaluate.add_argument("--images", type=Path, help="folder of images without labels instead")
+    evaluate.add_argument(
+        "--out", type=Path, help="CSV of their classes; default: RUN/predictions.csv"
+    )
     audit = ArgumentParser(
         description="Rank the training labels that a run's predictions contradict; accept or "
         "reject each on a page, or in the file beside it.",
@@ -56,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("train", train, help="train a classifier")
+    commands.add_subcommand("evaluate", evaluate, help="score a run, or classify images")
     commands.add_subcommand("audit", audit, help="find labels that may be wrong")
     commands.add_subcommand("report", report, help="compare runs")
     commands.add_subcommand("laws", laws, help="test a loss of your own")
@@ -70,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
             options = chosen.train.as_dict()
             options.pop("config")
             return _train(TrainConfig(**options))
-        if chosen.command == "audit":
+        if chosen.command == "evaluate":
+            _evaluate(**chosen.evaluate.as_dict())
+        elif chosen.command == "audit":
             _audit(**chosen.audit.as_dict())
         elif chosen.command == "laws":
             return _laws(**chosen.laws.as_dict())
@@ -92,6 +108,36 @@ def _train(config: Any) -> int:
     path = train(config)
     _report([path])
     return _EXIT_CODES[read_run(path).summary["status"]]
+
+
+def _evaluate(
+    run: Path,
+    data: str | None,
+    split: Any,
+    json: Path | None,
+    images: Path | None,
+    out: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipes.metrics import as_json
+    from unmuddle.recipes.run_folder import write_whole
+    from unmuddle.recipes.trained import evaluate_run, predict_folder
+    from unmuddle.report import metrics_table
+
+    if images is not None:
+        if data is not None or json is not None:
+            raise UsageError("--images: has no labels to score, so neither --data nor --json")
+        out = out or run / "predictions.csv"
+        print(f"{predict_folder(run, images, out)} images: {out}")
+        return
+    if out is not None:
+        raise UsageError("--out: belongs to --images")
+    figures = as_json(*evaluate_run(run, data, split))
+    if json is not None:
+        write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
+    Console().print(metrics_table(figures, f"{run.name}, {split}"))
 
 
 def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:

@@ -38,15 +38,21 @@ def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool
 
 
 @torch.no_grad()
-def evaluate(model: Classifier, loader: DataLoader[Any], num_classes: int) -> Score:
-    """Score the model in eval mode; leaves it in eval mode."""
+def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+    """Probabilities `(N, K)` by the model in eval mode, where it is left, and the labels `(N,)`."""
     model.eval()
     predicted: list[Tensor] = []
     labels: list[Tensor] = []
     for images, batch_labels, _ in loader:
-        predicted.append(model(standardize(images)).logits.argmax(1).cpu())
+        predicted.append(model(standardize(images)).logits.float().softmax(1).cpu())
         labels.append(batch_labels.cpu())
-    confusion = multiclass_confusion_matrix(torch.cat(predicted), torch.cat(labels), num_classes)
+    return torch.cat(predicted), torch.cat(labels)
+
+
+def evaluate(model: Classifier, loader: DataLoader[Any], num_classes: int) -> Score:
+    """Score the model."""
+    probabilities, labels = predict(model, loader)
+    confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, num_classes)
     right, of_class = confusion.diagonal().double(), confusion.sum(1).double()
     occurs = of_class > 0
     return Score(

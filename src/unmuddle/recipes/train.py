@@ -220,6 +220,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         "backbone": config.backbone,
         "seed": config.seed,
         "classes": splits.classes,
+        "image_size": size,
         "best_epoch": best_epoch,
         "val_accuracy": best_accuracy if best_epoch else None,
         "seconds": time.perf_counter() - started,

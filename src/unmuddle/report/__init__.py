@@ -3,6 +3,14 @@
 from unmuddle.report.audit_page import Card, audit_page
 from unmuddle.report.plots import draw_plots
 from unmuddle.report.runs import RunFiles, read_run
-from unmuddle.report.table import comparison_table
+from unmuddle.report.table import comparison_table, metrics_table
 
-__all__ = ["Card", "RunFiles", "audit_page", "comparison_table", "draw_plots", "read_run"]
+__all__ = [
+    "Card",
+    "RunFiles",
+    "audit_page",
+    "comparison_table",
+    "draw_plots",
+    "metrics_table",
+    "read_run",
+]

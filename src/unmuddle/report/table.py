@@ -40,5 +40,24 @@ def comparison_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def _percent(summary: dict[str, Any], group: str, key: str) -> str:
-    value = summary.get(group, {}).get(key)
+    return _share(summary.get(group, {}).get(key))
+
+
+def metrics_table(figures: dict[str, Any], title: str) -> Table:
+    """What `unmuddle evaluate` found: class by class, and below it the whole split."""
+    whole = [f"{figures['samples']} samples, 95 % intervals by bootstrap:"]
+    for name in ("accuracy", "mean_class_accuracy", "calibration_error"):
+        value, low, high = (_share(figures[name][key]) for key in ("value", "low", "high"))
+        whole.append(f"{name.replace('_', ' ')} {value} ({low} to {high})")
+    table = Table(title=escape(title), caption="\n".join(whole), caption_justify="left")
+    table.add_column("class")
+    for heading in ("samples", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right")
+    for name, found in figures["classes"].items():
+        shares = (_share(found[key]) for key in ("precision", "recall", "f1"))
+        table.add_row(escape(name), str(found["samples"]), *shares)
+    return table
+
+
+def _share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1%}"

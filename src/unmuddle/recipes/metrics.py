@@ -1,0 +1,137 @@
+"""How well samples were classified, with intervals that say how sure one can be of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval, by resampling the samples (percentile bootstrap)."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ClassMetrics(NamedTuple):
+    """Of one class; a figure that is undefined, as of a class never predicted, is NaN."""
+
+    samples: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Metrics(NamedTuple):
+    """Of N samples in K classes.
+
+    Attributes:
+        samples: N.
+        accuracy: share classified right.
+        mean_class_accuracy: mean over the classes that occur of the share classified right.
+        calibration_error: mean of |confidence - accuracy| over 15 bins of the confidence.
+        classes: K.
+        confusion: `(K, K)` counts, true class by predicted class.
+    """
+
+    samples: int
+    accuracy: Interval
+    mean_class_accuracy: Interval
+    calibration_error: Interval
+    classes: tuple[ClassMetrics, ...]
+    confusion: Tensor
+
+
+def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
+    """All figures of predictions `(N, K)` for labels `(N,)`, on the CPU.
+
+    Args:
+        probabilities: of the classes.
+        labels: true classes.
+        seed: of the resampling.
+    """
+    count = probabilities.shape[1]
+    confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, count)
+
+    def interval(figure: Callable[[Tensor], float]) -> Interval:
+        """Of a figure of chosen samples."""
+        everything = figure(torch.arange(len(labels)))
+        if len(labels) < 2:
+            return Interval(everything, math.nan, math.nan)
+
+        def of_array(chosen: np.ndarray) -> float:
+            return figure(torch.from_numpy(chosen))
+
+        found = bootstrap(
+            (np.arange(len(labels)),),
+            of_array,
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        return Interval(everything, float(found.low), float(found.high))
+
+    right = probabilities.argmax(1) == labels
+
+    def accuracy(chosen: Tensor) -> float:
+        return float(right[chosen].double().mean())
+
+    def mean_class_accuracy(chosen: Tensor) -> float:
+        of_class = labels[chosen].bincount(minlength=count)
+        hits = labels[chosen][right[chosen]].bincount(minlength=count)
+        return float((hits.double() / of_class)[of_class > 0].mean())
+
+    def calibration_error(chosen: Tensor) -> float:
+        return float(multiclass_calibration_error(probabilities[chosen], labels[chosen], count))
+
+    return Metrics(
+        len(labels),
+        interval(accuracy),
+        interval(mean_class_accuracy),
+        interval(calibration_error),
+        tuple(_of_class(confusion, k) for k in range(count)),
+        confusion,
+    )
+
+
+def as_json(metrics: Metrics, classes: Sequence[str]) -> dict[str, Any]:
+    """Plain numbers and lists, classes by name; what is undefined is null."""
+
+    def plain(figures: Interval | ClassMetrics) -> dict[str, float | None]:
+        return {
+            name: None if math.isnan(value) else value for name, value in figures._asdict().items()
+        }
+
+    return {
+        "samples": metrics.samples,
+        "accuracy": plain(metrics.accuracy),
+        "mean_class_accuracy": plain(metrics.mean_class_accuracy),
+        "calibration_error": plain(metrics.calibration_error),
+        "classes": {
+            name: plain(found) for name, found in zip(classes, metrics.classes, strict=True)
+        },
+        "confusion": metrics.confusion.tolist(),
+    }
+
+
+def _of_class(confusion: Tensor, k: int) -> ClassMetrics:
+    counts = confusion.double()
+    hits, samples, predicted = counts[k, k], counts[k].sum(), counts[:, k].sum()
+    return ClassMetrics(
+        int(samples),
+        float(hits / predicted),
+        float(hits / samples),
+        float(2 * hits / (samples + predicted)),
+    )

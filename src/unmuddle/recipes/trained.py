@@ -1,0 +1,126 @@
+"""What a run has learned, applied: to a split of a data set, or to images without labels."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.evaluate import predict
+from unmuddle.recipes.metrics import Metrics, measure
+from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.run_folder import read_config, write_whole
+
+
+class Trained(NamedTuple):
+    """The network of a run's best epoch, in eval mode.
+
+    Attributes:
+        model: images, standardized, to logits.
+        config: of the run.
+        classes: names, in label order.
+        image_size: pixels a side that it was trained on.
+    """
+
+    model: Classifier
+    config: TrainConfig
+    classes: tuple[str, ...]
+    image_size: int
+
+
+def load_trained(run: Path) -> Trained:
+    """Read a run.
+
+    Raises:
+        UsageError: the folder holds no run that has ended, or its weights do not fit.
+    """
+    config = read_config(run)
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        classes, image_size = tuple(summary["classes"]), int(summary["image_size"])
+        state = safetensors.torch.load_file(run / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UsageError(f"--run {run}: not a run that has ended: {error}") from error
+    parts = config.chosen_parts()
+    backbone = build_backbone(config.backbone, image_size)
+    model = Classifier(backbone, len(classes), arm="arm" in parts, supcon="supcon" in parts)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"--run {run}: model.safetensors does not fit: {error}") from error
+    return Trained(model.eval(), config, classes, image_size)
+
+
+def evaluate_run(
+    run: Path, data: str | None = None, split: Literal["train", "val", "test"] = "test"
+) -> tuple[Metrics, tuple[str, ...]]:
+    """Figures of a run on a split, by its labels before any `--noise`; and the classes' names.
+
+    Args:
+        run: folder of the run.
+        data: data set, as for `train`; `None`: the run's own.
+        split: which part of it.
+
+    Raises:
+        UsageError: the run or the data cannot be read, or their classes differ.
+    """
+    trained = load_trained(run)
+    spec = data or trained.config.data
+    splits = load_data(spec, image_size=trained.image_size, seed=trained.config.seed)
+    if splits.classes != trained.classes:
+        raise UsageError(
+            f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
+            f"{', '.join(trained.classes)}"
+        )
+    part: LabeledImages = getattr(splits, split)
+    part.transform = v2.Resize((trained.image_size,) * 2, antialias=True)
+    probabilities, labels = predict(*_prepared(trained, part))
+    return measure(probabilities, labels), trained.classes
+
+
+def predict_folder(run: Path, folder: Path, out: Path) -> int:
+    """Classify every image below a folder, and write a CSV; returns how many.
+
+    Columns: file, predicted, confidence, and the probability of each class.
+
+    Raises:
+        UsageError: there is no image, some cannot be read, or the run cannot.
+    """
+    trained = load_trained(run)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UsageError(f"--images {folder}: no images ({' '.join(IMG_EXTENSIONS)})")
+    problems = Problems()
+    images = read_images(paths, trained.image_size, problems)
+    problems.raise_if_any(f"--images {folder}")
+    unlabeled = LabeledImages(images, torch.zeros(len(paths), dtype=torch.int64))
+    probabilities, _ = predict(*_prepared(trained, unlabeled))
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("file", "predicted", "confidence", *trained.classes))
+            for source, row in zip(paths, probabilities, strict=True):
+                confidence, best = row.max(0)
+                shares = (f"{value:.6f}" for value in (confidence, *row))
+                writer.writerow((source, trained.classes[int(best)], *shares))
+
+    write_whole(out, write)
+    return len(paths)
+
+
+def _prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:
+    loader = DataLoader(data, trained.config.batch_size, num_workers=trained.config.workers)
+    return Accelerator().prepare(trained.model, loader)

@@ -1,0 +1,137 @@
+"""A run's network, applied again: figures by hand, intervals, folders of images."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from layouts import make_folder, save_image, truncate
+from unmuddle.cli import main
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.metrics import as_json, measure
+from unmuddle.recipes.train import train
+from unmuddle.recipes.trained import evaluate_run
+
+PROBABILITIES = torch.tensor(
+    [[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0]]
+)
+LABELS = torch.tensor([0, 0, 1, 1, 1])
+
+
+def test_figures_by_hand() -> None:
+    found = measure(PROBABILITIES, LABELS)
+    assert found.accuracy.value == pytest.approx(4 / 5)
+    assert found.mean_class_accuracy.value == pytest.approx((1 + 2 / 3) / 2)
+    # Each confidence is alone in its bin: the mean of |right - confidence|, where two share 0.6.
+    assert found.calibration_error.value == pytest.approx(
+        (0.1 + 0.3 + 0.2 + 2 * abs(0.5 - 0.6)) / 5
+    )
+    zero, one, none = found.classes
+    assert zero == pytest.approx((2, 2 / 3, 1, 4 / 5))
+    assert one == pytest.approx((3, 1, 2 / 3, 4 / 5))
+    assert none.samples == 0
+    assert all(map(math.isnan, none[1:]))
+    assert found.confusion.tolist() == [[2, 0, 0], [1, 2, 0], [0, 0, 0]]
+    plain = as_json(found, ("a", "b", "c"))
+    assert plain["classes"]["c"] == {"samples": 0, "precision": None, "recall": None, "f1": None}
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_intervals_are_those_of_a_binomial_and_follow_the_seed() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    probabilities = torch.eye(2)[(torch.arange(1000) % 5 == 0).long()]  # 80 % right
+    accuracy = measure(probabilities, labels).accuracy
+    deviation = math.sqrt(0.8 * 0.2 / 1000)
+    assert accuracy.low == pytest.approx(0.8 - 1.96 * deviation, abs=0.4 * deviation)
+    assert accuracy.high == pytest.approx(0.8 + 1.96 * deviation, abs=0.4 * deviation)
+    assert measure(probabilities, labels).accuracy == accuracy
+    assert measure(probabilities, labels, seed=1).accuracy != accuracy
+    alone = measure(probabilities[:1], labels[:1]).accuracy
+    assert alone.value == 0
+    assert math.isnan(alone.low)
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    make_folder(root / "data")
+    config = TrainConfig(
+        data=f"folder:{root / 'data'}", backbone="test_train:tiny", image_size=48, epochs=2,
+        batch_size=8, noise="symmetric:0.2", run=str(root / "run"),
+    )  # fmt: skip
+    return train(config)
+
+
+def test_a_run_is_scored_as_its_training_did(folder_run: Path) -> None:
+    summary = json.loads((folder_run / "summary.json").read_text())
+    found, classes = evaluate_run(folder_run)
+    assert classes == ("calm", "glad")
+    assert found.confusion.tolist() == summary["test"]["confusion"]
+    val, _ = evaluate_run(folder_run, split="val")
+    assert val.accuracy.value == summary["val_accuracy"]
+    train_part, _ = evaluate_run(folder_run, split="train")
+    assert train_part.confusion.sum(1).tolist() == [12, 12], "labels before the noise"
+
+
+def test_the_command_prints_and_writes(folder_run: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "figures.json"
+    assert main(["evaluate", "--run", str(folder_run), "--split", "val", "--json", str(path)]) == 0
+    assert "mean class accuracy" in capsys.readouterr().out
+    assert set(json.loads(path.read_text())["classes"]) == {"calm", "glad"}
+
+
+def test_images_without_labels_are_classified(folder_run: Path, tmp_path: Path, capsys) -> None:
+    for number in range(5):
+        save_image(tmp_path / "new" / "deep" / f"{number}.png", seed=number, size=60)
+    out = tmp_path / "classes.csv"
+    command = ["evaluate", "--run", str(folder_run), "--images", str(tmp_path / "new")]
+    assert main([*command, "--out", str(out)]) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == [f"{number}.png" for number in range(5)]
+    for row in rows:
+        shares = {name: float(row[name]) for name in ("calm", "glad")}
+        assert sum(shares.values()) == pytest.approx(1, abs=2e-6)
+        assert row["predicted"] == max(shares, key=shares.get)
+        assert float(row["confidence"]) == max(shares.values())
+    assert main(command) == 0
+    assert (folder_run / "predictions.csv").read_text() == out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("no readable config.yaml", ["--run", "nowhere"]),
+        ("has the classes 0, 1, 2", ["--run", "RUN", "--data", "digits"]),
+        ("--images nowhere: no images", ["--run", "RUN", "--images", "nowhere"]),
+        ("unreadable or truncated image: 1", ["--run", "RUN", "--images", "broken"]),
+        ("--out: belongs to --images", ["--run", "RUN", "--out", "x.csv"]),
+        ("neither --data nor --json", ["--run", "RUN", "--images", "broken", "--json", "x"]),
+        ("split", ["--run", "RUN", "--split", "all"]),
+        ("unknown data set", ["--run", "RUN", "--data", "faces"]),
+    ],
+)
+def test_wrong_input_is_told_and_nothing_is_written(
+    message: str, arguments: list[str], folder_run: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_image(Path("broken/0.png"), seed=0)
+    truncate(Path("broken/0.png"))
+    before = sorted([*Path().rglob("*"), *folder_run.rglob("*")])
+    assert main(["evaluate", *(str(folder_run) if a == "RUN" else a for a in arguments)]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert not shown.out
+    assert sorted([*Path().rglob("*"), *folder_run.rglob("*")]) == before
+
+
+@pytest.mark.parametrize("broken", ["summary.json", "model.safetensors"])
+def test_half_a_run_is_told(broken: str, folder_run: Path, tmp_path: Path, capsys) -> None:
+    for file in folder_run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / broken).write_bytes(b"{}")
+    assert main(["evaluate", "--run", str(tmp_path)]) == 2
+    assert "not a run that has ended" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentError
 from importlib import import_module
 from json import dumps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,15 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
     if not (module and name):
         raise UsageError(f"{loss}: expected MODULE:CALLABLE")
     try:
-        found = getattr(import_module(module), name)
+        found = attrgetter(name)(import_module(module))
+    except Exception as error:  # the user's module can fail in any way
+        raise UsageError(f"{loss}: {type(error).__name__}: {error}") from error
+    try:
         report = check_loss(
             found() if isinstance(found, type) else found, kinds=kinds, profile=profile
         )
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"{loss}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"{loss}: {type(error).__name__}: {error}") from error
     print(report)
     return int(bool(report.of("failed")))
 

@@ -311,6 +311,7 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"labels: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(3, dtype=int)}),
         (r"labels: expected an integer type, got torch.float32", TypeError, {"labels": torch.zeros(4)}),
         (r"labels: \(B, 1\) could be classes or memberships", ValueError, {"labels": torch.zeros(4, 1)}),
+        (r"labels: expected shape \(B, C\) = \(4, 1\), got \(3, 1\)", ValueError, {"labels": torch.zeros(3, 1)}),
         (r"labels: expected shape \(B, C\) = \(4, 3\), got \(5, 3\)", ValueError, {"labels": torch.zeros(5, 3)}),
         (r"weight: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(4, dtype=int), "weight": torch.ones(3)}),
         (r"keys: expected shape \(M, D\) with D = 3, got \(2, 4\)", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 4)}),

@@ -16,9 +16,12 @@ from unmuddle.testing import (
     LAWS,
     Batch,
     BrokenLawError,
+    Finding,
     Loss,
     NotApplicable,
+    Result,
     check_loss,
+    law,
     parametrize_with_laws,
     try_law,
 )
@@ -66,6 +69,8 @@ def test_a_loss_that_never_works_raises_its_own_error() -> None:
         check_loss(lambda features, labels: 1 / 0)
     with pytest.raises(TypeError, match="loss: expected a tensor, got float"):
         check_loss(lambda features, labels: 1.0)
+    with pytest.raises(TypeError, match="loss: expected floating point numbers, got torch.int64"):
+        parametrize_with_laws(lambda features, labels: labels.sum())
     with pytest.raises(ValueError, match=r"loss: expected a scalar or \(N,\), got \(6, 6\)"):
         check_loss(lambda features, labels: features @ features.T)
 
@@ -99,6 +104,75 @@ def test_where_a_loss_is_nan_only_the_law_about_that_is_broken() -> None:
     assert status["finite_value"] == "failed"
     assert status["rotation"] == status["permutation"] == "not applicable"
     assert LAWS["rotation"].applies(Loss(undefined))
+
+
+def never(features, labels):
+    raise NotApplicable
+
+
+def test_a_loss_without_a_value_is_neither_right_nor_wrong(pytester: pytest.Pytester) -> None:
+    assert {result.status for result in check_loss(never).results} == {"not applicable"}
+    pytester.makepyfile(
+        """
+        from unmuddle.testing import NotApplicable, parametrize_with_laws
+
+        def never(features, labels):
+            raise NotApplicable
+
+        @parametrize_with_laws(never, laws=["padding", "rotation"])
+        def test_loss(law):
+            law()
+        """
+    )
+    assert pytester.runpytest("-p", "no:cacheprovider").parseoutcomes() == {"skipped": 2}
+
+
+def test_a_module_is_tried_in_the_type_of_the_features() -> None:
+    class Centres(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centre = torch.nn.Parameter(torch.ones(6))
+
+        def forward(self, features, labels):
+            return (features - self.centre[: features.shape[1]]).square().sum(1).mean()
+
+    module = Centres()
+    check_loss(module, kinds=[]).raise_if_failed()
+    assert module.centre.dtype == torch.float32
+
+
+def test_what_a_law_does_wrong_is_not_blamed_on_the_loss() -> None:
+    @law("pairwise")
+    def nothing(loss, batch):
+        """Returns nothing."""
+
+    @law("pairwise")
+    def above(loss, batch):
+        """Knows another relation."""
+        return Finding(torch.tensor(1.0), ">=", torch.tensor(5.0))
+
+    for wrong, got in ((nothing, "got None"), (above, "got Finding")):
+        with pytest.raises(TypeError, match=f'expected a Finding with "==" or "<=", {got}'):
+            check_loss(mutants.supcon, laws=[wrong])
+    with pytest.raises(TypeError, match=r"law: expected names of kinds and options, as law\(\)"):
+        law(lambda loss, batch: None)
+
+
+def test_the_code_names_a_law_of_ones_own_and_where_the_loss_is() -> None:
+    @law()
+    def positive(loss, batch):
+        """A loss is above 1."""
+        return Finding(torch.tensor(1.0), "<=", loss.value(batch.features, batch.labels))
+
+    (result,) = check_loss(mutants.zero_row, kinds=[], laws=[positive]).results
+    assert "from mutants import zero_row\nprint(try_law(positive, Loss(zero_row, [])" in result.code
+    (result,) = check_loss(partial(mutants.zero_row), kinds=[], laws=[positive]).results
+    assert "# loss: what was checked\nprint(try_law(positive, Loss(loss, [])" in result.code
+
+
+def test_numbers_that_look_alike_are_shown_in_full() -> None:
+    result = Result(LAWS["padding"], "failed", found=1.0, expected=1 + 2**-50)
+    assert result.numbers == "found 1, expected == 1.0000000000000009"
 
 
 class RunningMean(torch.nn.Module):
@@ -137,7 +211,7 @@ def test_a_loss_in_fp32_breaks_one_law() -> None:
 
 def test_a_loss_that_depends_on_nothing_is_tried_as_any_other() -> None:
     report = check_loss(lambda features, labels: features.new_tensor(1.0), kinds=("pairwise",))
-    assert [result.law.name for result in report.of("failed")] == ["nan_is_not_hidden"]
+    assert not report.of("failed")
     with pytest.raises(ValueError, match="status: expected one of"):
         report.of("fail")
 
@@ -161,8 +235,17 @@ def test_what_is_no_loss_is_named() -> None:
         check_loss(torch.nn.MSELoss)
     with pytest.raises(TypeError, match="kinds: expected a collection of names, got 'logits'"):
         check_loss(mutants.scores, kinds="logits")
-    with pytest.raises(TypeError, match=r"laws: expected some of LAWS.values\(\), got 'padding'"):
-        check_loss(mutants.padding, laws="padding")
+    with pytest.raises(TypeError, match="kinds: expected a collection of names, got None"):
+        check_loss(mutants.scores, kinds=None)
+    for wrong in ("padding", LAWS["padding"], 3):
+        with pytest.raises(TypeError, match="laws: expected several laws or names, got"):
+            check_loss(mutants.padding, laws=wrong)
+    with pytest.raises(ValueError, match="laws: no law is called 'paddings'"):
+        check_loss(mutants.padding, laws=["paddings"])
+    with pytest.raises(TypeError, match="laws: expected laws or their names, got 3"):
+        check_loss(mutants.padding, laws=[3])
+    with pytest.raises(TypeError, match="expected_failures: expected names and reasons, got"):
+        parametrize_with_laws(mutants.supcon, expected_failures=["padding"])
     with pytest.raises(ValueError, match="expected_failures: no laws of this loss: symmetry"):
         parametrize_with_laws(mutants.supcon, expected_failures={"symmetry": "a reason"})
 
@@ -209,5 +292,9 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
         assert f"unmuddle laws: error: {wrong}: " in capsys.readouterr().err
     assert main(["laws", "my_losses"]) == 2
     assert "my_losses: expected MODULE:CALLABLE" in capsys.readouterr().err
+    (tmp_path / "broken.py").write_text("1 / 0")
+    assert main(["laws", "broken:loss"]) == 2
+    assert "broken:loss: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert main(["laws", "torch:nn.functional.cross_entropy", "--kinds", "logits"]) == 0
     assert main(["laws", "my_losses:honest", "--kinds", "nice"]) == 2
     assert "kinds: expected some of" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Each law lives: it kills the mutant made for it and lets honest losses pass."""
 
 import pytest
+import torch
 
 import mutants
 from mutants import MUTANTS, SOFT, VIEWS
@@ -30,6 +31,32 @@ def test_a_law_kills_its_mutant(name: str) -> None:
 )
 def test_honest_losses_keep_every_law(fn, kinds) -> None:
     check_loss(fn, kinds=kinds).raise_if_failed()
+
+
+def triplet(features, labels):
+    distances = (features[:, None] - features).square().sum(2)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+    excess = (distances[:, :, None] - distances[:, None] + 0.3).relu()
+    chosen = positive[:, :, None] & ~same[:, None]
+    return (excess * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def hardest(features, labels):
+    distances = (features[:, None] - features).square().sum(2)
+    same = labels[:, None] == labels
+    far = distances.masked_fill(~same, -torch.inf).max(1).values
+    near = distances.masked_fill(same, torch.inf).min(1).values
+    return torch.nn.functional.softplus(far - near + 0.3).mean()
+
+
+def cold(features, labels):
+    return mutants.supcon(features, labels, temperature=0.02)
+
+
+@pytest.mark.parametrize("fn", [triplet, hardest, cold])
+def test_sound_losses_are_not_accused(fn) -> None:
+    check_loss(fn).raise_if_failed()
 
 
 def test_statements_fit_a_table() -> None:

@@ -126,3 +126,9 @@ def test_profiles(monkeypatch) -> None:
 def test_a_batch_that_cannot_be_is_named(wrong: dict) -> None:
     with pytest.raises(ValueError, match="expected n, dim, classes >= 1 and one of"):
         Batch(**({"n": 4, "dim": 2, "classes": 2} | wrong))
+
+
+def test_temperatures_need_a_range() -> None:
+    for least, most in ((2.0, 1.0), (0.0, 1.0), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="temperatures: expected 0 < least <= most"):
+            strategies.temperatures(least, most)

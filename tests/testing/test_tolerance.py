@@ -45,6 +45,39 @@ def test_shapes_and_infinities_have_to_agree(check) -> None:
         check(broken, TRUTH, HONEST)
 
 
+@pytest.mark.parametrize("check", [assert_within_budget, assert_gradient_within_budget])
+def test_equal_infinities_are_right_and_others_wrong(check) -> None:
+    truth, honest = TRUTH.clone(), HONEST.clone()
+    truth[3:6] = honest[3:6] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    check(honest, truth, honest)
+    wrong = honest.clone()
+    wrong[3] = -torch.inf
+    with pytest.raises(AssertionError, match="got: not the infinity of the truth"):
+        check(wrong, truth, honest)
+
+
+@pytest.mark.parametrize("check", [assert_within_budget, assert_gradient_within_budget])
+def test_an_honest_result_that_is_none_excuses_nothing(check) -> None:
+    broken = HONEST.clone()
+    broken[3] = torch.inf
+    with pytest.raises(AssertionError, match="honest: not finite where the truth is"):
+        check(HONEST, TRUTH, broken)
+    with pytest.raises(AssertionError, match=r"honest: shape \(1,\), expected \(200,\)"):
+        check(HONEST, TRUTH, HONEST[:1])
+    with pytest.raises(
+        TypeError, match="got: expected a tensor of floating point numbers, got float"
+    ):
+        check(1.0, TRUTH, HONEST)
+    with pytest.raises(TypeError, match="truth: expected a tensor of .* got torch.int64"):
+        check(HONEST, TRUTH.long(), HONEST)
+
+
+def test_impossible_budgets_are_refused() -> None:
+    for slack, terms in ((0.0, 0.0), (4.0, float("nan")), (4.0, float("inf"))):
+        with pytest.raises(ValueError, match="slack, terms: expected above 0, and finite"):
+            assert_within_budget(HONEST, TRUTH, HONEST, slack=slack, terms=terms)
+
+
 def test_zero_gradients_are_compared() -> None:
     zero = torch.zeros(5)
     assert_gradient_within_budget(zero, zero.double(), zero)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmuddle import LabelLedger
+from unmuddle.uerm import Proposals
 
 N, K = 6, 3
 
@@ -125,6 +126,15 @@ def test_exports(tmp_path: Path) -> None:
         (0, None, 1),
         (1, None, 2),
     ]
+
+
+def test_suggestions_are_ranked_by_margin() -> None:
+    ledger = new_ledger()
+    labels = (ledger.labels() + torch.tensor([1, 0, 1, 0, 1, 0])) % K
+    margin = torch.linspace(0, 1, N)
+    found = ledger.suggest(proposals=Proposals(labels, margin, 0.5, "by hand"), limit=2)
+    assert [(s.sample, s.label, s.suggested) for s in found] == [(4, 1, 2), (2, 2, 0)]
+    assert torch.equal(ledger.labels(), ledger.original())
 
 
 def test_compare_by_hand() -> None:

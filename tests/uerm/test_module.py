@@ -296,6 +296,15 @@ def test_neighbours_vote_by_the_labels_as_given_and_not_on_themselves() -> None:
     assert uerm.evidence().uncertainty[80] == 1
 
 
+def test_every_other_sample_has_a_vote() -> None:
+    # 30 neighbours are asked, and there are 30 besides sample 30, sample 0 among them.
+    uerm = UERM(torch.arange(31) % 2, 2, estimator="neighbours", feature_dim=2, queue=31)
+    for _ in range(2):
+        uerm(torch.ones(31, 2), torch.zeros(31, 2), torch.arange(31))
+    votes = uerm.evidence().votes.probabilities
+    torch.testing.assert_close(votes[30], torch.tensor([0.5, 0.5]))
+
+
 @pytest.mark.parametrize(
     ("message", "other"),
     [

@@ -1,13 +1,14 @@
 """`check_loss`: try the laws that apply to a loss, and say what came of each."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.law import Law, NotApplicable
+from unmuddle.testing.law import Law, LawError, NotApplicable
 from unmuddle.testing.laws import LAWS
 from unmuddle.testing.loss import PROBES, Kind, Loss
 
@@ -31,6 +32,7 @@ class Result:
         expected: what that should be compared with.
         error: what the loss raised instead.
         loss: code for it.
+        setup: code that comes before.
     """
 
     law: Law
@@ -41,16 +43,20 @@ class Result:
     expected: float | None = None
     error: str | None = None
     loss: str = "loss"
+    setup: str = ""
 
     @property
     def code(self) -> str:
         """Python that shows the counter-example, given the loss as `loss` or by its name."""
         if self.batch is None:
             return ""
-        return (
-            "from unmuddle.testing import LAWS, Batch, Loss, try_law\n"
-            f"print(try_law(LAWS[{self.law.name!r}], {self.loss}, {self.batch!r}).numbers)"
-        )
+        law = f"LAWS[{self.law.name!r}]" if self.law in LAWS.values() else self.law.name
+        lines = [
+            "from unmuddle.testing import LAWS, Batch, Loss, try_law",
+            self.setup,
+            f"print(try_law({law}, {self.loss}, {self.batch!r}).numbers)",
+        ]
+        return "\n".join(filter(None, lines))
 
     @property
     def numbers(self) -> str:
@@ -59,7 +65,8 @@ class Result:
             return self.error
         if self.found is None:
             return ""
-        return f"found {self.found:.9g}, expected {self.relation} {self.expected:.9g}"
+        digits = 9 if f"{self.found:.9g}" != f"{self.expected:.9g}" else 17
+        return f"found {self.found:.{digits}g}, expected {self.relation} {self.expected:.{digits}g}"
 
     def raise_if_failed(self) -> None:
         """Raise a BrokenLawError that names the law, both numbers and the counter-example."""
@@ -118,7 +125,7 @@ def check_loss(
     fn: Callable[..., Tensor],
     *,
     kinds: Collection[Kind] = ("pairwise", "supervised"),
-    laws: Iterable[Law] | None = None,
+    laws: Iterable[Law | str] | None = None,
     profile: str | None = None,
 ) -> Report:
     """Try every law that applies to a loss on many batches.
@@ -126,13 +133,14 @@ def check_loss(
     Args:
         fn: `fn(features (N, D), labels (N,))` -> a scalar or `(N,)`; a function or a module.
         kinds: what the loss is meant to be; see `Loss`.
-        laws: those to try; `None`: all.
+        laws: those to try, or their names; `None`: all.
         profile: `"fast"`, `"ci"` or `"thorough"`; `None`: that of the environment variable
             `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
 
     Raises:
         ImportError: hypothesis is not installed.
-        TypeError: `laws` holds something else.
+        TypeError: an argument is of another type.
+        ValueError: no law has that name.
         Exception: what the loss raises on an ordinary batch of six samples and two classes.
 
     Examples:
@@ -142,12 +150,7 @@ def check_loss(
         >>> report.of("failed")[0].batch.n
         2
     """
-    loss = Loss(fn, kinds)
-    # What does not work at all says so itself, with its traceback.
-    loss.copy()(PROBES[0].features, PROBES[0].labels)
-    chosen = tuple(LAWS.values() if laws is None else laws)
-    if not all(isinstance(law, Law) for law in chosen):
-        raise TypeError(f"laws: expected some of LAWS.values(), got {laws!r}")
+    loss, chosen = _working(fn, kinds), _chosen(laws)
     return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
 
 
@@ -155,6 +158,7 @@ def parametrize_with_laws(
     fn: Callable[..., Tensor],
     *,
     kinds: Collection[Kind] = ("pairwise", "supervised"),
+    laws: Iterable[Law | str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     profile: str | None = None,
 ) -> Any:
@@ -163,6 +167,7 @@ def parametrize_with_laws(
     Args:
         fn: the loss, as for `check_loss`.
         kinds: what it is meant to be.
+        laws: those to try, of which the ones that apply are; `None`: all.
         expected_failures: names of laws that it breaks, each with the reason. Strict: a law that
             is kept all the same fails its test.
         profile: as for `check_loss`.
@@ -180,22 +185,50 @@ def parametrize_with_laws(
 
     from unmuddle.testing import strategies
 
-    loss, reasons = Loss(fn, kinds), dict(expected_failures or {})
+    if not isinstance(expected_failures, Mapping | None):
+        raise TypeError(f"expected_failures: expected names and reasons, got {expected_failures!r}")
+    loss, reasons = _working(fn, kinds), dict(expected_failures or {})
     strategies.profile(profile)  # a wrong name is told here
-    applying = [law for law in LAWS.values() if law.applies(loss)]
+    applying = [law for law in _chosen(laws) if law.applies(loss)]
     unknown = reasons.keys() - {law.name for law in applying}
     if unknown:
         raise ValueError(f"expected_failures: no laws of this loss: {', '.join(sorted(unknown))}")
 
     def case(law: Law) -> Any:
         def check() -> None:
-            _try(law, loss, profile).raise_if_failed()
+            result = _try(law, loss, profile)
+            result.raise_if_failed()
+            if result.status == "not applicable":
+                pytest.skip("it says nothing about any batch that this loss has a value for")
 
         reason = reasons.get(law.name)
         expected = pytest.mark.xfail(raises=BrokenLawError, strict=True, reason=reason or "")
         return pytest.param(check, id=law.name, marks=[] if reason is None else [expected])
 
     return pytest.mark.parametrize("law", [case(law) for law in applying])
+
+
+def _working(fn: Callable[..., Tensor], kinds: Collection[Kind]) -> Loss:
+    """The loss, once tried: what does not work at all says so itself, with its traceback."""
+    loss = Loss(fn, kinds)
+    with suppress(NotApplicable):
+        loss.copy()(PROBES[0].features, PROBES[0].labels)
+    return loss
+
+
+def _chosen(laws: Iterable[Law | str] | None) -> list[Law]:
+    if laws is None:
+        return list(LAWS.values())
+    if isinstance(laws, str | Law) or not isinstance(laws, Iterable):
+        raise TypeError(f"laws: expected several laws or names, got {laws!r}")
+    chosen: list[Law] = []
+    for law in laws:
+        if isinstance(law, str) and law not in LAWS:
+            raise ValueError(f"laws: no law is called {law!r}")
+        chosen.append(LAWS[law] if isinstance(law, str) else law)
+        if not isinstance(chosen[-1], Law):
+            raise TypeError(f"laws: expected laws or their names, got {law!r}")
+    return chosen
 
 
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
@@ -227,9 +260,18 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
         found, expected = finding.worst
     except NotApplicable:
         return Result(law, "not applicable")
+    except LawError:
+        raise
     except Exception as error:  # whatever a loss raises breaks the law
         message = str(error).partition("\n")[0]
         return Result(
-            law, "failed", batch, error=f"{type(error).__name__}: {message}", loss=loss.code
+            law,
+            "failed",
+            batch,
+            error=f"{type(error).__name__}: {message}",
+            loss=loss.code,
+            setup=loss.setup,
         )
-    return Result(law, "failed", batch, found, finding.relation, expected, loss=loss.code)
+    return Result(
+        law, "failed", batch, found, finding.relation, expected, loss=loss.code, setup=loss.setup
+    )

@@ -17,6 +17,10 @@ class NotApplicable(Exception):  # noqa: N818  nothing went wrong
     """The law says nothing about this batch."""
 
 
+class LawError(TypeError):
+    """The law is wrong, not the loss."""
+
+
 class Finding(NamedTuple):
     """What came of trying a law.
 
@@ -97,8 +101,12 @@ class Law:
 
         Raises:
             NotApplicable: it says nothing about this batch.
+            LawError: what it returns is no finding.
         """
-        return self.function(loss, batch)
+        finding: object = self.function(loss, batch)
+        if not isinstance(finding, Finding) or finding.relation not in ("==", "<="):
+            raise LawError(f'{self.name}: expected a Finding with "==" or "<=", got {finding!r}')
+        return finding
 
     def applies(self, loss: Loss) -> bool:
         """Whether it is about this loss."""
@@ -117,6 +125,9 @@ def law(*needs: str) -> Callable[[Statement], Law]:
         >>> mirror.statement
         'Turning the sign of all features changes nothing'
     """
+    for name in needs:
+        if not isinstance(name, str):
+            raise TypeError(f"law: expected names of kinds and options, as law(), got {name!r}")
     return lambda function: Law(function, needs)
 
 

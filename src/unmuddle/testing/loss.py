@@ -54,12 +54,13 @@ class Loss:
             raise TypeError(f"fn: expected a loss, got the class {fn.__name__}; make one of it")
         if not callable(fn):
             raise TypeError(f"fn: expected a callable loss, got {type(fn).__name__}")
-        if isinstance(kinds, str):
+        if isinstance(kinds, str) or not isinstance(kinds, Collection):
             raise TypeError(f"kinds: expected a collection of names, got {kinds!r}")
         for kind in kinds:
             if kind not in KINDS:
                 raise ValueError(f"kinds: expected some of {KINDS}, got {kind!r}")
         self.fn = fn
+        self._cast: dict[torch.dtype, nn.Module] = {}
         self.measurements: dict[Hashable, tuple[Tensor, float]] = {}  # see `law.measured`
         module: set[str] = {"module"} if isinstance(fn, nn.Module) else set()
         self.traits: Traits = frozenset({*kinds, *module, *_options(fn)})
@@ -68,6 +69,14 @@ class Loss:
         """As `check_loss` names it."""
         fn = self.fn.func if isinstance(self.fn, partial) else self.fn
         return getattr(fn, "__qualname__", type(fn).__name__)
+
+    @property
+    def setup(self) -> str:
+        """Python that imports it, or says that it has to be there."""
+        name, module = getattr(self.fn, "__qualname__", ""), getattr(self.fn, "__module__", "")
+        if not name.isidentifier():
+            return "# loss: what was checked"
+        return "" if module == "__main__" else f"from {module} import {name}"
 
     @property
     def code(self) -> str:
@@ -80,13 +89,23 @@ class Loss:
         """The loss as it is."""
         if "logits" in self.traits and isinstance(labels, Tensor):
             labels = labels % features.shape[1]
-        found: Any = self.fn(features, labels, **options)
+        found: Any = self._in(features.dtype)(features, labels, **options)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss: expected a tensor, got {type(found).__name__}")
+        if not found.is_floating_point():
+            raise TypeError(f"loss: expected floating point numbers, got {found.dtype}")
         one_each = (features.shape[0],), (features.shape[0], 1), features.shape[:-1]
         if found.ndim and tuple(found.shape) not in map(tuple, one_each):
             raise ValueError(f"loss: expected a scalar or (N,), got {tuple(found.shape)}")
         return found
+
+    def _in(self, dtype: torch.dtype) -> Callable[..., Any]:
+        """The function, or a copy of the module whose parameters and buffers are of that type."""
+        if not isinstance(self.fn, nn.Module):
+            return self.fn
+        if dtype not in self._cast:
+            self._cast[dtype] = copy.deepcopy(self.fn).to(dtype)
+        return self._cast[dtype]
 
     @cached_property
     def eps(self) -> float:

@@ -3,6 +3,7 @@
 What is drawn is a value that prints as the code that makes it, and shrinks to small sizes.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -145,8 +146,10 @@ def labels(
 
 def temperatures(least: float = 0.01, most: float = 100.0) -> st.SearchStrategy[float]:
     """Temperatures, as often below 1 as above; simplest is 1."""
-    spread = st.sampled_from((1.0, 0.07, 0.1, 0.5, 2.0, 10.0, 0.02, 50.0, least, most))
-    return spread.filter(lambda tau: least <= tau <= most)
+    if not 0 < least <= most < math.inf:
+        raise ValueError(f"temperatures: expected 0 < least <= most, got {least} and {most}")
+    known = (1.0, 0.07, 0.1, 0.5, 2.0, 10.0, 0.02, 50.0, least, most)
+    return st.sampled_from([tau for tau in known if least <= tau <= most])
 
 
 def feature_maps(

@@ -1,5 +1,6 @@
 """How wrong a result may be: as wrong as honest work in its number format."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,13 +30,15 @@ def assert_within_budget(
         >>> x = torch.rand(100)
         >>> assert_within_budget(x.sum(), x.double().sum(), x.flip(0).sum())
     """
-    _assert_alike(got, truth)
+    if not (slack > 0 and 0 <= terms < math.inf):
+        raise ValueError(f"slack, terms: expected above 0, and finite, got {slack}, {terms}")
+    got, truth, honest, eps = _finite(got, truth, honest)
     if not got.numel():
         return
-    rounding = torch.finfo(got.dtype).eps * max(float(truth.abs().max()), terms)
-    error, allowed = (_distance(value, truth) for value in (got, honest))
+    rounding = eps * max(float(truth.abs().max()), terms)
+    error, allowed = (float((value - truth).abs().max()) for value in (got, honest))
     if not error <= slack * (allowed + rounding):
-        place = int((got.double() - truth.double()).abs().argmax())
+        place = int((got - truth).abs().argmax())
         raise AssertionError(
             f"error {error:.3g}, allowed {slack * (allowed + rounding):.3g} "
             f"(an honest computation: {allowed:.3g}); worst at {place}: "
@@ -68,10 +71,9 @@ def assert_gradient_within_budget(
         >>> truth = torch.randn(100, dtype=torch.double)
         >>> assert_gradient_within_budget(truth.float(), truth, truth.float())
     """
-    _assert_alike(got, truth)
+    got, truth, honest, eps = _finite(got, truth, honest)
     if not got.numel():
         return
-    eps = torch.finfo(got.dtype).eps
     allowed_figures = _gradient_errors(honest, truth)
     for name, error in _gradient_errors(got, truth).items():
         allowed = slack * (allowed_figures[name] + eps)
@@ -110,19 +112,36 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     return sum(kept.values())
 
 
-def _assert_alike(got: Tensor, truth: Tensor) -> None:
-    if got.shape != truth.shape:
-        raise AssertionError(f"shape {tuple(got.shape)}, expected {tuple(truth.shape)}")
-    if not torch.equal(got.isfinite(), truth.isfinite()):
-        raise AssertionError("not finite where the truth is, or the other way round")
+def _finite(got: Tensor, truth: Tensor, honest: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """All three in fp64, with 0 for equal infinities and NaN, and the rounding of `got`.
 
-
-def _distance(value: Tensor, truth: Tensor) -> float:
-    return float((value.double() - truth.double()).abs().max())
+    Raises:
+        AssertionError: shapes differ, or one is finite where the truth is not.
+        TypeError: one is no tensor of real floating point numbers.
+    """
+    given = {"got": got, "truth": truth, "honest": honest}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a tensor of floating point numbers, got {kind}")
+        if value.shape != truth.shape:
+            raise AssertionError(
+                f"{name}: shape {tuple(value.shape)}, expected {tuple(truth.shape)}"
+            )
+        if not torch.equal(value.isfinite(), truth.isfinite()):
+            raise AssertionError(f"{name}: not finite where the truth is, or the other way round")
+    infinite = ~truth.isfinite()
+    kinds = [v[infinite].double().nan_to_num(0.0, math.inf, -math.inf) for v in (got, truth)]
+    if not torch.equal(*kinds):
+        raise AssertionError("got: not the infinity of the truth")
+    got_, truth_, honest_ = (
+        value.detach().double().masked_fill(infinite, 0) for value in given.values()
+    )
+    return got_, truth_, honest_, torch.finfo(got.dtype).eps
 
 
 def _gradient_errors(gradient: Tensor, truth: Tensor) -> dict[str, float]:
-    got, true = gradient.double().flatten(), truth.double().flatten()
+    got, true = gradient.flatten(), truth.flatten()
     length = float(true.norm()) or 1.0
     cosine = float(got @ true) / (float(got.norm()) * length or 1.0)
     return {

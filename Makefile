@@ -27,7 +27,7 @@ test-all: lint docs
 
 # The laws of the loss on every backend, 200 batches each.
 laws: .venv/installed
-	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(TEST) tests/supcon/test_laws.py
+	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(TEST) tests/supcon/test_laws.py -k 'reference or tiled or triton or module'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -6,13 +6,12 @@ as the measure (`measured`): how far its fp32 result is from its fp64 result, sc
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch, ContrastiveBatch
-from unmuddle.testing.law import Finding, Law, NotApplicable, largest, law, measured
+from unmuddle.testing.law import Finding, Law, NotApplicable, as_good_as_its_input, law, measured
 from unmuddle.testing.loss import EPS, Loss
 from unmuddle.testing.tolerance import saved_bytes
 
@@ -229,7 +228,7 @@ def upstream_gradient(loss: Loss, batch: Batch) -> Finding:
     x, labels = batch.features, batch.labels
 
     def three_times(features: Tensor, labels: Tensor) -> Tensor:
-        return 3 * loss.fn(features, labels).mean()
+        return 3 * loss.value(features, labels)
 
     tripled = loss.like(three_times)
     gradient, budget = measured(loss, loss.gradient, x, labels)
@@ -274,8 +273,7 @@ def single_precision(loss: Loss, batch: Batch) -> Finding:
     fp32 at random, and 64 eps (1 + |L|).
     """
     x, labels = batch.features.float(), batch.labels
-    exact = loss.value(x.double(), labels)
-    budget = _input_rounding(loss.value, exact, x, labels)
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
     return Finding(loss.value(x, labels), "==", exact, budget)
 
 
@@ -288,21 +286,8 @@ def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
     if batch.dim < 2:
         raise NotApplicable
     x, labels = batch.features.float(), batch.labels
-    exact = loss.gradient(x.double(), labels)
-    budget = _input_rounding(loss.gradient, exact, x, labels)
+    exact, budget = as_good_as_its_input(loss, loss.gradient, x, labels)
     return Finding(loss.gradient(x, labels), "==", exact, budget)
-
-
-def _input_rounding(
-    compute: Callable[..., Tensor], exact: Tensor, x: Tensor, labels: Tensor
-) -> float:
-    eps = torch.finfo(x.dtype).eps
-    g = torch.Generator().manual_seed(0)
-    most = 0.0
-    for _ in range(3):
-        moved = x.double() * (1 + eps * (2 * torch.rand(x.shape, generator=g).double() - 1))
-        most = max(most, largest(compute(moved, labels) - exact))
-    return 64 * (most + eps * (1 + largest(exact)))
 
 
 @law()
@@ -316,8 +301,7 @@ def half_precision(loss: Loss, batch: Batch) -> Finding:
         found = loss.value(x, labels)
     except NotImplementedError as error:
         raise NotApplicable from error
-    exact = loss.value(x.double(), labels)
-    budget = _input_rounding(loss.value, exact, x, labels)
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
     return Finding(found, "==", exact, budget)
 
 
@@ -398,8 +382,7 @@ def extreme_lengths(loss: Loss, batch: Batch) -> Finding:
     """
     x, labels = batch.features.float(), batch.labels
     scales = torch.tensor([1e-8, 1e8]).repeat(batch.n)[: batch.n, None]
-    exact = loss.value(x.double(), labels)
-    budget = _input_rounding(loss.value, exact, x, labels)
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
     return Finding(loss.value(scales * x, labels), "==", exact, budget)
 
 

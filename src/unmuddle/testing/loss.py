@@ -73,8 +73,8 @@ class Loss:
     @property
     def setup(self) -> str:
         """Python that imports it, or says that it has to be there."""
-        name, module = getattr(self.fn, "__qualname__", ""), getattr(self.fn, "__module__", "")
-        if not name.isidentifier():
+        name, module = getattr(self.fn, "__qualname__", ""), getattr(self.fn, "__module__", None)
+        if not (name.isidentifier() and module):
             return "# loss: what was checked"
         return "" if module == "__main__" else f"from {module} import {name}"
 

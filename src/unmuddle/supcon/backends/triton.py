@@ -30,7 +30,7 @@ def _similarities(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    s = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATE)
+    s = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATE)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         in_dim = d[None, :] < D
@@ -63,7 +63,7 @@ def log_sum_exp_kernel(
     row_group = tl.load(group + rows, rows < row_stop, -1)
     scale = tl.load(scale_pointer)
     m = tl.full((BLOCK_M,), float("-inf"), ACCUMULATE)
-    total_exp = tl.zeros((BLOCK_M,), ACCUMULATE)
+    total_exp = tl.full((BLOCK_M,), 0.0, ACCUMULATE)
     for start in range(0, total, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         col_group = tl.load(group + cols, cols < total, -1)
@@ -95,7 +95,7 @@ def pull_kernel(
     row_g = tl.load(g + rows, in_rows, 0.0)
     row_lse = tl.load(lse + rows, in_rows, float("inf"))
     scale = tl.load(scale_pointer)
-    accumulator = tl.zeros((BLOCK_M, BLOCK_OUT), ACCUMULATE)
+    accumulator = tl.full((BLOCK_M, BLOCK_OUT), 0.0, ACCUMULATE)
     for start in range(col_start, col_stop, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
         in_cols = cols < col_stop

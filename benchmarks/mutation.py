@@ -65,22 +65,19 @@ def in_annotation(mutant: MutationSpec) -> bool:
     )
 
 
-def copy_of_the_code() -> Path:
-    """A folder of this process's own, to break things in."""
-    copy = Path(tempfile.gettempdir()) / f"unmuddle-mutants-{os.getpid()}"
-    if not copy.exists():
-        copy.mkdir()
-        for name in ("src", "tests", "benchmarks", "docs/pages"):
-            shutil.copytree(ROOT / name, copy / name)
-        for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
-            shutil.copy(ROOT / name, copy / name)
-    return copy
+def work_on_a_copy(folder: str) -> None:
+    """Let this process break things in a copy of its own."""
+    copy = Path(folder) / str(os.getpid())
+    for name in ("src", "tests", "benchmarks", "docs/pages"):
+        shutil.copytree(ROOT / name, copy / name)
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, copy / name)
+    os.chdir(copy)
+    os.environ |= {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
 
 
 def run(part: str, mutant: MutationSpec | None) -> tuple[TestOutcome | None, str]:
     """Test a mutant, or the code as it is; what came of it, and how."""
-    os.chdir(copy_of_the_code())
-    os.environ |= {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
     files = " ".join(f"tests/{part}/test_{name}.py" for name in PARTS[part][1].split())
     started = time.perf_counter()
     result = mutate_and_test(
@@ -109,7 +106,10 @@ def main() -> None:
     a = parser.parse_args()
     os.chdir(ROOT)
     drawn = [(part, mutant) for part in a.parts for mutant in sample(part, a.sample, a.seed)]
-    with ProcessPoolExecutor(a.jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(a.jobs, initializer=work_on_a_copy, initargs=(folder,)) as pool,
+    ):
         sound = [pool.submit(run, part, None) for part in a.parts]
         jobs = [pool.submit(run, *mutant) for mutant in drawn]
         outcomes: list[TestOutcome | None] = []

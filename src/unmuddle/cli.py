@@ -127,6 +127,9 @@ def _evaluate(
     from unmuddle.recipes.trained import evaluate_run, predict_folder
     from unmuddle.report import metrics_table
 
+    for option, path in (("--json", json), ("--out", out)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise UsageError(f"{option} {path}: expected a file in a folder that is there")
     if images is not None:
         if data is not None or json is not None:
             raise UsageError("--images: has no labels to score, so neither --data nor --json")

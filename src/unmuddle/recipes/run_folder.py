@@ -28,6 +28,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial.replace(path)
 
 
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV whole."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    write_whole(path, write)
+
+
 def make_folder(option: str, path: Path) -> Path:
     """The folder, made if it is not there.
 
@@ -85,13 +97,12 @@ class RunFolder:
         """Write which image each training sample id stands for, and its label as given."""
         sources = [data.source(i) for i in range(len(data))]
         names = [classes[label] for label in data.labels.tolist()]
-
         rows = zip(range(len(data)), sources, data.labels.tolist(), names, strict=True)
-        self._save_table("samples.csv", ("sample", "source", "label", "label_name"), rows)
+        write_table(self.path / "samples.csv", ("sample", "source", "label", "label_name"), rows)
 
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""
-        self._save_table("duplicates.csv", Copy._fields, copies)
+        write_table(self.path / "duplicates.csv", Copy._fields, copies)
 
     def add_metrics(self, **values: float | None) -> None:
         """Append one line."""
@@ -116,12 +127,3 @@ class RunFolder:
         """Write how the run ended."""
         text = json.dumps(summary, indent=2) + "\n"
         write_whole(self.path / "summary.json", lambda file: file.write_text(text))
-
-    def _save_table(self, name: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(rows)
-
-        write_whole(self.path / name, write)

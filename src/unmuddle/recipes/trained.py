@@ -1,6 +1,5 @@
 """What a run has learned, applied: to a split of a data set, or to images without labels."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,12 +15,12 @@ from torchvision.transforms import v2
 from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
-from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.data.files import Problems, find_images, read_images
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.evaluate import predict
 from unmuddle.recipes.metrics import Metrics, measure
 from unmuddle.recipes.model import Classifier
-from unmuddle.recipes.run_folder import read_config, write_whole
+from unmuddle.recipes.run_folder import read_config, write_table
 
 
 class Trained(NamedTuple):
@@ -99,7 +98,7 @@ def predict_folder(run: Path, folder: Path, out: Path) -> int:
         UsageError: there is no image, some cannot be read, or the run cannot.
     """
     trained = load_trained(run)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    paths = find_images(folder)
     if not paths:
         raise UsageError(f"--images {folder}: no images ({' '.join(IMG_EXTENSIONS)})")
     problems = Problems()
@@ -108,16 +107,11 @@ def predict_folder(run: Path, folder: Path, out: Path) -> int:
     unlabeled = LabeledImages(images, torch.zeros(len(paths), dtype=torch.int64))
     probabilities, _ = predict(*_prepared(trained, unlabeled))
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("file", "predicted", "confidence", *trained.classes))
-            for source, row in zip(paths, probabilities, strict=True):
-                confidence, best = row.max(0)
-                shares = (f"{value:.6f}" for value in (confidence, *row))
-                writer.writerow((source, trained.classes[int(best)], *shares))
-
-    write_whole(out, write)
+    rows = (
+        (source, trained.classes[int(row.argmax())], *(f"{p:.6f}" for p in (row.max(), *row)))
+        for source, row in zip(paths, probabilities, strict=True)
+    )
+    write_table(out, ("file", "predicted", "confidence", *trained.classes), rows)
     return len(paths)
 
 

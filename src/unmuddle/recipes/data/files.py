@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from unmuddle.recipes.errors import UsageError
 
@@ -42,7 +43,8 @@ class ImageFiles:
         self.digests = digests
 
     def __getitem__(self, index: int) -> Tensor:
-        rgb = _decode(self.paths[index], self.boxes[index] if self.boxes else None)
+        with Image.open(self.paths[index]) as image:
+            rgb = _cut(image, self.boxes[index] if self.boxes else None)
         if rgb.size != (self.size, self.size):
             rgb = rgb.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -56,6 +58,11 @@ class ImageFiles:
             [self.boxes[i] for i in chosen] if self.boxes else None,
             [self.digests[i] for i in chosen],
         )
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image file below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
 def read_images(
@@ -95,9 +102,8 @@ class Problems:
         raise UsageError("\n".join(lines))
 
 
-def _decode(path: Path, box: Box | None) -> Image.Image:
-    with Image.open(path) as image:
-        rgb = image.convert("RGB")
+def _cut(image: Image.Image, box: Box | None) -> Image.Image:
+    rgb = image.convert("RGB")
     return rgb if box is None else rgb.crop(box)
 
 
@@ -108,10 +114,9 @@ def _digest(path: Path, box: Box | None) -> tuple[bytes, str | None]:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 return b"", "image of more than 8 bits a channel"
-        rgb = _decode(path, box)
+            return digest(np.array(_cut(image, box))), None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return b"", "unreadable or truncated image"
-    return digest(np.array(rgb)), None
 
 
 def digest(pixels: np.ndarray) -> bytes:

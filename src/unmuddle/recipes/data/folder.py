@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.data.files import Problems, find_images, read_images
 from unmuddle.recipes.data.split import split_off_validation
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
@@ -46,9 +46,7 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS
-        )
+        found = find_images(folder / name)
         if not found and folder.name == "train":
             problems.add(f"class without images ({' '.join(IMG_EXTENSIONS)})", str(folder / name))
         paths += found

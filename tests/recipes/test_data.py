@@ -252,6 +252,25 @@ def test_every_problem_of_a_layout_is_told_in_one_error(
     assert sorted(found) == sorted(problems)
 
 
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return Path.mkdir, (self.folder,)
+
+
+def test_an_annotation_does_not_run_code(tmp_path: Path) -> None:
+    make_affectnet_annotations(tmp_path)
+    annotation = tmp_path / "train_set" / "annotations" / "0_exp.npy"
+    np.save(annotation, np.array([Code(tmp_path / "run")], dtype=object))
+    with pytest.raises(UsageError, match="annotation that is no whole number: 1"):
+        load_data(f"affectnet:{tmp_path}")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -39,7 +39,7 @@ def triplet(features, labels):
     positive = same & ~torch.eye(len(labels), dtype=torch.bool)
     excess = (distances[:, :, None] - distances[:, None] + 0.3).relu()
     chosen = positive[:, :, None] & ~same[:, None]
-    return (excess * chosen).sum() / chosen.sum().clamp(min=1)
+    return excess[chosen].sum() / chosen.sum().clamp(min=1)
 
 
 def hardest(features, labels):
@@ -51,7 +51,15 @@ def hardest(features, labels):
 
 
 def cold(features, labels):
-    return mutants.supcon(features, labels, temperature=0.02)
+    z = torch.nn.functional.normalize(features)
+    itself = torch.eye(len(z), dtype=torch.bool)
+    similar = (z @ z.T / 0.02).masked_fill(itself, -torch.inf)
+    log_p = similar - similar.logsumexp(1, keepdim=True)
+    positive = (labels[:, None] == labels) & ~itself
+    counts = positive.sum(1)
+    if not counts.any():
+        return 0 * features.sum()
+    return -(log_p.masked_fill(~positive, 0).sum(1) / counts)[counts > 0].mean()
 
 
 @pytest.mark.parametrize("fn", [triplet, hardest, cold])

@@ -63,7 +63,7 @@ def run_cell(data: Path, out: Path, policy: str, noise: str, seed: int) -> dict[
     path = out / name_of(policy, noise, seed)
     shutil.rmtree(path, ignore_errors=True)
     spec = f"file:{out / 'fer2013_labels.csv'}" if noise == "human" else noise
-    cell = ["--data", f"ferplus:{data}", "--noise", spec, "--seed", str(seed), "--run", str(path)]
+    cell = ["--data", f"ferplus:{data}", "--noise", spec, "--seed", str(seed), "--out", str(path)]
     options = f"{TRAINING} --precision {precision()} {POLICIES[policy]}".split()
     subprocess.run(
         [sys.executable, "-m", "unmuddle", "train", *cell, *options],

@@ -83,12 +83,12 @@ def used_run() -> None:
         (None, ["--batch_size", "1"], "--batch_size: expected at least 2"),
         (None, ["--pretrained", "true", "--weights", "w.pt"], "give one of the two"),
         (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
-        (used_run, ["--data", "digits", "--run", "used"], "exists and is not empty"),
+        (used_run, ["--data", "digits", "--out", "used"], "exists and is not empty"),
         (None, ["--nonsense", "1"], "nonsense"),
         (None, ["--data", "digits", "--precision", "fp16"], "--precision fp16: needs a GPU"),
         (used_run, ["--data", "used"], "did you mean folder:used?"),
         (None, ["--seed", "-1"], "--seed: expected 0 <= seed < 2**32, got -1"),
-        (None, ["--run", "~nobody_here/x"], "--run '~nobody_here/x': not a usable path"),
+        (None, ["--out", "~nobody_here/x"], "--out '~nobody_here/x': not a usable path"),
         (null_epochs, ["--config", "config.yaml"], "epochs"),
         (latin_config, ["--config", "config.yaml"], "decode"),
     ],
@@ -132,7 +132,7 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "unmuddle"]
     trained = subprocess.run(
         [*command, "train", "--data", f"folder:{make_folder(Path('faces'))}", "--image_size", "32", "--epochs", "1",
-         "--noise", "symmetric:0.2", "--run", "r", "--precision", "bf16", "--backbone", "mobilenetv3_small_050"],
+         "--noise", "symmetric:0.2", "--out", "r", "--precision", "bf16", "--backbone", "mobilenetv3_small_050"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout + trained.stderr
@@ -154,12 +154,12 @@ def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str])
 
 def test_names_with_markup_and_maths_in_them_are_shown_as_they_are() -> None:
     make_folder(Path("a$b_$[x]"))
-    arguments = ["train", "--data", "folder:a$b_$[x]", "--image_size", "32", "--run", "r[b]"]
+    arguments = ["train", "--data", "folder:a$b_$[x]", "--image_size", "32", "--out", "r[b]"]
     assert run([*arguments, "--epochs", "1", "--backbone", "test_cli:small_net"]) == 0
 
 
 def test_a_diverged_run_says_so_and_keeps_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "--data", "digits", "--epochs", "2", "--lr", "1e30", "--run", "r"]
+    arguments = ["train", "--data", "digits", "--epochs", "2", "--lr", "1e30", "--out", "r"]
     assert run([*arguments, "--backbone", "test_cli:small_net", "--parts", "none"]) == 1
     assert "the loss is not finite; try a lower --lr" in capsys.readouterr().out
     assert '"diverged"' in Path("r/summary.json").read_text()

@@ -2,10 +2,12 @@
 
 import sys
 from argparse import ArgumentError
+from dataclasses import replace
 from importlib import import_module
 from json import dumps
 from operator import attrgetter
 from pathlib import Path
+from signal import SIGTERM, default_int_handler, signal
 from typing import Any
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -28,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         description="Train a classifier; with no argument, on drawn faces.", exit_on_error=False
     )
     train.add_argument("--config", action="config", help="file of options, as in a run folder")
+    train.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run that was stopped; no other option",
+    )
     train.add_class_arguments(TrainConfig)
     evaluate = ArgumentParser(
         description="Score a run on a split of a data set, or classify a folder of images.",
@@ -84,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "train":
             options = chosen.train.as_dict()
             options.pop("config")
-            return _train(TrainConfig(**options))
+            return _train(options.pop("resume"), TrainConfig(**options))
         if chosen.command == "evaluate":
             _evaluate(**chosen.evaluate.as_dict())
         elif chosen.command == "audit":
@@ -97,18 +105,47 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
         return 2
+    except (OSError, RuntimeError) as error:
+        if (reason := _failure(error)) is None:
+            raise
+        print(f"unmuddle {chosen.command}: error: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("unmuddle: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-def _train(config: Any) -> int:
+def _train(resume: Path | None, config: Any) -> int:
+    from accelerate import PartialState
+
+    from unmuddle.recipes.config import TrainConfig
+    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipes.run_folder import read_config
     from unmuddle.recipes.train import train
     from unmuddle.report import read_run
 
-    path = train(config)
+    if resume is not None:
+        if config != TrainConfig():
+            raise UsageError("--resume: goes on with the options of the run; give no other")
+        config = replace(read_config(resume, "--resume"), out=str(resume))
+    signal(SIGTERM, default_int_handler)  # as a cluster's time limit sends it
+    path = train(config, resume=resume is not None)
+    if not PartialState().is_main_process:
+        return 0
     _report([path])
     return _EXIT_CODES[read_run(path).summary["status"]]
+
+
+def _failure(error: OSError | RuntimeError) -> str | None:
+    """The one line that a failure from outside needs; `None` if it may be a fault of the code."""
+    text = str(error)
+    if isinstance(error, OSError):
+        return text
+    if "DataLoader worker" in text:
+        return f"a process that loads images has ended: {text}"
+    if "gloo" in text or "NCCL" in text or "c10d" in text:
+        return f"another process of this training has ended, or cannot be reached: {text}"
+    return None
 
 
 def _evaluate(

@@ -31,7 +31,7 @@ def run(
 ) -> Path:
     path = tmp_path_factory.mktemp("audit") / "run"
     return train(
-        TrainConfig(data=data, noise="symmetric:0.3", parts=request.param, run=str(path), **SMALL)
+        TrainConfig(data=data, noise="symmetric:0.3", parts=request.param, out=str(path), **SMALL)
     )
 
 
@@ -61,7 +61,7 @@ def test_decisions_are_trained_on_and_left_alone(
     write_rows(tmp_path / "labels.csv", decided)
     again = train(
         TrainConfig(
-            data=data, noise="symmetric:0.3", parts="uerm", run=str(tmp_path / "again"),
+            data=data, noise="symmetric:0.3", parts="uerm", out=str(tmp_path / "again"),
             labels=str(tmp_path / "labels.csv"), **SMALL,
         )
     )  # fmt: skip

@@ -3,12 +3,16 @@
 import torch
 
 from unmuddle.recipes import images as im
-from unmuddle.recipes.images import augment, standardize
+from unmuddle.recipes.images import CHANCES, augment, standardize
 
 
 def faces(n: int = 64, size: int = 24) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     return torch.randint(60, 120, (n, 3, size, size), generator=g, dtype=torch.uint8)
+
+
+def chances(n: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, CHANCES, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_darker_image_is_the_same_image() -> None:
@@ -23,21 +27,21 @@ def test_a_darker_image_is_the_same_image() -> None:
     assert standardize(torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)).abs().max() < 1e-5
 
 
-def test_every_image_is_augmented_its_own_way_and_by_the_seed() -> None:
+def test_every_image_is_augmented_by_its_own_chances() -> None:
     one = faces(1).repeat(8, 1, 1, 1)
-    torch.manual_seed(1)
-    first = augment(one, mirror=True)
-    torch.manual_seed(1)
-    assert torch.equal(first, augment(one, mirror=True))
-    assert len({image.sum().item() for image in first}) == 8
+    drawn = chances(8)
+    whole = augment(one, drawn, mirror=True)
+    assert len({image.sum().item() for image in whole}) == 8
+    parts = [augment(one[part], drawn[part], mirror=True) for part in (slice(3), slice(3, 8))]
+    assert torch.equal(whole, torch.cat(parts))
 
 
 def test_without_change_it_is_standardize(monkeypatch) -> None:
     for name in ("TURN", "ZOOM", "SHIFT", "BRIGHTNESS", "ERASED"):
         monkeypatch.setattr(im, name, 0.0)
     plain = standardize(faces())
-    torch.testing.assert_close(augment(faces(), mirror=False), plain, atol=1e-4, rtol=0)
-    mirrored = augment(faces(), mirror=True)
+    torch.testing.assert_close(augment(faces(), chances(), mirror=False), plain, atol=1e-4, rtol=0)
+    mirrored = augment(faces(), chances(), mirror=True)
     is_plain = (mirrored - plain).abs().amax((1, 2, 3)) < 1e-4
     is_mirror = (mirrored - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert (is_plain | is_mirror).all()
@@ -47,7 +51,8 @@ def test_without_change_it_is_standardize(monkeypatch) -> None:
 def test_half_of_the_images_lose_a_box(monkeypatch) -> None:
     for name in ("TURN", "ZOOM", "SHIFT", "BRIGHTNESS"):
         monkeypatch.setattr(im, name, 0.0)
-    torch.manual_seed(0)
-    erased = (augment(faces(256), mirror=False) == 0).all(1).flatten(1).float().mean(1)
+    erased = (
+        (augment(faces(256), chances(256), mirror=False) == 0).all(1).flatten(1).float().mean(1)
+    )
     assert 0.35 < (erased > 0).float().mean() < 0.6
     assert erased.max() <= 0.5**2 + 0.1

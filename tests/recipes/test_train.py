@@ -27,7 +27,8 @@ from layouts import (
 )
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
-from unmuddle.recipes.train import _training_loader, train
+from unmuddle.recipes.loaders import training_loader
+from unmuddle.recipes.train import train
 
 QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
 
@@ -50,7 +51,7 @@ def metrics(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "full"
-    return train(TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", run=str(run)))
+    return train(TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", out=str(run)))
 
 
 def test_the_full_method_learns_and_repairs_labels(full_run: Path) -> None:
@@ -78,12 +79,12 @@ def test_best_and_last_weights_are_tested(tmp_path: Path, monkeypatch) -> None:
     recipe = importlib.import_module("unmuddle.recipes.train")
     evaluate, weights = recipe.evaluate, []
 
-    def ever_worse(model, loader, num_classes):
+    def ever_worse(model, *others):
         weights.append(next(model.parameters()).clone())
-        return evaluate(model, loader, num_classes)._replace(accuracy=1 / len(weights))
+        return evaluate(model, *others)._replace(accuracy=1 / len(weights))
 
     monkeypatch.setattr(recipe, "evaluate", ever_worse)
-    run = train(TrainConfig(**QUICK, epochs=3, parts="none", run=str(tmp_path / "run")))
+    run = train(TrainConfig(**QUICK, epochs=3, parts="none", out=str(tmp_path / "run")))
     validated, (last, best) = weights[:3], weights[3:]
     assert torch.equal(last, validated[2])
     assert torch.equal(best, validated[0])
@@ -108,7 +109,7 @@ def test_ledger_csv_replays_to_the_labels_that_were_scored(full_run: Path) -> No
 
 def test_saved_config_and_weights_can_be_used_again(full_run: Path) -> None:
     config = TrainConfig(**yaml.safe_load((full_run / "config.yaml").read_text()))
-    assert config == TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", run=str(full_run))
+    assert config == TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", out=str(full_run))
     state = safetensors.torch.load_file(full_run / "model.safetensors")
     assert "arm.weight" in state
     assert "projection.0.weight" in state
@@ -126,7 +127,7 @@ def test_samples_csv_tells_which_label_each_id_was_given(full_run: Path) -> None
 def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
     weights = full_run / "model.safetensors"
     options = QUICK | {"weights": str(weights), "parts": "none", "lr": 1e-9, "weight_decay": 0.0}
-    run = train(TrainConfig(**options, epochs=1, run=str(tmp_path / "run")))
+    run = train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")))
     first, second = (
         safetensors.torch.load_file(path) for path in (weights, run / "model.safetensors")
     )
@@ -136,7 +137,7 @@ def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 2, "noise": "symmetric:0.2"}
     first, again, other = (
-        train(TrainConfig(**options, seed=seed, run=str(tmp_path / name)))
+        train(TrainConfig(**options, seed=seed, out=str(tmp_path / name)))
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
 
@@ -149,7 +150,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -
 
 @pytest.mark.parametrize("parts", ["none", "supcon", "arm", "uerm"])
 def test_each_part_can_stand_alone(parts: str, tmp_path: Path) -> None:
-    run = train(TrainConfig(**QUICK, epochs=1, parts=parts, run=str(tmp_path / "run")))
+    run = train(TrainConfig(**QUICK, epochs=1, parts=parts, out=str(tmp_path / "run")))
     state = safetensors.torch.load_file(run / "model.safetensors")
     assert ("arm.weight" in state) == (parts == "arm")
     assert ("projection.0.weight" in state) == (parts == "supcon")
@@ -160,7 +161,7 @@ def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
     run = train(
         TrainConfig(
             **QUICK, epochs=2, warmup=0, workers=1, relabel_estimator="attention",
-            relabel_policy="scn", run=str(tmp_path / "run"),
+            relabel_policy="scn", out=str(tmp_path / "run"),
         )
     )  # fmt: skip
     with (run / "ledger.csv").open() as file:
@@ -181,7 +182,7 @@ def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
 def test_every_layout_trains(name: str, make, tested: int, tmp_path: Path) -> None:
     root = make(tmp_path / "data")
     options = QUICK | {"data": f"{name}:{root}", "batch_size": 4, "image_size": 48}
-    run = train(TrainConfig(**options, epochs=1, run=str(tmp_path / "run")))
+    run = train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")))
     assert torch.tensor(summary(run)["test"]["confusion"]).sum() == tested
     assert not (run / "duplicates.csv").exists()
 
@@ -189,8 +190,7 @@ def test_every_layout_trains(name: str, make, tested: int, tmp_path: Path) -> No
 def test_a_balanced_sampler_shows_rare_classes_as_often() -> None:
     labels = torch.cat([torch.zeros(900), torch.ones(100)]).long()
     data = LabeledImages(torch.zeros(1000, 3, 8, 8, dtype=torch.uint8), labels)
-    torch.manual_seed(0)
-    loader = _training_loader(data, TrainConfig(sampler="balanced", batch_size=50), 2)
+    loader = training_loader(data, TrainConfig(sampler="balanced", batch_size=50), 2)
     seen = torch.cat([batch[1] for batch in loader])
     assert len(seen) == 1000
     # 1,000 draws of probability 1/2: four standard deviations are 0.063.
@@ -204,7 +204,7 @@ def test_duplicates_are_told_and_listed(tmp_path: Path) -> None:
     run = train(
         TrainConfig(
             **QUICK | {"data": f"folder:{root}", "batch_size": 8, "image_size": 48}, epochs=1,
-            sampler="balanced", run=str(tmp_path / "run"),
+            sampler="balanced", out=str(tmp_path / "run"),
         ),
         Console(file=told),
     )  # fmt: skip
@@ -222,7 +222,7 @@ def test_ctrl_c_leaves_a_readable_run_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "500",
-         "--run", str(run)],
+         "--out", str(run)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:

@@ -60,7 +60,7 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_folder(root / "data")
     config = TrainConfig(
         data=f"folder:{root / 'data'}", backbone="test_train:tiny", image_size=48, epochs=2,
-        batch_size=8, noise="symmetric:0.2", run=str(root / "run"),
+        batch_size=8, noise="symmetric:0.2", out=str(root / "run"),
     )  # fmt: skip
     return train(config)
 

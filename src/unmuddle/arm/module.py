@@ -130,14 +130,15 @@ class ARM(nn.Module):
     def _common(self, x: Tensor) -> Tensor:
         """The mean of the batch and the channels: of all processes if `bn` is synchronised."""
         if self._is_joined():
-            total = _SumOverProcesses.apply(x.mean(1).sum(0), self.bn.process_group)
-            size = _SumOverProcesses.apply(x.new_tensor(len(x)), self.bn.process_group)
+            group = getattr(self.bn, "process_group", None)
+            total = SumOverProcesses.apply(x.mean(1).sum(0), group)
+            size = SumOverProcesses.apply(x.new_tensor(len(x)), group)
             return total / size
         return x.mean((0, 1))
 
     def _is_joined(self) -> bool:
         """Whether batches of several processes are one."""
-        is_synchronised = isinstance(self.bn, nn.SyncBatchNorm) and self.training
+        is_synchronised = hasattr(self.bn, "process_group") and self.training
         is_distributed = dist.is_available() and dist.is_initialized()
         return is_synchronised and is_distributed and dist.get_world_size() > 1
 
@@ -149,11 +150,12 @@ class ARM(nn.Module):
         )
 
 
-class _SumOverProcesses(torch.autograd.Function):
+class SumOverProcesses(torch.autograd.Function):
     """A sum whose gradient is the sum of the gradients that every process has for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        """The sum."""
         ctx.group = group
         x = x.clone()
         dist.all_reduce(x, group=group)
@@ -161,4 +163,5 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _SumOverProcesses.apply(grads[0], ctx.group), None
+        """The sum of the gradients."""
+        return SumOverProcesses.apply(grads[0], ctx.group), None

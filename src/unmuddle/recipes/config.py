@@ -23,9 +23,10 @@ class TrainConfig:
             module:callable that returns a network from images to a feature map.
         sampler: none: every sample once an epoch; balanced: every class as often as the others.
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy.
-        run: folder to write; default runs/DATA-PARTS-TIME.
+        out: folder of the run to write; default runs/DATA-PARTS-TIME.
         epochs: passes over the training samples.
-        batch_size: samples a step; with supcon each has two views.
+        batch_size: samples a batch, of all processes together; with supcon each has two views.
+        accumulate: batches whose gradients make one step of the optimizer.
         lr: peak learning rate of AdamW's one-cycle schedule.
         weight_decay: of AdamW.
         image_size: pixels a side; default: the data set's own, 224 for folder.
@@ -42,6 +43,7 @@ class TrainConfig:
         warmup: share of the epochs before UERM may relabel.
         seed: of weights, noise, order and augmentation.
         precision: of the network's products; the losses are fp32.
+        compile: let torch.compile make the network faster; the first step then takes a minute.
         workers: processes that load images; 0: the training process itself.
     """
 
@@ -51,9 +53,10 @@ class TrainConfig:
     backbone: str = "small"
     sampler: Literal["none", "balanced"] = "none"
     parts: str = "supcon,arm,uerm"
-    run: str | None = None
+    out: str | None = None
     epochs: int = 15
     batch_size: int = 32
+    accumulate: int = 1
     lr: float = 2e-3
     weight_decay: float = 0.05
     image_size: int | None = None
@@ -71,6 +74,7 @@ class TrainConfig:
     warmup: float = 0.4
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
     workers: int = 0
 
     def chosen_parts(self) -> frozenset[str]:
@@ -96,7 +100,7 @@ class TrainConfig:
             if getattr(self, field.name) is None and field.default is not None:
                 raise UsageError(f"--{field.name}: expected a value, got null")
         self.chosen_parts()
-        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
         if self.image_size is not None and self.image_size < 8:

@@ -1,14 +1,17 @@
 """Predict a split and score it."""
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from unmuddle.recipes.images import standardize
 from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.processes import reduced
 from unmuddle.uerm import UERM
 
 
@@ -38,21 +41,28 @@ def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool
 
 
 @torch.no_grad()
-def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    """Probabilities `(N, K)` by the model in eval mode, where it is left, and the labels `(N,)`."""
+def predict_batches(model: Classifier, loader: DataLoader[Any]) -> Generator[tuple[Tensor, Tensor]]:
+    """Probabilities `(n, K)` by the model in eval mode, where it is left, and labels `(n,)`."""
     model.eval()
-    predicted: list[Tensor] = []
-    labels: list[Tensor] = []
-    for images, batch_labels, _ in loader:
-        predicted.append(model(standardize(images)).logits.float().softmax(1).cpu())
-        labels.append(batch_labels.cpu())
-    return torch.cat(predicted), torch.cat(labels)
+    for images, labels, _ in loader:
+        yield model(standardize(images)).logits.float().softmax(1), labels
 
 
-def evaluate(model: Classifier, loader: DataLoader[Any], num_classes: int) -> Score:
-    """Score the model."""
-    probabilities, labels = predict(model, loader)
-    confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, num_classes)
+def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+    """Probabilities `(N, K)` and labels `(N,)` of all samples, on the CPU."""
+    probabilities, labels = zip(*predict_batches(model, loader), strict=True)
+    return torch.cat(probabilities).cpu(), torch.cat(labels).cpu()
+
+
+def evaluate(
+    model: Classifier, loader: DataLoader[Any], num_classes: int, accelerator: Accelerator
+) -> Score:
+    """Score the model on what all processes' loaders give."""
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=accelerator.device)
+    with accelerator.autocast():
+        for probabilities, labels in predict_batches(model, loader):
+            confusion += multiclass_confusion_matrix(probabilities.argmax(1), labels, num_classes)
+    confusion = reduced(confusion, accelerator, "sum").cpu()
     right, of_class = confusion.diagonal().double(), confusion.sum(1).double()
     occurs = of_class > 0
     return Score(

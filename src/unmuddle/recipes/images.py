@@ -12,6 +12,7 @@ SHIFT = 0.08  # largest move, as a share of the side
 BRIGHTNESS = 0.2  # largest change of contrast to the mean
 ERASED = 0.5  # share of the images that lose a box
 BOX = (1 / 6, 1 / 2)  # its sides, as shares of the image's
+CHANCES = 11  # random numbers that an image's augmentation takes
 
 
 def standardize(images: Tensor) -> Tensor:
@@ -26,42 +27,40 @@ def standardize(images: Tensor) -> Tensor:
     return (pixels - mean) / (deviation + 0.05)
 
 
-def augment(images: Tensor, *, mirror: bool) -> Tensor:
+def augment(images: Tensor, chances: Tensor, *, mirror: bool) -> Tensor:
     """`standardize`, then turn, zoom, move, mirror and rescale each image, and erase a box in half.
 
     Args:
         images: `(N, 3, H, W)` uint8.
+        chances: `(N, CHANCES)` uniform in [0, 1), which decide what happens to each image.
         mirror: whether an image means the same mirrored.
     """
-    n, _, height, width = images.shape
-    device = images.device
-
-    def uniform(bound: float) -> Tensor:
-        return (2 * torch.rand(n, device=device) - 1) * bound
-
-    angle, scale = uniform(TURN), 1 + uniform(ZOOM)
-    sign = 1 - 2 * torch.randint(2, (n,), device=device) if mirror else torch.ones_like(scale)
+    chances = chances.to(images.device)
+    turn, zoom, flip, right, down, contrast = (2 * chances[:, :6] - 1).unbind(1)
+    angle, scale = turn * TURN, 1 + zoom * ZOOM
+    sign = 1 - 2 * (flip < 0).float() if mirror else torch.ones_like(scale)
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     turned = torch.stack(
         [
-            torch.stack([cosine * sign, -sine, 2 * uniform(SHIFT)], 1),
-            torch.stack([sine * sign, cosine, 2 * uniform(SHIFT)], 1),
+            torch.stack([cosine * sign, -sine, 2 * SHIFT * right], 1),
+            torch.stack([sine * sign, cosine, 2 * SHIFT * down], 1),
         ],
         1,
     )
-    grid = affine_grid(turned, [n, 3, height, width], align_corners=False)
+    grid = affine_grid(turned, list(images.shape), align_corners=False)
     moved = grid_sample(
         standardize(images), grid, padding_mode="reflection", align_corners=False
-    ) * (1 + uniform(BRIGHTNESS)[:, None, None, None])
-    return moved.masked_fill(_boxes(n, height, width, device), 0)
+    ) * (1 + BRIGHTNESS * contrast[:, None, None, None])
+    return moved.masked_fill(_boxes(chances[:, 6:], *images.shape[2:]), 0)
 
 
-def _boxes(n: int, height: int, width: int, device: torch.device) -> Tensor:
+def _boxes(chances: Tensor, height: int, width: int) -> Tensor:
     """`(N, 1, H, W)` True in a random box of a share of the images."""
-    inside = torch.rand(n, 1, 1, device=device) < ERASED
-    for dim, side in ((1, height), (2, width)):
-        centre = torch.rand(n, 1, device=device) * side
-        length = side * (BOX[0] + (BOX[1] - BOX[0]) * torch.rand(n, 1, device=device))
-        places = torch.arange(side, device=device) + 0.5
-        inside = inside & ((places - centre).abs() < length / 2).unsqueeze(3 - dim)
+    erased, *box = chances.unbind(1)
+    inside = (erased < ERASED)[:, None, None]
+    for dim, side, centre, length in ((1, height, *box[:2]), (2, width, *box[2:])):
+        half = side * (BOX[0] + (BOX[1] - BOX[0]) * length) / 2
+        places = torch.arange(side, device=chances.device).float() + 0.5
+        near = (places - side * centre[:, None]).abs() < half[:, None]
+        inside = inside & near.unsqueeze(3 - dim)
     return inside[:, None]

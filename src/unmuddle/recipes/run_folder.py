@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unmuddle.recipes.config import TrainConfig
@@ -18,14 +19,24 @@ from unmuddle.recipes.data.duplicates import Copy
 from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import UERM
 
+_PARTIAL = ".partial-"
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Let `write` fill a file beside `path`, then put it in place in one step.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; what was there before is still there.
+    """
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -53,7 +64,7 @@ def make_folder(option: str, path: Path) -> Path:
     return path
 
 
-def read_config(run: Path) -> TrainConfig:
+def read_config(run: Path, option: str = "--run") -> TrainConfig:
     """The options that a run was started with.
 
     Raises:
@@ -63,7 +74,7 @@ def read_config(run: Path) -> TrainConfig:
     try:
         config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
+        raise UsageError(f"{option} {run}: no readable {path.name}: {error}") from error
     config.check()
     return config
 
@@ -73,25 +84,45 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.metrics: list[str] = []
 
-    @staticmethod
-    def check_free(path: Path) -> None:
+    def check_free(self) -> None:
         """Raise a UsageError if the path holds something already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"--run {path}: exists and is not empty")
+        path = self.path
+        if path.is_dir():
+            # A run that was killed while it wrote its first file left nothing else.
+            used = any(not entry.name.startswith(_PARTIAL) for entry in path.iterdir())
+        else:
+            used = path.exists()
+        if used:
+            raise UsageError(f"--out {path}: exists and is not empty; --resume goes on with a run")
 
-    @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """Make a new folder holding the config.
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder, holding the config.
 
         Raises:
             UsageError: it cannot be made.
         """
-        run = cls(make_folder("--run", path))
-        text = yaml.safe_dump(asdict(config) | {"run": str(path)}, sort_keys=False)
-        write_whole(path / "config.yaml", lambda file: file.write_text(text))
-        (path / "metrics.jsonl").touch()
-        return run
+        make_folder("--out", self.path)
+        text = yaml.safe_dump(asdict(config) | {"out": str(self.path)}, sort_keys=False)
+        write_whole(self.path / "config.yaml", lambda file: file.write_text(text))
+
+    def status(self) -> str | None:
+        """How the run ended, if it has."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())["status"]
+        except FileNotFoundError:
+            return None
+
+    def rewind(self, epoch: int) -> None:
+        """Forget what came after an epoch."""
+        path = self.path / "metrics.jsonl"
+        self.metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
+        self._write_metrics()
+        (self.path / "summary.json").unlink(missing_ok=True)
+        for partial in self.path.glob(f"{_PARTIAL}*"):
+            partial.unlink()
 
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
         """Write which image each training sample id stands for, and its label as given."""
@@ -104,26 +135,30 @@ class RunFolder:
         """Write which images the data set holds more than once."""
         write_table(self.path / "duplicates.csv", Copy._fields, copies)
 
-    def add_metrics(self, **values: float | None) -> None:
+    def add_metrics(self, entry: dict[str, float | None]) -> None:
         """Append one line."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        self.metrics.append(json.dumps(entry))
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        text = "".join(f"{line}\n" for line in self.metrics)
+        write_whole(self.path / "metrics.jsonl", lambda file: file.write_text(text))
+
+    def save_weights(self, weights: dict[str, Tensor]) -> None:
+        """Write the weights of the best epoch."""
+        _save_tensors(self.path / "model.safetensors", weights)
 
     def save_relabeling(self, uerm: UERM) -> None:
         """Write every label change so far, and what is known of every sample."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
-        state = {name: value.cpu() for name, value in uerm.state_dict().items()}
-        write_whole(
-            self.path / "uerm.safetensors", lambda file: safetensors.torch.save_file(state, file)
-        )
-
-    def save_model(self, state: dict[str, Tensor]) -> None:
-        """Write the weights."""
-        write_whole(
-            self.path / "model.safetensors", lambda file: safetensors.torch.save_file(state, file)
-        )
+        _save_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
     def save_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""
         text = json.dumps(summary, indent=2) + "\n"
         write_whole(self.path / "summary.json", lambda file: file.write_text(text))
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    state = {name: value.cpu() for name, value in tensors.items()}
+    write_whole(path, lambda file: safetensors.torch.save_file(state, file))

@@ -1,8 +1,7 @@
 """The reference recipe, top to bottom."""
 
+import math
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -10,60 +9,68 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    set_seed,
 )
+from rich.console import Console
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms import v2
 
 from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipes.checkpoint import Checkpoint, Progress
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.duplicates import describe, find_duplicates
 from unmuddle.recipes.data.noise import add_noise, check_noise
 from unmuddle.recipes.decisions import read_decisions
+from unmuddle.recipes.display import Display
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.evaluate import Score, evaluate, observe
-from unmuddle.recipes.images import augment
+from unmuddle.recipes.images import CHANCES, augment
+from unmuddle.recipes.loaders import Use, ordered_loader, seed_for, training_loader
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.paths import user_path
+from unmuddle.recipes.processes import average_gradients, check_shares, reduced, synchronize_norms
 from unmuddle.recipes.run_folder import RunFolder, write_whole
 from unmuddle.recipes.sample_sheet import sample_sheet
 from unmuddle.supcon import SupConLoss
 from unmuddle.uerm import UERM
 
 
-def train(config: TrainConfig, console: Console | None = None) -> Path:
+def train(config: TrainConfig, console: Console | None = None, *, resume: bool = False) -> Path:
     """Train, select the epoch on the validation split, test it; returns the run folder.
 
-    The last epoch is tested too, and selects nothing.
+    The last epoch is tested too, and selects nothing. In several processes (`torchrun`,
+    `accelerate launch`) each takes its part of every batch.
 
     `Ctrl-C` ends training early: the run folder then holds everything up to the last whole epoch,
     `summary.json` says "interrupted", and the test split has not been touched.
 
+    Args:
+        config: every option.
+        console: to tell of progress on.
+        resume: go on with `config.out` where it was stopped, in whatever way; on a CPU the result
+            is bit for bit that of a run that was not.
+
     Raises:
         UsageError: the config asks for something that cannot be done; nothing is written then.
     """
-    console = console or Console()
     config.check()
     parts = config.chosen_parts()
     check_noise(config.noise)
-    run_path = _run_path(config)
-    RunFolder.check_free(run_path)
+    run = RunFolder(_run_path(config))
+    if resume and run.status() in ("finished", "diverged"):
+        return run.path
+    if not resume:
+        run.check_free()
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
-    accelerator = Accelerator(mixed_precision=config.precision)
-    if accelerator.num_processes > 1:
-        raise UsageError("training in several processes is not supported")
+    accelerator = _accelerator(config)
+    is_first = accelerator.is_main_process
+    console = (console or Console()) if is_first else Console(quiet=True)
     set_seed(config.seed)
 
     # Data: noise goes into the training labels alone, and the labels before it are the truth.
@@ -80,11 +87,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     views = 1 + ("supcon" in parts)
     for split in (training, splits.val, splits.test):
         split.transform = v2.Resize((size, size), antialias=True)
+    check_shares(config.batch_size, len(training), accelerator.num_processes)
     loaders = [
-        _training_loader(training, config, num_classes),
-        _loader(training, config),
-        _loader(splits.val, config),
-        _loader(splits.test, config),
+        training_loader(training, config, num_classes),
+        *(ordered_loader(split, config) for split in (training, splits.val, splits.test)),
     ]
 
     # Model: the parts stand beside one another; each can be left out.
@@ -92,10 +98,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         config.backbone, size, pretrained=config.pretrained, weights=config.weights
     )
     model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
+    if accelerator.num_processes > 1:
+        synchronize_norms(model, accelerator.device)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it
     # The mean of the last weights predicts better than the weights of any one step.
     average = ModelEmaV3(model, decay=config.average, use_warmup=True)
-    supcon = SupConLoss(config.temperature)
+    if config.compile:
+        model.compile()
+    supcon = SupConLoss(config.temperature, gather=accelerator.num_processes > 1)
     # Without the part, warm-up never ends: labels stay as they are and every weight is 1.
     relabels, warmup = "uerm" in parts, round(config.warmup * config.epochs)
     uerm = UERM(
@@ -111,68 +121,93 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         uerm.ledger.decide(*decided)
     parameters = [*model.parameters(), *uerm.parameters()]
     optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * len(loaders[0])
-    )
-    model, uerm, optimizer, schedule, *loaders = accelerator.prepare(
-        model, uerm, optimizer, schedule, *loaders
+    steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    for module in (average, uerm):
+        module.to(accelerator.device)
+    checkpoint = Checkpoint(
+        {"model": model, "average": average.module, "uerm": uerm},
+        optimizer, schedule, accelerator.scaler,
+    )  # fmt: skip
+    trained, optimizer, schedule, *loaders = accelerator.prepare(
+        model, optimizer, schedule, *loaders
     )
     train_loader, known_loader, val_loader, test_loader = loaders
-    average.to(accelerator.device)
+    is_resumed = resume and run.checkpoint.exists()
+    progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
 
-    run = RunFolder.create(run_path, config)
-    sheet = sample_sheet(training, training.labels, splits.classes)
-    write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
-    run.save_samples(training, splits.classes)
-    if copies:
-        run.save_duplicates(copies)
-        console.print(f"{describe(copies)}: {run.path / 'duplicates.csv'}", soft_wrap=True)
-    run.save_relabeling(uerm)
+    if is_first:
+        run.create(config)
+        run.rewind(progress.epoch)
+        sheet = sample_sheet(training, training.labels, splits.classes)
+        write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
+        run.save_samples(training, splits.classes)
+        if copies:
+            run.save_duplicates(copies)
+            console.print(f"{describe(copies)}: {run.path / 'duplicates.csv'}", soft_wrap=True)
+        run.save_relabeling(uerm)
+        if progress.best:
+            run.save_weights(progress.best)
     console.print(
         f"{config.data}: {len(training)} training, {len(splits.val)} validation, "
         f"{len(splits.test)} test images of {num_classes} classes; {config.backbone} with "
         f"{config.parts}, feature map {backbone.channels} x {backbone.map_size[0]} x "
-        f"{backbone.map_size[1]}, on {accelerator.device}; run folder {run.path}",
+        f"{backbone.map_size[1]}, on {accelerator.device}; run folder {run.path}"
+        + (f", from epoch {progress.epoch + 1} on" if is_resumed else ""),
         soft_wrap=True,
         markup=False,
         highlight=False,
     )
 
-    best_accuracy, best_epoch, best_state = -1.0, 0, {}
-    status, started = "finished", time.perf_counter()
+    status, started = "finished", time.perf_counter() - progress.seconds
     tests: dict[str, Score] = {}
     try:
-        with _progress(console, config.epochs * len(train_loader)) as (progress, task):
-            for epoch in range(1, config.epochs + 1):
-                model.train()
+        with Display(console, config.epochs, len(train_loader), progress.epoch) as display:
+            for epoch in range(progress.epoch + 1, config.epochs + 1):
+                began = time.perf_counter()
+                trained.train()
                 uerm.train()
+                train_loader.set_epoch(epoch)
                 loss_sum, right, seen = torch.zeros(3, device=accelerator.device).unbind()
                 for step, (images, _, ids) in enumerate(train_loader):
-                    ids = ids.repeat_interleave(views)
-                    images = augment(images.repeat_interleave(views, 0), mirror=splits.mirror)
-                    logits, features, embeddings = model(images)
-                    labels, targets, weight, _, regularizer = uerm(
-                        features, logits, ids, observe=config.relabel_evidence == "batches"
+                    number = (epoch - 1) * len(train_loader) + step
+                    torch.manual_seed(
+                        seed_for(Use.NETWORK, config.seed, number, accelerator.process_index)
                     )
-                    losses = cross_entropy(logits, targets, reduction="none")
-                    loss = (weight * losses).sum() / weight.sum().clamp(min=1e-6) + regularizer
-                    if embeddings is not None:
-                        pairs = embeddings.unflatten(0, (-1, views))
-                        loss = loss + config.supcon_weight * supcon(pairs, labels[::views])
-                    accelerator.backward(loss)
-                    optimizer.step()
-                    schedule.step()
-                    optimizer.zero_grad()
-                    average.update(accelerator.unwrap_model(model), schedule.scheduler.last_epoch)
+                    ids = ids.repeat_interleave(views)
+                    images = augment(
+                        images.repeat_interleave(views, 0),
+                        _chances(len(ids), config.seed, number, accelerator),
+                        mirror=splits.mirror,
+                    )
+                    with accelerator.accumulate(trained):
+                        logits, features, embeddings = trained(images)
+                        labels, targets, weight, _, regularizer = uerm(
+                            features, logits, ids, observe=config.relabel_evidence == "batches"
+                        )
+                        losses = cross_entropy(logits, targets, reduction="none")
+                        total = reduced(weight.sum(), accelerator, "mean").clamp(min=1e-6)
+                        loss = (weight * losses).sum() / total + regularizer
+                        if embeddings is not None:
+                            pairs = embeddings.unflatten(0, (-1, views))
+                            loss = loss + config.supcon_weight * supcon(pairs, labels[::views])
+                        accelerator.backward(loss)
+                        average_gradients(uerm, accelerator)
+                        optimizer.step()
+                        schedule.step()
+                        optimizer.zero_grad()
+                    if accelerator.sync_gradients:
+                        average.update(model, schedule.scheduler.last_epoch)
 
                     loss_sum += loss.detach() * len(ids)
                     right += (logits.argmax(1) == labels).sum()
                     seen += len(ids)
-                    if step % 10 == 0:  # reading the loss waits for the device
-                        progress.update(task, epoch=epoch, loss=f"{loss.item():.3f}")
-                    progress.advance(task)
+                    display.step(epoch, loss)
 
-                if not loss_sum.isfinite():
+                sums = reduced(torch.stack([loss_sum, right, seen]), accelerator, "sum").tolist()
+                train_loss, train_accuracy = sums[0] / sums[2], sums[1] / sums[2]
+                rate = sums[2] / views / (time.perf_counter() - began)
+                if not math.isfinite(train_loss):
                     status = "diverged"
                     console.print(f"epoch {epoch}: the loss is not finite; try a lower --lr")
                     break
@@ -182,33 +217,38 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
                     with accelerator.autocast():
                         observe(uerm, average.module, known_loader, splits.mirror)
                 relabeled = uerm.end_epoch()
-                with accelerator.autocast():
-                    val = evaluate(average.module, val_loader, num_classes)
-                if val.accuracy > best_accuracy:
-                    best_accuracy, best_epoch = val.accuracy, epoch
-                    best_state = {
-                        k: v.cpu().clone(memory_format=torch.contiguous_format)
-                        for k, v in average.module.state_dict().items()
+                val = evaluate(average.module, val_loader, num_classes, accelerator)
+                if val.accuracy > progress.best_accuracy:
+                    progress.best_accuracy, progress.best_epoch = val.accuracy, epoch
+                    progress.best = {
+                        name: value.cpu().clone(memory_format=torch.contiguous_format)
+                        for name, value in average.module.state_dict().items()
                     }
-                    run.save_model(best_state)
-                run.save_relabeling(uerm)
-                progress.update(task, accuracy=f"{val.accuracy:.1%}")
-                run.add_metrics(
-                    epoch=epoch,
-                    train_loss=float(loss_sum / seen),
-                    train_accuracy=float(right / seen),
-                    val_accuracy=val.accuracy,
-                    val_mean_class_accuracy=val.mean_class_accuracy,
-                    relabeled=len(relabeled),
-                    labels_right=_labels_right(training, uerm),
-                    seconds=time.perf_counter() - started,
-                )
+                progress.epoch, progress.seconds = epoch, time.perf_counter() - started
+                entry = {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_accuracy": val.accuracy,
+                    "val_mean_class_accuracy": val.mean_class_accuracy,
+                    "relabeled": len(relabeled),
+                    "labels_right": _labels_right(training, uerm),
+                    "seconds": progress.seconds,
+                    "samples_per_second": rate,
+                }
+                if is_first:
+                    if progress.best_epoch == epoch:
+                        run.save_weights(progress.best)
+                    run.save_relabeling(uerm)
+                    run.add_metrics(entry)
+                    checkpoint.save(run.checkpoint, progress)
+                display.epoch(entry)
         if status == "finished":
-            with accelerator.autocast():
-                # What one gets without clean validation labels to select by.
-                tests["test_last_epoch"] = evaluate(average.module, test_loader, num_classes)
-                average.module.load_state_dict(best_state)
-                tests["test"] = evaluate(average.module, test_loader, num_classes)
+            # The last epoch: what one gets without clean validation labels to select by.
+            for name, weights in (("test_last_epoch", None), ("test", progress.best)):
+                if weights is not None:
+                    average.module.load_state_dict(weights)
+                tests[name] = evaluate(average.module, test_loader, num_classes, accelerator)
     except KeyboardInterrupt:
         status = "interrupted"
 
@@ -221,8 +261,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         "seed": config.seed,
         "classes": splits.classes,
         "image_size": size,
-        "best_epoch": best_epoch,
-        "val_accuracy": best_accuracy if best_epoch else None,
+        "best_epoch": progress.best_epoch,
+        "val_accuracy": progress.best_accuracy if progress.best_epoch else None,
         "seconds": time.perf_counter() - started,
     }
     if training.true_labels is not None:
@@ -230,56 +270,43 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         summary["relabeling"] = {name: _plain(value) for name, value in scored._asdict().items()}
     for split, score in tests.items():
         summary[split] = {name: _plain(value) for name, value in score._asdict().items()}
-    run.save_summary(summary)
+    if is_first:
+        run.save_summary(summary)
+        if status != "interrupted":
+            run.checkpoint.unlink(missing_ok=True)
+    if status != "interrupted":
+        accelerator.end_training()
     return run.path
 
 
-def _training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> DataLoader[Any]:
-    sampler = None
-    if config.sampler == "balanced":  # every class as often as the others, by the labels as given
-        counts = data.labels.bincount(minlength=classes)
-        weights = (1 / counts.double())[data.labels]
-        sampler = WeightedRandomSampler(weights.tolist(), len(data))
-    return DataLoader(
-        data,
-        config.batch_size,
-        shuffle=sampler is None,
-        sampler=sampler,
-        # A last batch of a few samples would upset batch normalisation.
-        drop_last=len(data) >= config.batch_size,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
+def _accelerator(config: TrainConfig) -> Accelerator:
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or processes would not find each other
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        # A batch is shared out; no sample is seen twice to make the shares even.
+        dataloader_config=DataLoaderConfiguration(
+            split_batches=True, even_batches=False, non_blocking=True
+        ),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
-def _loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
-    return DataLoader(
-        data,
-        config.batch_size,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
+def _chances(rows: int, seed: int, number: int, accelerator: Accelerator) -> torch.Tensor:
+    """Of our rows of a batch: those that one process would draw for them."""
+    random = torch.Generator().manual_seed(seed_for(Use.AUGMENTATION, seed, number))
+    everyone = torch.rand(
+        rows * accelerator.num_processes, CHANCES, generator=random, dtype=torch.float32
     )
+    return everyone[rows * accelerator.process_index :][:rows]
 
 
 def _run_path(config: TrainConfig) -> Path:
-    if config.run is not None:
-        return user_path("--run", config.run)
+    if config.out is not None:
+        return user_path("--out", config.out)
     data = config.data.partition(":")[0]
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{data}-{config.parts.replace(',', '-')}-{moment}"
-
-
-@contextmanager
-def _progress(console: Console, steps: int) -> Generator[tuple[Progress, TaskID]]:
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  validation {task.fields[accuracy]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress, progress.add_task("", total=steps, epoch=1, loss="-", accuracy="-")
 
 
 def _labels_right(data: LabeledImages, uerm: UERM) -> float | None:

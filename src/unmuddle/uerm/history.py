@@ -143,12 +143,12 @@ def _integers(distributions: Tensor) -> Tensor:
 
 def _rate(seen: Tensor, mass: Tensor, momentum: float) -> Tensor:
     """How much this epoch's mean counts: all when it is the first, nothing when there is none."""
-    return torch.where(seen > 0, 1 - momentum, 1.0) * (mass > 0)
+    return torch.where(seen > 0, 1 - momentum, 1.0).float() * (mass > 0)
 
 
 def _moved(old: Tensor, total: Tensor, mass: Tensor, rate: Tensor) -> Tensor:
     this_epoch = total / mass.clamp(min=1)[:, None]
-    return old.float().lerp(this_epoch, rate[:, None])
+    return old.float().lerp(this_epoch.float(), rate[:, None])
 
 
 def _unfold(values: Tensor, classes: Tensor, size: int) -> Tensor:

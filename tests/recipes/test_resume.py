@@ -1,0 +1,177 @@
+"""A run killed at any moment goes on to what it would have been, bit for bit."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from unmuddle.cli import main
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.train import train
+
+QUICK = TrainConfig(
+    data="digits", noise="symmetric:0.2", backbone="test_train:tiny", batch_size=128, lr=1e-2,
+    epochs=4, warmup=0.5,
+)  # fmt: skip
+TIMES = {"seconds", "samples_per_second"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["unmuddle.recipes.train", "test_train"])
+
+
+def work(out: Path, resume: bool, dies_at_write: int | None = None) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if dies_at_write is not None:
+        writes = 0
+        fsync = os.fsync
+
+        def dying(file: int) -> None:
+            nonlocal writes
+            writes += 1
+            if writes == dies_at_write:
+                os.truncate(f"/proc/self/fd/{file}", os.fstat(file).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(file)
+
+        os.fsync = dying
+    train(dataclasses.replace(QUICK, out=str(out)), Console(quiet=True), resume=resume)
+
+
+def start(out: Path, *arguments: object) -> multiprocessing.process.BaseProcess:
+    process = FORKS.Process(target=work, args=(out, *arguments))
+    process.start()
+    return process
+
+
+def result(run: Path) -> dict[str, object]:
+    """Everything in the folder but what the clock decides."""
+    found: dict[str, object] = {}
+    for path in sorted(run.iterdir()):
+        if path.suffix in (".jsonl", ".json"):
+            entries = (
+                [json.loads(text) for text in path.read_text().splitlines()]
+                if path.suffix == ".jsonl"
+                else [json.loads(path.read_text())]
+            )
+            found[path.name] = [{k: v for k, v in e.items() if k not in TIMES} for e in entries]
+        elif path.name == "config.yaml":
+            found[path.name] = path.read_text().replace(str(run), "")
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], float]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    began = time.monotonic()
+    process = start(run, False)
+    process.join()
+    assert process.exitcode == 0
+    return result(run), time.monotonic() - began
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_a_random_moment(seed: int, whole, tmp_path: Path) -> None:
+    expected, seconds = whole
+    process = start(tmp_path / "run", False)
+    time.sleep(random.Random(seed).uniform(0, seconds))
+    process.kill()
+    process.join()
+    process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
+    process.join()
+    assert process.exitcode == 0
+    assert result(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("write", [1, 2, 6, 7, 9, 10, 11, 16, 26])
+def test_killed_with_a_file_half_written(write: int, whole, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", False, write)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
+    process.join()
+    assert result(tmp_path / "run") == whole[0]
+
+
+def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, capsys) -> None:
+    process = start(tmp_path / "run", False)
+    process.join()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    train(dataclasses.replace(QUICK, out=str(tmp_path / "run")), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def stopped(out: Path) -> Path:
+    """A run that has a checkpoint and has not ended."""
+    process = start(out, False)
+    while not (out / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    return out
+
+
+def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    config = dataclasses.replace(QUICK, out=str(run))
+    with pytest.raises(
+        UsageError, match=r"checkpoint.safetensors: cannot be resumed from: .*labels"
+    ):
+        train(dataclasses.replace(config, noise="symmetric:0.3"), resume=True)
+    checkpoint = run / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="checkpoint.safetensors: cannot be resumed from"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "nowhere"], "--resume nowhere: no readable config.yaml"),
+        (["--resume", "{run}", "--epochs", "9"], "--resume: goes on with the options of the run"),
+    ],
+)
+def test_wrong_resumes(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:
+    arguments = [argument.format(run=tmp_path) for argument in arguments]
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
+    whole, tmp_path: Path
+) -> None:
+    run = stopped(tmp_path / "run")
+    checkpoint = (run / "checkpoint.safetensors").read_bytes()
+
+    def allow_small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(checkpoint) // 2,) * 2)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "unmuddle", "train", "--resume", str(run)],
+        preexec_fn=allow_small_files_only, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.startswith(
+        f"unmuddle train: error: {run}/checkpoint.safetensors: cannot be written"
+    )
+    assert "Traceback" not in ended.stderr
+    assert (run / "checkpoint.safetensors").read_bytes() == checkpoint
+    assert not list(run.glob(".partial*"))
+    process = start(run, True)
+    process.join()
+    assert result(run) == whole[0]

@@ -1,5 +1,7 @@
 """The command line: exit codes, one clear line for a wrong input, nothing written."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import yaml
 
 from recipes.layouts import make_folder, truncate
 from unmuddle.cli import main
+from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.presets import PRESETS
 
 
 def run(arguments: list[str]) -> int:
@@ -112,6 +116,52 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert run(["train", "--help"]) == 0
     assert "peak learning rate of AdamW" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "audit", "report", "laws"])
+def test_help_fits_a_screen_and_has_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 55
+    assert max(map(len, lines)) <= 120
+    assert any(line.startswith(f"  unmuddle {command} ") for line in lines)
+    if command == "train":
+        for field in dataclasses.fields(TrainConfig):
+            assert any(line.startswith(f"  --{field.name} ") for line in lines)
+
+
+@pytest.mark.parametrize("preset", ["rafdb", "ferplus", "affectnet"])
+def test_presets_are_read_before_every_other_option(
+    preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text("epochs: 3\n")
+    options = ["--epochs", "7", "--preset", preset, "--config", "mine.yaml", "--lr", "0.5"]
+    assert run(["train", *options, "--print_config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["backbone"], found["image_size"]) == ("resnet18", 224)
+    assert (found["epochs"], found["lr"]) == (3, 0.5)
+    text = PRESETS[preset].read_text()
+    values = [line for line in text.splitlines() if line[:1].isalpha()]
+    assert all("# " in line for line in values), "each value has its source"
+    TrainConfig(**yaml.safe_load(text)).check()
+
+
+def test_a_quiet_run_says_where_it_is_and_writes_for_tensorboard(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--quiet", "--tracker", "tensorboard", "--out", "r", "--data", "digits"]
+    options += ["--epochs", "2", "--backbone", "test_cli:small_net", "--parts", "none"]
+    assert run(["train", *options]) == 0
+    assert capsys.readouterr().out == "r\n"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = EventAccumulator("r/tensorboard").Reload()
+    lines = Path("r/metrics.jsonl").read_text().splitlines()
+    for event, line in zip(written.Scalars("val_accuracy"), lines, strict=True):
+        entry = json.loads(line)
+        assert (event.step, event.value) == (entry["epoch"], pytest.approx(entry["val_accuracy"]))
 
 
 def test_printed_config_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The command line: `unmuddle train | evaluate | audit | report | laws`."""
 
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from dataclasses import replace
 from importlib import import_module
 from json import dumps
@@ -17,91 +17,31 @@ _EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the process's exit code; 2 for a wrong input."""
     try:
-        from jsonargparse import ArgumentParser
+        parser = _parser()
     except ImportError:
         print(
             "unmuddle: the command line needs more: pip install 'unmuddle[train]'", file=sys.stderr
         )
         return 2
-    from unmuddle.recipes.config import TrainConfig
     from unmuddle.recipes.errors import UsageError
 
-    train = ArgumentParser(
-        description="Train a classifier; with no argument, on drawn faces.", exit_on_error=False
-    )
-    train.add_argument("--config", action="config", help="file of options, as in a run folder")
-    train.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="go on with a run that was stopped; no other option",
-    )
-    train.add_class_arguments(TrainConfig)
-    evaluate = ArgumentParser(
-        description="Score a run on a split of a data set, or classify a folder of images.",
-        exit_on_error=False,
-    )
-    evaluate.add_argument("--run", type=Path, required=True, help="folder of the run")
-    evaluate.add_argument("--data", help="data set, as for train; default: the run's own")
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
-    evaluate.add_argument("--json", type=Path, help="file to write the figures to")
-    evaluate.add_argument("--images", type=Path, help="folder of images without labels instead")
-    evaluate.add_argument(
-        "--out", type=Path, help="CSV of their classes; default: RUN/predictions.csv"
-    )
-    audit = ArgumentParser(
-        description="Rank the training labels that a run's predictions contradict; accept or "
-        "reject each on a page, or in the file beside it.",
-        exit_on_error=False,
-    )
-    audit.add_argument("--run", type=Path, required=True, help="folder of the run")
-    audit.add_argument("--data", help="data set, as for train; default: the run's own")
-    audit.add_argument("--limit", type=int, default=200, help="how many labels (default: 200)")
-    audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
-    report = ArgumentParser(
-        description="Draw the plots of runs and print them side by side.", exit_on_error=False
-    )
-    report.add_argument("runs", nargs="+", type=Path, help="run folders")
-
-    laws = ArgumentParser(
-        description="Try the laws of losses on one, and print what holds and what does not.",
-        exit_on_error=False,
-    )
-    laws.add_argument("loss", help="MODULE:CALLABLE; a class is made without arguments")
-    laws.add_argument("--kinds", nargs="*", default=["pairwise", "supervised"], help="of the loss")
-    laws.add_argument("--profile", choices=("fast", "ci", "thorough"), help="how many examples")
-
-    parser = ArgumentParser(
-        prog="unmuddle",
-        description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
-        exit_on_error=False,
-    )
-    commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("train", train, help="train a classifier")
-    commands.add_subcommand("evaluate", evaluate, help="score a run, or classify images")
-    commands.add_subcommand("audit", audit, help="find labels that may be wrong")
-    commands.add_subcommand("report", report, help="compare runs")
-    commands.add_subcommand("laws", laws, help="test a loss of your own")
     try:
-        chosen: Any = parser.parse_args(arguments)
+        chosen: Any = parser.parse_args(
+            _with_preset(sys.argv[1:] if arguments is None else arguments)
+        )
     except (ArgumentError, UnicodeDecodeError) as error:
         print(f"unmuddle: error: {error}", file=sys.stderr)
         return 2
 
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "audit": _audit,
+        "report": _report,
+        "laws": _laws,
+    }
     try:
-        if chosen.command == "train":
-            options = chosen.train.as_dict()
-            options.pop("config")
-            return _train(options.pop("resume"), TrainConfig(**options))
-        if chosen.command == "evaluate":
-            _evaluate(**chosen.evaluate.as_dict())
-        elif chosen.command == "audit":
-            _audit(**chosen.audit.as_dict())
-        elif chosen.command == "laws":
-            return _laws(**chosen.laws.as_dict())
-        else:
-            _report(chosen.report.runs)
-        return 0
+        return commands[chosen.command](**chosen[chosen.command].as_dict()) or 0
     except UsageError as error:
         print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
         return 2
@@ -115,8 +55,115 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _train(resume: Path | None, config: Any) -> int:
+def _with_preset(arguments: list[str]) -> list[str]:
+    """The preset's file before every other option, which overrides it."""
+    from unmuddle.recipes.presets import PRESETS
+
+    if arguments[:1] != ["train"]:
+        return arguments
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--preset", nargs="?")
+    preset = finder.parse_known_args(arguments)[0].preset
+    if preset not in PRESETS:
+        return arguments
+    return ["train", "--config", str(PRESETS[preset]), *arguments[1:]]
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser as Parser
+
+    from unmuddle.help import Help
+    from unmuddle.recipes.config import TrainConfig
+    from unmuddle.recipes.presets import PRESETS
+
+    def parser_of(usage: str, description: str, examples: str) -> Parser:
+        return Parser(
+            usage=usage,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=Help,
+            exit_on_error=False,
+        )
+
+    train = parser_of(
+        "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | --resume RUN",
+        "Train a classifier on images with ambiguous labels; with no option, on drawn faces.",
+        "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
+        "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
+        "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
+    )
+    train.add_argument("--preset", choices=[*PRESETS], help="options for a benchmark")
+    train.add_argument("--config", action="config", help="file of options, as in a run folder")
+    train.add_argument("--resume", type=Path, help="go on with the run in this folder, stopped")
+    train.add_argument("--quiet", action="store_true", help="print the run's folder alone")
+    train.add_class_arguments(TrainConfig)
+
+    evaluate = parser_of(
+        "unmuddle evaluate --run RUN [--split SPLIT] [--json FILE] | --images FOLDER [--out FILE]",
+        "Score a run on a split of a data set, or classify a folder of images.",
+        "  unmuddle evaluate --run runs/one --split val\n"
+        "  unmuddle evaluate --run runs/one --images PATH --out classes.csv",
+    )
+    evaluate.add_argument("--run", type=Path, required=True, help="folder of the run")
+    evaluate.add_argument("--data", help="data set, as for train; default: the run's own")
+    evaluate.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="part of the data set"
+    )
+    evaluate.add_argument("--json", type=Path, help="file to write the figures to")
+    evaluate.add_argument("--images", type=Path, help="folder of images without labels instead")
+    evaluate.add_argument(
+        "--out", type=Path, help="CSV of their classes; default: RUN/predictions.csv"
+    )
+
+    audit = parser_of(
+        "unmuddle audit --run RUN [--data DATA] [--limit N] [--out FOLDER]",
+        "Rank the training labels that a run's predictions contradict; accept or reject each on\n"
+        "a page, or in the file beside it.",
+        "  unmuddle audit --run runs/one\n"
+        "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
+    )
+    audit.add_argument("--run", type=Path, required=True, help="folder of the run")
+    audit.add_argument("--data", help="data set, as for train; default: the run's own")
+    audit.add_argument("--limit", type=int, default=200, help="how many labels")
+    audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
+
+    report = parser_of(
+        "unmuddle report RUN [RUN ...]",
+        "Draw the plots of runs and print them side by side.",
+        "  unmuddle report runs/one runs/two",
+    )
+    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+
+    laws = parser_of(
+        "unmuddle laws MODULE:CALLABLE [--kinds KIND ...] [--profile PROFILE]",
+        "Try the laws of losses on one, and print what holds and what does not.",
+        "  unmuddle laws my_losses:my_loss --kinds supervised",
+    )
+    laws.add_argument("loss", help="MODULE:CALLABLE; a class is made without arguments")
+    laws.add_argument("--kinds", nargs="*", default=["pairwise", "supervised"], help="of the loss")
+    laws.add_argument("--profile", choices=("fast", "ci", "thorough"), help="how many examples")
+
+    parser = Parser(
+        prog="unmuddle",
+        usage="unmuddle COMMAND [--help] ...",
+        description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
+        formatter_class=Help,
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("train", train, help="train a classifier")
+    commands.add_subcommand("evaluate", evaluate, help="score a run, or classify images")
+    commands.add_subcommand("audit", audit, help="find labels that may be wrong")
+    commands.add_subcommand("report", report, help="compare runs")
+    commands.add_subcommand("laws", laws, help="test a loss of your own")
+    return parser
+
+
+def _train(
+    preset: str | None, config: Any, resume: Path | None, quiet: bool, **options: Any
+) -> int:
     from accelerate import PartialState
+    from rich.console import Console
 
     from unmuddle.recipes.config import TrainConfig
     from unmuddle.recipes.errors import UsageError
@@ -124,15 +171,19 @@ def _train(resume: Path | None, config: Any) -> int:
     from unmuddle.recipes.train import train
     from unmuddle.report import read_run
 
+    chosen = TrainConfig(**options)
     if resume is not None:
-        if config != TrainConfig():
+        if chosen != TrainConfig():
             raise UsageError("--resume: goes on with the options of the run; give no other")
-        config = replace(read_config(resume, "--resume"), out=str(resume))
+        chosen = replace(read_config(resume, "--resume"), out=str(resume))
     signal(SIGTERM, default_int_handler)  # as a cluster's time limit sends it
-    path = train(config, resume=resume is not None)
+    path = train(chosen, Console(quiet=quiet), resume=resume is not None)
     if not PartialState().is_main_process:
         return 0
-    _report([path])
+    if quiet:
+        print(path)
+    else:
+        _report([path])
     return _EXIT_CODES[read_run(path).summary["status"]]
 
 
@@ -227,19 +278,19 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
     return int(bool(report.of("failed")))
 
 
-def _report(paths: list[Path]) -> None:
+def _report(runs: list[Path]) -> None:
     from rich.console import Console
 
     from unmuddle.recipes.errors import UsageError
     from unmuddle.report import comparison_table, draw_plots, read_run
 
     try:
-        runs = [read_run(path) for path in paths]
+        read = [read_run(path) for path in runs]
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for run in runs:
+    for run in read:
         draw_plots(run)
-    Console().print(comparison_table(runs))
+    Console().print(comparison_table(read))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Everything that `unmuddle train` can be told."""
 
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Literal
 
 from unmuddle.recipes.errors import UsageError
@@ -13,38 +14,36 @@ class TrainConfig:
     """Train a classifier on images with ambiguous labels.
 
     Args:
-        data: synthetic, synthetic:N (drawn faces), digits, or folder, rafdb, ferplus, affectnet,
-            affectnet7 (without contempt) or fer2013, each as NAME:PATH.
-        noise: none; symmetric:P to flip each training label with probability P, pair:P to the next
-            class; file:PATH for the labels of a CSV with the columns name (of an image file) and
-            label.
-        labels: CSV of accepted and rejected labels, as unmuddle audit writes it.
-        backbone: small, any timm or torchvision name (torchvision/NAME to insist), or
-            module:callable that returns a network from images to a feature map.
-        sampler: none: every sample once an epoch; balanced: every class as often as the others.
-        parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy.
-        out: folder of the run to write; default runs/DATA-PARTS-TIME.
-        epochs: passes over the training samples.
-        batch_size: samples a batch, of all processes together; with supcon each has two views.
-        accumulate: batches whose gradients make one step of the optimizer.
-        lr: peak learning rate of AdamW's one-cycle schedule.
-        weight_decay: of AdamW.
-        image_size: pixels a side; default: the data set's own, 224 for folder.
-        pretrained: fetch the backbone's pretrained weights.
-        weights: file of backbone weights, .safetensors or a state dict saved by torch.
-        average: decay of the running mean of the weights, which is what is evaluated.
-        supcon_weight: of the contrastive loss beside the cross-entropy.
-        temperature: of the contrastive loss.
-        relabel_policy: when UERM relabels.
-        relabel_estimator: how UERM estimates uncertainty.
-        relabel_evidence: averaged: predictions of the mean of the last weights, once an epoch;
-            batches: those made in training.
-        relabel_outcome: train on labels, or on distributions where they are uncertain.
-        warmup: share of the epochs before UERM may relabel.
-        seed: of weights, noise, order and augmentation.
-        precision: of the network's products; the losses are fp32.
-        compile: let torch.compile make the network faster; the first step then takes a minute.
-        workers: processes that load images; 0: the training process itself.
+        data: synthetic[:N] (drawn faces), digits, or NAME:PATH with folder, rafdb, ferplus,
+            affectnet, affectnet7 (without contempt), fer2013
+        noise: none, symmetric:P (any other class), pair:P (the next one), file:CSV (name, label)
+        labels: CSV of accepted and rejected labels, as unmuddle audit writes it
+        backbone: small, a timm or torchvision name (torchvision/NAME to insist), or MODULE:CALLABLE
+            that returns a network from images to a feature map
+        sampler: every sample once an epoch, or every class as often as the others
+        parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
+        out: folder of the run to write; default: runs/DATA-PARTS-TIME
+        epochs: passes over the training samples
+        batch_size: samples a batch, of all processes together; supcon shows two views of each
+        accumulate: batches whose gradients make one step of the optimizer
+        lr: peak learning rate of AdamW's one-cycle schedule
+        weight_decay: of AdamW
+        image_size: pixels a side; default: the data set's own, 224 for folder
+        pretrained: fetch the backbone's pretrained weights
+        weights: file of backbone weights: .safetensors, or a state dict saved by torch
+        average: decay of the running mean of the weights, which is what is evaluated
+        supcon_weight: of the contrastive loss beside the cross-entropy
+        temperature: of the contrastive loss
+        relabel_policy: when UERM relabels
+        relabel_estimator: how UERM estimates uncertainty
+        relabel_evidence: predictions of averaged weights once an epoch, or of the batches
+        relabel_outcome: train on labels, or on distributions where they are uncertain
+        warmup: share of the epochs before UERM may relabel
+        seed: of weights, noise, order and augmentation
+        precision: of the network's products; the losses are fp32
+        compile: let torch.compile make the network faster; the first step then takes a minute
+        workers: processes that load images; 0: the training process itself
+        tracker: write the figures of each epoch to RUN/tensorboard too
     """
 
     data: str = "synthetic"
@@ -76,6 +75,7 @@ class TrainConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     workers: int = 0
+    tracker: Literal["none", "tensorboard"] = "none"
 
     def chosen_parts(self) -> frozenset[str]:
         """The parts as a set.
@@ -117,5 +117,7 @@ class TrainConfig:
             raise UsageError(f"--warmup: expected a share from 0 to 1, got {self.warmup}")
         if not 0 <= self.average < 1:
             raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
+        if self.tracker == "tensorboard" and find_spec("tensorboard") is None:
+            raise UsageError("--tracker tensorboard: is not installed: pip install tensorboard")
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")

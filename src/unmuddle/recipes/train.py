@@ -68,7 +68,7 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
         run.check_free()
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
-    accelerator = _accelerator(config)
+    accelerator = _accelerator(config, run.path)
     is_first = accelerator.is_main_process
     console = (console or Console()) if is_first else Console(quiet=True)
     set_seed(config.seed)
@@ -159,6 +159,8 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
         highlight=False,
     )
 
+    if config.tracker != "none":
+        accelerator.init_trackers(config.tracker)
     status, started = "finished", time.perf_counter() - progress.seconds
     tests: dict[str, Score] = {}
     try:
@@ -242,6 +244,7 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
                     run.save_relabeling(uerm)
                     run.add_metrics(entry)
                     checkpoint.save(run.checkpoint, progress)
+                accelerator.log({k: v for k, v in entry.items() if v is not None}, step=epoch)
                 display.epoch(entry)
         if status == "finished":
             # The last epoch: what one gets without clean validation labels to select by.
@@ -279,11 +282,13 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
     return run.path
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def _accelerator(config: TrainConfig, path: Path) -> Accelerator:
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # or processes would not find each other
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=path,
         # A batch is shared out; no sample is seen twice to make the shares even.
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, even_batches=False, non_blocking=True

@@ -118,7 +118,7 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "peak learning rate of AdamW" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "audit", "report", "laws"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "audit", "export", "report", "laws"])
 def test_help_fits_a_screen_and_has_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

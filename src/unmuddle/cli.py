@@ -1,4 +1,4 @@
-"""The command line: `unmuddle train | evaluate | audit | report | laws`."""
+"""The command line: `unmuddle train | evaluate | audit | export | report | laws`."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "audit": _audit,
+        "export": _export,
         "report": _report,
         "laws": _laws,
     }
@@ -127,6 +128,16 @@ def _parser() -> Any:
     audit.add_argument("--limit", type=int, default=200, help="how many labels")
     audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
 
+    export = parser_of(
+        "unmuddle export --run RUN --out FILE.onnx | FILE.pt2",
+        "Write a run's network, ARM folded, to a file that needs none of this package: it takes\n"
+        "images (N, 3, S, S) as stored, uint8, and gives probabilities (N, K).",
+        "  unmuddle export --run runs/one --out faces.onnx\n"
+        "  unmuddle export --run runs/one --out faces.pt2   # for torch.export.load",
+    )
+    export.add_argument("--run", type=Path, required=True, help="folder of the run")
+    export.add_argument("--out", type=Path, required=True, help="file to write")
+
     report = parser_of(
         "unmuddle report RUN [RUN ...]",
         "Draw the plots of runs and print them side by side.",
@@ -154,6 +165,7 @@ def _parser() -> Any:
     commands.add_subcommand("train", train, help="train a classifier")
     commands.add_subcommand("evaluate", evaluate, help="score a run, or classify images")
     commands.add_subcommand("audit", audit, help="find labels that may be wrong")
+    commands.add_subcommand("export", export, help="write the network for use elsewhere")
     commands.add_subcommand("report", report, help="compare runs")
     commands.add_subcommand("laws", laws, help="test a loss of your own")
     return parser
@@ -216,8 +228,8 @@ def _evaluate(
     from unmuddle.report import metrics_table
 
     for option, path in (("--json", json), ("--out", out)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UsageError(f"{option} {path}: expected a file in a folder that is there")
+        if path is not None:
+            _check_file(option, path)
     if images is not None:
         if data is not None or json is not None:
             raise UsageError("--images: has no labels to score, so neither --data nor --json")
@@ -230,6 +242,13 @@ def _evaluate(
     if json is not None:
         write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
     Console().print(metrics_table(figures, f"{run.name}, {split}"))
+
+
+def _check_file(option: str, path: Path) -> None:
+    from unmuddle.recipes.errors import UsageError
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: expected a file in a folder that is there")
 
 
 def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
@@ -254,6 +273,14 @@ def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     )
     if (run / "duplicates.csv").exists():
         print(f"images that occur more than once: {run / 'duplicates.csv'}")
+
+
+def _export(run: Path, out: Path) -> None:
+    from unmuddle.recipes.export import export_run
+
+    _check_file("--out", out)
+    export_run(run, out)
+    print(out)
 
 
 def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:

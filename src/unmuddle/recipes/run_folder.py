@@ -35,8 +35,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -61,6 +61,28 @@ def latin_config() -> None:
     Path("config.yaml").write_bytes("data: é".encode("latin-1"))
 
 
+def pickle_that_runs_code() -> None:
+    torch.save({"weight": torch.zeros(1), "hook": RunsCode()}, "w.pt")
+
+
+def weights_of_another_network() -> None:
+    torch.save(small_net().state_dict(), "w.pt")
+
+
+def noise_by_names_that_repeat() -> None:
+    make_folder(Path("faces"))
+    Path("noise.csv").write_text("name,label\n00.png,calm\n")
+
+
+def empty_folder() -> None:
+    Path("empty").mkdir()
+
+
+class RunsCode:
+    def __reduce__(self):
+        return Path.write_text, (Path("run"), "code")
+
+
 def used_run() -> None:
     Path("used").mkdir()
     Path("used/notes.txt").write_text("mine")
@@ -95,6 +117,32 @@ def used_run() -> None:
         (None, ["--out", "~nobody_here/x"], "--out '~nobody_here/x': not a usable path"),
         (null_epochs, ["--config", "config.yaml"], "epochs"),
         (latin_config, ["--config", "config.yaml"], "decode"),
+        (None, ["--preset", "imagenet"], "--preset: invalid choice: 'imagenet'"),
+        (None, ["--accumulate", "0"], "--accumulate: expected at least 1, got 0"),
+        (None, ["--workers", "-1"], "--workers: expected at least 0, got -1"),
+        (None, ["--image_size", "4"], "--image_size: expected at least 8, got 4"),
+        (None, ["--temperature", "0"], "--temperature: expected more than 0, got 0"),
+        (None, ["--weight_decay", "-1"], "--weight_decay: expected at least 0, got -1"),
+        (None, ["--supcon_weight", "-1"], "--supcon_weight: expected at least 0, got -1"),
+        (None, ["--average", "1"], "--average: expected 0 <= average < 1, got 1"),
+        (None, ["--tracker", "wandb"], "tracker"),
+        (None, ["--data", "synthetic:0"], "--data synthetic:0: unknown data set"),
+        (None, ["--data", "rafdb"], "--data rafdb: expected rafdb:PATH"),
+        (empty_folder, ["--data", "rafdb:empty"], "empty"),
+        (empty_folder, ["--data", "affectnet:empty"], "empty"),
+        (empty_folder, ["--data", "fer2013:empty"], "fer2013.csv"),
+        (empty_folder, ["--data", "ferplus:empty"], "FER2013Train"),
+        (empty_folder, ["--data", "folder:empty"], "missing folder: 2"),
+        (None, ["--noise", "pair:much"], "expected none, file:PATH, symmetric:P or pair:P"),
+        (None, ["--data", "digits", "--noise", "file:no.csv"], "no.csv"),
+        (noise_by_names_that_repeat, ["--data", "folder:faces", "--noise", "file:noise.csv"], "needs images whose file names differ"),
+        (None, ["--data", "digits", "--labels", "no.csv"], "--labels no.csv"),
+        (None, ["--data", "digits", "--backbone", "nowhere:net"], "--backbone nowhere:net: ModuleNotFoundError"),
+        (None, ["--data", "digits", "--backbone", "math:pi"], "--backbone math:pi: TypeError"),
+        (None, ["--data", "digits", "--backbone", "vit_tiny_patch16_224"], "--backbone vit_tiny_patch16_224"),
+        (pickle_that_runs_code, ["--data", "digits", "--weights", "w.pt"], "more than tensors, which would run code of its own"),
+        (weights_of_another_network, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: lacks"),
+        (None, ["--resume", "nowhere"], "--resume nowhere: no readable config.yaml"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_with_2_and_its_own_message(
@@ -109,6 +157,7 @@ def test_wrong_input_ends_with_2_and_its_own_message(
     assert "Traceback" not in shown.out + shown.err
     assert sorted(Path().rglob("*")) == before, "something was written"
     assert shown.err.startswith("unmuddle"), "the message comes first"
+    assert "\n" not in shown.err.strip().replace("\n  ", ""), "one line, or a list of problems"
 
 
 def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +167,9 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "peak learning rate of AdamW" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "audit", "export", "report", "laws"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "audit", "export", "report", "doctor", "laws"]
+)
 def test_help_fits_a_screen_and_has_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `unmuddle train | evaluate | audit | export | report | laws`."""
+"""The command line: `unmuddle train | evaluate | audit | export | report | doctor | laws`."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "audit": _audit,
         "export": _export,
         "report": _report,
+        "doctor": _doctor,
         "laws": _laws,
     }
     try:
@@ -145,6 +146,13 @@ def _parser() -> Any:
     )
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
 
+    doctor = parser_of(
+        "unmuddle doctor",
+        "Say what this machine has, whether the parts compute the same on all of it, and if they\n"
+        "do, how fast.",
+        "  unmuddle doctor > doctor.txt",
+    )
+
     laws = parser_of(
         "unmuddle laws MODULE:CALLABLE [--kinds KIND ...] [--profile PROFILE]",
         "Try the laws of losses on one, and print what holds and what does not.",
@@ -167,6 +175,7 @@ def _parser() -> Any:
     commands.add_subcommand("audit", audit, help="find labels that may be wrong")
     commands.add_subcommand("export", export, help="write the network for use elsewhere")
     commands.add_subcommand("report", report, help="compare runs")
+    commands.add_subcommand("doctor", doctor, help="check this machine")
     commands.add_subcommand("laws", laws, help="test a loss of your own")
     return parser
 
@@ -281,6 +290,25 @@ def _export(run: Path, out: Path) -> None:
     _check_file("--out", out)
     export_run(run, out)
     print(out)
+
+
+def _doctor() -> int:
+    from unmuddle.doctor import checks, environment, speeds
+
+    for name, value in environment().items():
+        print(f"{name}: {value}")
+    print("\nagreement with fp64 on the CPU:")
+    failed = 0
+    for check in checks():
+        print(f"  {check.name}: {check.error or 'agrees'}")
+        failed += bool(check.error)
+    if failed:
+        print(f"{failed} do not agree; nothing was timed")
+        return 1
+    print("\nforward and backward:")
+    for name, milliseconds in speeds():
+        print(f"  {name}: {milliseconds:.2f} ms")
+    return 0
 
 
 def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:

@@ -1,6 +1,7 @@
 """CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
 
 from importlib import import_module
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import safetensors.torch
@@ -141,6 +142,11 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             target = network
             state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
         missing = target.load_state_dict(state, strict=False).missing_keys
+    except UnpicklingError as error:
+        raise UsageError(
+            f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would run "
+            "code of its own; where you trust it, save its state dict alone"
+        ) from error
     except Exception as error:  # a foreign file can fail in any way
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
     if missing:

@@ -24,7 +24,7 @@ from unmuddle.recipes.data import load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
 
-STEPS = 8
+STEPS = 4  # of an epoch
 
 
 def images_per_second(parts: str, backbone: str, batch: int, epochs: int) -> list[float]:
@@ -48,7 +48,7 @@ def compare_steps(backbone: str, batch: int, rounds: int) -> float:
     rates: dict[str, list[float]] = {"none": [], "supcon,arm,uerm": []}
     for _ in range(rounds):
         for parts, found in rates.items():
-            found += images_per_second(parts, backbone, batch, 3)
+            found += images_per_second(parts, backbone, batch, 2)
     plain, full = (statistics.median(found) for found in rates.values())
     for parts, found in rates.items():
         seconds = 2 * batch / statistics.median(found)

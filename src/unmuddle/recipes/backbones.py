@@ -144,8 +144,8 @@ def _load_weights(network: nn.Module, weights: str) -> None:
         missing = target.load_state_dict(state, strict=False).missing_keys
     except UnpicklingError as error:
         raise UsageError(
-            f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would run "
-            "code of its own; where you trust it, save its state dict alone"
+            f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would "
+            "run code of its own; where you trust it, save its state dict alone"
         ) from error
     except Exception as error:  # a foreign file can fail in any way
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error

@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
-    set_seed,
-)
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from rich.console import Console
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn.functional import cross_entropy
@@ -254,6 +250,7 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
                 tests[name] = evaluate(average.module, test_loader, num_classes, accelerator)
     except KeyboardInterrupt:
         status = "interrupted"
+        console.print(f"interrupted; unmuddle train --resume {run.path} goes on", markup=False)
 
     summary: dict[str, Any] = {
         "status": status,
@@ -293,7 +290,6 @@ def _accelerator(config: TrainConfig, path: Path) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, even_batches=False, non_blocking=True
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

@@ -44,6 +44,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/supcon.py --growth
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/arm.py
+	$(BIN)/python benchmarks/recipe.py
 
 clean:
 	rm -rf .venv runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -2,8 +2,6 @@
 
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Generator
 from functools import partial
 from importlib.metadata import version
@@ -12,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from unmuddle.arm import ARM, fold_arm
 from unmuddle.supcon import supcon_loss
@@ -66,13 +65,13 @@ def speeds() -> Generator[tuple[str, float]]:
             features, labels = _problem(size, 128, device)
             for impl in ("reference", *_backends(device)):
                 name = f"SupConLoss, N = {size}, D = 128, {impl}, {device}"
-                yield name, _milliseconds(partial(_loss, features, labels, impl), device)
+                yield name, _milliseconds(partial(_loss, features, labels, impl))
         x = torch.randn(64, 512, 7, 7, device=device, requires_grad=True)
         arm, pool = ARM(512, (7, 7)).to(device), nn.AdaptiveAvgPool2d(1)
         for name, module in (("ARM", arm), ("average pooling", pool)):
             yield (
                 f"{name}, (64, 512, 7, 7), {device}",
-                _milliseconds(partial(_train, module, x), device),
+                _milliseconds(partial(_train, module, x)),
             )
 
 
@@ -166,16 +165,6 @@ def _check(name: str, attempt: Callable[[], None]) -> Check:
     return Check(name, "")
 
 
-def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    def once() -> float:
-        began = time.perf_counter()
-        call()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return 1000 * (time.perf_counter() - began)
-
-    once()  # compiles
-    times = [once()]
-    while len(times) < 5 or (len(times) < 100 and sum(times) < 1000 * SECONDS):
-        times.append(once())
-    return statistics.median(times)
+def _milliseconds(call: Callable[[], object]) -> float:
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return 1000 * timer.blocked_autorange(min_run_time=SECONDS).median

@@ -13,6 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from processes import run
+from unmuddle.recipes.processes import average_gradients
 
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m unmuddle"
 ACCELERATE = (
@@ -128,3 +134,21 @@ def test_batches_that_cannot_be_shared(options: str, message: str, tmp_path: Pat
         assert message in output_of(process)
     assert process.returncode != 0
     assert not (tmp_path / "run").exists()
+
+
+def _averaged_once_they_are_stepped_on(sizes: tuple[int, ...]) -> None:
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    head = torch.nn.Linear(3, 1)
+    for is_step in (False, True):
+        with accelerator.accumulate():
+            head(torch.full((1, 3), dist.get_rank() + 1.0)).sum().backward()
+            average_gradients(head, accelerator)
+        mean = 2 * sum(rank + 1 for rank in range(len(sizes))) / len(sizes)
+        alone = dist.get_rank() + 1.0
+        expected = torch.full((1, 3), mean if is_step else alone)
+        torch.testing.assert_close(head.weight.grad, expected)
+
+
+def test_gradients_of_a_module_outside_ddp_are_averaged() -> None:
+    run(_averaged_once_they_are_stepped_on, (1, 1))

@@ -148,6 +148,25 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -
     assert not torch.equal(weights(first)["classifier.weight"], weights(other)["classifier.weight"])
 
 
+def test_a_compiled_network_trains_to_the_same_weights(tmp_path: Path, monkeypatch) -> None:
+    compiled = []
+
+    def compile_without_changes(call, **options):
+        compiled.append(call.__self__)
+        return torch._dynamo.optimize("eager")(call)
+
+    monkeypatch.setattr(torch, "compile", compile_without_changes)
+    plain, fast = (
+        train(TrainConfig(**QUICK, epochs=1, compile=flag, out=str(tmp_path / name)))
+        for name, flag in (("plain", False), ("fast", True))
+    )
+    assert [type(module).__name__ for module in compiled] == ["Classifier"]
+    names = ("model.safetensors", "ledger.csv")
+    assert [(plain / name).read_bytes() for name in names] == [
+        (fast / name).read_bytes() for name in names
+    ]
+
+
 @pytest.mark.parametrize("parts", ["none", "supcon", "arm", "uerm"])
 def test_each_part_can_stand_alone(parts: str, tmp_path: Path) -> None:
     run = train(TrainConfig(**QUICK, epochs=1, parts=parts, out=str(tmp_path / "run")))
@@ -218,7 +237,8 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_a_readable_run_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_a_readable_folder(stop: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "500",
@@ -231,7 +251,7 @@ def test_ctrl_c_leaves_a_readable_run_folder(tmp_path: Path) -> None:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()

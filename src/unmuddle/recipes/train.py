@@ -58,13 +58,13 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
     parts = config.chosen_parts()
     check_noise(config.noise)
     run = RunFolder(_run_path(config))
-    if resume and run.status() in ("finished", "diverged"):
-        return run.path
     if not resume:
         run.check_free()
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     accelerator = _accelerator(config, run.path)
+    if resume and run.status() in ("finished", "diverged"):
+        return run.path
     is_first = accelerator.is_main_process
     console = (console or Console()) if is_first else Console(quiet=True)
     set_seed(config.seed)

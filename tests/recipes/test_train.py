@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
@@ -38,6 +39,21 @@ def tiny() -> torch.nn.Module:
         torch.nn.Conv2d(3, 16, 5, stride=4), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
         torch.nn.Conv2d(16, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
     )  # fmt: skip
+
+
+class Dice(torch.nn.Module):
+    """Stands for dropout: draws a random number each training step."""
+
+    rolled: ClassVar[list[float]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.rolled.append(torch.rand(()).item())
+        return x
+
+
+def tiny_with_dice() -> torch.nn.Module:
+    return torch.nn.Sequential(tiny(), Dice())
 
 
 def summary(run: Path) -> dict:
@@ -146,6 +162,19 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -
 
     assert all(torch.equal(value, weights(again)[key]) for key, value in weights(first).items())
     assert not torch.equal(weights(first)["classifier.weight"], weights(other)["classifier.weight"])
+
+
+def test_a_random_layer_draws_anew_each_step_and_by_the_seed(tmp_path: Path) -> None:
+    options = QUICK | {"backbone": "test_train:tiny_with_dice", "parts": "none", "epochs": 2}
+    rolls = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        dice = sys.modules["test_train"].Dice
+        dice.rolled.clear()
+        train(TrainConfig(**options, seed=seed, out=str(tmp_path / name)))
+        rolls.append(tuple(dice.rolled))
+    assert len(set(rolls[0])) == len(rolls[0]) == 2 * (1077 // 64)
+    assert rolls[1] == rolls[0]
+    assert not set(rolls[2]) & set(rolls[0])
 
 
 def test_a_compiled_network_trains_to_the_same_weights(tmp_path: Path, monkeypatch) -> None:

@@ -168,7 +168,7 @@ def test_a_random_layer_draws_anew_each_step_and_by_the_seed(tmp_path: Path) -> 
     options = QUICK | {"backbone": "test_train:tiny_with_dice", "parts": "none", "epochs": 2}
     rolls = []
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        dice = sys.modules["test_train"].Dice
+        dice = importlib.import_module("test_train").Dice
         dice.rolled.clear()
         train(TrainConfig(**options, seed=seed, out=str(tmp_path / name)))
         rolls.append(tuple(dice.rolled))

@@ -240,10 +240,15 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     assert "relabel precision" in trained.stdout
     names = {path.name for path in Path("r").iterdir()}
     assert names == {
-        "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors", "confusion.png",
-        "curves.png", "samples.png", "summary.json", "uerm.safetensors",
+        "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors",
+        "report.html", "samples.png", "snapshot.safetensors", "summary.json", "uerm.safetensors",
     }  # fmt: skip
-    assert run(["report", "r"]) == 0
+    for out, arguments in (("r/report.html", []), ("page.html", ["--out", "page.html"])):
+        Path(out).unlink(missing_ok=True)
+        assert run(["report", "r", *arguments]) == 0
+        assert Path(out).read_text().startswith("<!doctype html>")
+    assert run(["report", "r", "r"]) == 0
+    assert Path("report.html").exists()
 
 
 def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +256,11 @@ def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str])
     assert run(["report", "empty"]) == 2
     assert "empty: not a run that has ended" in capsys.readouterr().err
     assert run(["report"]) == 2
+    assert run(["report", "empty", "--out", "nowhere/page.html"]) == 2
+    assert (
+        "--out nowhere/page.html: expected a file in a folder that is there"
+        in capsys.readouterr().err
+    )
 
 
 def test_names_with_markup_and_maths_in_them_are_shown_as_they_are() -> None:

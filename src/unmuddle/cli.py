@@ -140,11 +140,15 @@ def _parser() -> Any:
     export.add_argument("--out", type=Path, required=True, help="file to write")
 
     report = parser_of(
-        "unmuddle report RUN [RUN ...]",
-        "Draw the plots of runs and print them side by side.",
-        "  unmuddle report runs/one runs/two",
+        "unmuddle report RUN [RUN ...] [--out FILE]",
+        "Print runs side by side, and write a page that shows them: curves, confusion, relabels,\n"
+        "options. It is one file, and loads nothing.",
+        "  unmuddle report runs/one\n  unmuddle report runs/one runs/two --out comparison.html",
     )
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument(
+        "--out", type=Path, help="file to write; default: report.html in RUN, or here for several"
+    )
 
     doctor = parser_of(
         "unmuddle doctor",
@@ -333,19 +337,28 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
     return int(bool(report.of("failed")))
 
 
-def _report(runs: list[Path]) -> None:
+def _report(runs: list[Path], out: Path | None = None) -> None:
     from rich.console import Console
 
     from unmuddle.recipes.errors import UsageError
-    from unmuddle.report import comparison_table, draw_plots, read_run
+    from unmuddle.recipes.run_folder import write_whole
+    from unmuddle.report import comparison_table, read_run, report_page
 
+    if out is not None:
+        _check_file("--out", out)
+    elif len(runs) == 1:
+        out = runs[0] / "report.html"
+    else:
+        out = Path("report.html")
     try:
         read = [read_run(path) for path in runs]
+        page = report_page(read)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for run in read:
-        draw_plots(run)
-    Console().print(comparison_table(read))
+    write_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
+    console = Console()
+    console.print(comparison_table(read))
+    console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -474,3 +474,35 @@ def test_label_files_need_names_that_differ(tmp_path: Path) -> None:
     data.sources = ["a/0.png", "b/0.png", "1.png", "2.png"]
     with pytest.raises(UsageError, match="needs images whose file names differ"):
         add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
+
+
+@pytest.mark.parametrize("make", [make_rafdb, make_rafdb_folders])
+def test_rafdb_lists_of_noise_are_read(make, tmp_path: Path) -> None:
+    splits = load_data(f"rafdb:{make(tmp_path / 'faces')}")
+    given = splits.train.labels.clone()
+    # The whole list, validation and test images too; every third image is another class.
+    lines = [
+        f"{part}_{n + 1:05}.jpg {(n + (n % 3 == 0)) % 7 + 1}"
+        for part in ("train", "test")
+        for n in range(70)
+    ]
+    path = tmp_path / "noise02.txt"
+    path.write_text("\n".join(lines))
+    add_noise(splits.train, splits.classes, f"file:{path}", seed=0)
+    numbers = [int(Path(source).name[6:11]) - 1 for source in splits.train.sources]
+    assert splits.train.labels.tolist() == [(n + (n % 3 == 0)) % 7 for n in numbers]
+    assert torch.equal(splits.train.true_labels, given)
+
+
+def test_wrong_lists_of_noise_are_told_whole(tmp_path: Path) -> None:
+    splits = load_data(f"rafdb:{make_rafdb(tmp_path)}")
+    before = splits.train.labels.clone()
+    path = tmp_path / "noise.txt"
+    name = Path(splits.train.sources[0]).name.replace("_aligned", "")
+    path.write_text(f"{name} 8\n\n{name} 1\n{name} 2\nalone\n")
+    with pytest.raises(UsageError) as caught:
+        add_noise(splits.train, splits.classes, f"file:{path}", seed=0)
+    text = str(caught.value)
+    assert "anger, neutral: 2\n    row 1: 8\n    row 5: \n" in text
+    assert "image listed twice: 2" in text
+    assert torch.equal(splits.train.labels, before)

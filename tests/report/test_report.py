@@ -1,34 +1,15 @@
-"""From run files to tables and plots, without the recipe."""
+"""From run files to a table and a page, without the recipe."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from unmuddle.report import comparison_table, draw_plots, read_run
-
-
-def write_run(path: Path, *, finished: bool = True, truth: bool = True) -> Path:
-    path.mkdir()
-    entry = {"train_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.25, "labels_right": None}
-    lines = [entry | {"epoch": e} | ({"labels_right": 0.75} if truth else {}) for e in (1, 2)]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {
-        "status": "finished" if finished else "interrupted",
-        "data": "digits", "noise": "none", "parts": "uerm", "backbone": "small",
-        "classes": ["a", "b"], "best_epoch": 2, "seconds": 12.3,
-    }  # fmt: skip
-    if finished:
-        confusion = [[3, 1], [0, 0]]
-        summary["test"] = {"accuracy": 0.75, "mean_class_accuracy": 0.75, "confusion": confusion}
-    if truth:
-        summary["relabeling"] = {
-            "right_before": 0.5, "right_after": 0.875, "precision": None, "recall": 0.125,
-        }  # fmt: skip
-    (path / "summary.json").write_text(json.dumps(summary))
-    return path
+from report.run_files import write_run
+from unmuddle.report import comparison_table, read_run, report_page
 
 
 def printed(*paths: Path) -> list[list[str]]:
@@ -38,6 +19,23 @@ def printed(*paths: Path) -> list[list[str]]:
         console.print(comparison_table([read_run(path) for path in paths]))
     lines = [line for line in capture.get().splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def page_of(*paths: Path) -> str:
+    return report_page([read_run(path) for path in paths])
+
+
+def titles(page: str) -> list[str]:
+    """Of the plots; each has its picture."""
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    assert all(figure.count("<svg") == 1 for figure in figures)
+    return [re.findall(r"<h3>(.*?)</h3>", figure)[0] for figure in figures]
+
+
+def texts(page: str, title: str) -> list[str]:
+    """Written in the plot of that title."""
+    figure = re.findall(rf"<figure><h3>{title}</h3>.*?</figure>", page, re.DOTALL)[0]
+    return re.findall(r"<text[^>]*>(.*?)</text>", figure)
 
 
 def test_table_shows_every_figure_and_a_dash_for_what_is_unknown(tmp_path: Path) -> None:
@@ -56,18 +54,97 @@ def test_table_shows_every_figure_and_a_dash_for_what_is_unknown(tmp_path: Path)
     assert rows["seconds"] == ["12", "12"]
 
 
-@pytest.mark.parametrize("truth", [True, False])
-def test_plots_of_a_finished_run(tmp_path: Path, truth: bool) -> None:
-    drawn = draw_plots(read_run(write_run(tmp_path / "run", truth=truth)))
-    assert [path.name for path in drawn] == ["curves.png", "confusion.png"]
-    for path in drawn:
-        with Image.open(path) as image:
-            assert len(image.convert("RGB").getcolors(1 << 20)) > 50, "an empty picture"
+def test_page_of_a_finished_run_has_every_plot(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run"))
+    assert titles(page) == [
+        "Training loss", "Accuracy", "Training labels right", "Test confusion", "Relabel flow",
+        "Training labels before relabeling", "Training labels after relabeling", "Uncertainty",
+        "Map of the training samples",
+    ]  # fmt: skip
+    assert "16 of 20" not in page
+    assert "3 of 20 training labels, counted." in page
+    assert "given label wrong (4)" in page
+    # Of true a: 8 of 10 were given as a, then one of them became b, and one of the wrong ones a.
+    assert texts(page, "Training labels before relabeling").count("80") == 2
+    assert "80.0% are right" in page
+    assert "85.0% are right" in page
+    # a -> b twice, b -> a once; what was reverted is not counted.
+    assert {"2", "1"} <= set(texts(page, "Relabel flow"))
+    assert "75" in texts(page, "Test confusion")
 
 
-def test_an_interrupted_run_has_curves_and_no_confusion(tmp_path: Path) -> None:
-    drawn = draw_plots(read_run(write_run(tmp_path / "run", finished=False)))
-    assert [path.name for path in drawn] == ["curves.png"]
+def test_gallery_says_why_and_whether_rightly(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run"))
+    cards = re.findall(
+        r'<div class="card (\w+)">.*?<s>(.*?)</s> → <b>(.*?)</b>(.*?)<p class="why">(.*?)</p>',
+        page,
+        re.DOTALL,
+    )
+    assert [(right, given, new) for right, given, new, _, _ in cards] == [
+        ("wrong", "a", "b$&lt;i&gt;"), ("right", "a", "b$&lt;i&gt;"), ("right", "b$&lt;i&gt;", "a"),
+    ]  # fmt: skip
+    assert cards[0][3].strip() == "(true: a)"
+    assert cards[1][4] == "epoch 1, by bayes: margin 0.75, above 0.50; uncertainty 0.90"
+    assert cards[2][4] == "epoch 2, by decide"
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_page_of_a_run_without_truth_or_end(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run", finished=False, truth=False))
+    assert titles(page) == ["Training loss", "Accuracy", "Relabel flow", "Uncertainty"]
+    assert "label changed (3)" in page
+    assert "Relabeled images" not in page
+
+
+def test_page_before_the_first_epoch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", finished=False, truth=False)
+    (run / "metrics.jsonl").write_text("")
+    assert "No epoch was finished." in page_of(run)
+
+
+def test_page_of_several_runs_says_where_their_options_differ(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "one"), write_run(tmp_path / "two", truth=False))
+    assert page.count("<h2>") == 2
+    assert set(texts(page, "Accuracy")) >= {"one", "two"}
+    differing = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>(.*?)</tr>', page)
+    assert differing == [("out", "<td>one</td><td>two</td>")]
+
+
+def test_the_page_is_the_same_every_time_and_does_not_mark_up_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    page = page_of(run)
+    assert page == page_of(run)
+    assert "b$<i>" not in page
+    assert "b$&lt;i&gt;" in texts(page, "Test confusion")
+
+
+def test_many_classes_are_drawn_without_numbers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["classes"] = [f"c{i}" for i in range(50)]
+    summary["test"]["confusion"] = np.eye(50, dtype=int).tolist()
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert texts(page_of(run), "Test confusion") == ["predicted", "true"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "of another kind"])
+@pytest.mark.parametrize(
+    "name", ["samples.csv", "ledger.csv", "uerm.safetensors", "snapshot.safetensors", "config.yaml"]
+)
+def test_unreadable_files_are_told(tmp_path: Path, name: str, damage: str) -> None:
+    file = write_run(tmp_path / "run") / name
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        file.write_bytes(b"\xff\xfe\x00\n1,2\n")
+    # A run that was interrupted has no snapshot; YAML cut short is YAML.
+    if (name, damage) in (("snapshot.safetensors", "missing"), ("config.yaml", "truncated")):
+        assert page_of(file.parent)
+        return
+    with pytest.raises(ValueError, match="run: not a readable run"):
+        page_of(file.parent)
 
 
 def test_unreadable_runs_are_told(tmp_path: Path) -> None:

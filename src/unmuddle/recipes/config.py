@@ -16,7 +16,8 @@ class TrainConfig:
     Args:
         data: synthetic[:N] (drawn faces), digits, or NAME:PATH with folder, rafdb, ferplus,
             affectnet, affectnet7 (without contempt), fer2013
-        noise: none, symmetric:P (any other class), pair:P (the next one), file:CSV (name, label)
+        noise: none, symmetric:P (any other class), pair:P (the next one), file:CSV (name, label) or
+            file:TXT (as RAF-DB's noise01.txt)
         labels: CSV of accepted and rejected labels, as unmuddle audit writes it
         backbone: small, a timm or torchvision name (torchvision/NAME to insist), or MODULE:CALLABLE
             that returns a network from images to a feature map

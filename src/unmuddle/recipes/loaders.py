@@ -19,6 +19,7 @@ class Use(IntEnum):
     ORDER = 1
     AUGMENTATION = 2
     NETWORK = 3
+    SNAPSHOT = 4
 
 
 def seed_for(use: Use, *numbers: int) -> int:

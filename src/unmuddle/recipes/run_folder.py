@@ -128,9 +128,12 @@ class RunFolder:
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
         """Write which image each training sample id stands for, and its label as given."""
         sources = [data.source(i) for i in range(len(data))]
-        names = [classes[label] for label in data.labels.tolist()]
-        rows = zip(range(len(data)), sources, data.labels.tolist(), names, strict=True)
-        write_table(self.path / "samples.csv", ("sample", "source", "label", "label_name"), rows)
+        labels = data.labels.tolist()
+        names = [classes[label] for label in labels]
+        true = [""] * len(data) if data.true_labels is None else data.true_labels.tolist()
+        columns = ("sample", "source", "label", "label_name", "true_label")
+        rows = zip(range(len(data)), sources, labels, names, true, strict=True)
+        write_table(self.path / "samples.csv", columns, rows)
 
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""
@@ -153,6 +156,10 @@ class RunFolder:
         """Write every label change so far, and what is known of every sample."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         _save_tensors(self.path / "uerm.safetensors", uerm.state_dict())
+
+    def save_snapshot(self, tensors: dict[str, Tensor]) -> None:
+        """Write what a report shows of the training samples."""
+        _save_tensors(self.path / "snapshot.safetensors", tensors)
 
     def save_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""

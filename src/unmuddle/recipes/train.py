@@ -32,6 +32,7 @@ from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.processes import average_gradients, check_shares, reduced, synchronize_norms
 from unmuddle.recipes.run_folder import RunFolder, write_whole
 from unmuddle.recipes.sample_sheet import sample_sheet
+from unmuddle.recipes.snapshot import snapshot
 from unmuddle.supcon import SupConLoss
 from unmuddle.uerm import UERM
 
@@ -248,6 +249,10 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
                 if weights is not None:
                     average.module.load_state_dict(weights)
                 tests[name] = evaluate(average.module, test_loader, num_classes, accelerator)
+            if is_first:
+                run.save_snapshot(
+                    snapshot(average.module, training, uerm.ledger, config.batch_size, config.seed)
+                )
     except KeyboardInterrupt:
         status = "interrupted"
         console.print(f"interrupted; unmuddle train --resume {run.path} goes on", markup=False)

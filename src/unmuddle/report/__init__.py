@@ -1,7 +1,7 @@
 """From the files of a run to tables and plots; needs no GPU and no model."""
 
 from unmuddle.report.audit_page import Card, audit_page
-from unmuddle.report.plots import draw_plots
+from unmuddle.report.page import report_page
 from unmuddle.report.runs import RunFiles, read_run
 from unmuddle.report.table import comparison_table, metrics_table
 
@@ -10,7 +10,7 @@ __all__ = [
     "RunFiles",
     "audit_page",
     "comparison_table",
-    "draw_plots",
     "metrics_table",
     "read_run",
+    "report_page",
 ]

@@ -1,14 +1,13 @@
 """One HTML page on which somebody accepts or rejects suggested labels."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+
+from unmuddle.report.pictures import png
 
 THUMBNAIL = 112  # pixels a side
 
@@ -49,19 +48,11 @@ def _card(number: int, card: Card) -> str:
     name = html.escape(card.source.rsplit("/", 1)[-1] or f"sample {card.sample}")
     label, suggested = html.escape(card.label), html.escape(card.suggested)
     return f"""<article id="card-{number}">
-<img src="data:image/png;base64,{_png(card.pixels)}" alt="{name}" width="{THUMBNAIL}">
+<img src="{png(card.pixels, THUMBNAIL)}" alt="{name}" width="{THUMBNAIL}">
 <div><h2><s>{label}</s> → <b>{suggested}</b></h2>
 <p>{html.escape(card.why)}</p><p class="name" title="{html.escape(card.source)}">{name}</p>
 <button data-decision="accept">Accept {suggested}</button>
 <button data-decision="reject">Keep {label}</button></div></article>"""
-
-
-def _png(pixels: np.ndarray) -> str:
-    image = Image.fromarray(pixels)
-    image = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    with io.BytesIO() as file:
-        image.save(file, "PNG")
-        return base64.b64encode(file.getvalue()).decode()
 
 
 _PAGE = """<!doctype html>

@@ -1,71 +1,163 @@
-"""Plots of one run, written beside its files."""
+"""Plots of runs as SVG that takes the colours of the page it stands on, light or dark."""
 
-from pathlib import Path
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.manifold import TSNE
 
-from unmuddle.report.runs import RunFiles
+from unmuddle.report.runs import RunFiles, Samples
 
-
-def draw_plots(run: RunFiles) -> list[Path]:
-    """Draw `curves.png` (if an epoch ended) and `confusion.png` (if the test was run)."""
-    drawn: list[Path] = []
-    if run.metrics:
-        drawn.append(_save(_curves(run), run.path / "curves.png"))
-    if "test" in run.summary:
-        drawn.append(_save(_confusion(run), run.path / "confusion.png"))
-    return drawn
-
-
-def _curves(run: RunFiles) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss_axes, share_axes = figure.subplots(1, 2)
-    epochs = [entry["epoch"] for entry in run.metrics]
-    loss_axes.plot(
-        epochs, [entry["train_loss"] for entry in run.metrics], color="tab:blue", marker="."
-    )
-    loss_axes.set(xlabel="epoch", ylabel="training loss")
-    for key, label, style in (
-        ("train_accuracy", "training accuracy (on the labels trained on)", "tab:blue"),
-        ("val_accuracy", "validation accuracy", "tab:orange"),
-        ("labels_right", "training labels right", "tab:green"),
-    ):
-        values = [entry[key] for entry in run.metrics]
-        if values[0] is not None:
-            share_axes.plot(epochs, values, label=label, color=style, marker=".")
-    best = run.summary["best_epoch"]
-    share_axes.axvline(best, color="grey", linestyle=":", label=f"selected epoch {best}")
-    share_axes.set(xlabel="epoch", ylim=(0, 1.02))
-    share_axes.legend(fontsize=7, loc="lower right")
-    title = f"{run.summary['data']}, noise {run.summary['noise']}: {run.summary['parts']}"
-    figure.suptitle(title, parse_math=False)
-    return figure
+_INK = "#010203"  # stands for the page's colour of text
+_STYLE: dict[Any, Any] = {
+    **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
+    **{f"axes.{part}color": _INK for part in ("edge", "label")},
+    "axes.facecolor": "none",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "unmuddle",  # the same names in every file
+    "text.parse_math": False,  # a $ in a name is a $
+}
+# From nothing to blue, so that the page shows through.
+_BLUES = ListedColormap([(0.2, 0.5, 0.85, share) for share in np.linspace(0, 0.75, 256)])
+_WITH_NUMBERS = 15  # classes
+_MOST_NAMED = 40  # classes
+FEWEST_MAPPED = 10  # samples
 
 
-def _confusion(run: RunFiles) -> Figure:
-    counts = np.array(run.summary["test"]["confusion"], dtype=float)
-    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    classes = run.summary["classes"]
-    side = 2.2 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(classes)), classes, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"test accuracy {run.summary['test']['accuracy']:.1%}")
-    for row, column in np.ndindex(*shares.shape):
-        share = shares[row, column]
-        axes.text(
-            column, row, f"{share:.0%}", ha="center", va="center", fontsize=8,
-            color="white" if share > 0.5 else "black",
-        )  # fmt: skip
-    return figure
+def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) -> str:
+    """An SVG of one plot; inches of 72 points are the size that it looks best at."""
+    with mpl.rc_context(_STYLE), io.StringIO() as file:
+        figure = Figure(figsize=(width, height), layout="constrained")
+        plot(figure.subplots())
+        FigureCanvasSVG(figure)
+        figure.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+        text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Names that nothing refers to, and that another plot has too.
+    return re.sub(r' id="[A-Za-z]+(_\w+)?_\d+"', "", text)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130)
-    return path
+def curves(runs: Sequence[RunFiles], *keys: str, share: bool = False) -> str | None:
+    """A colour a run, epoch by epoch: the first figure solid, the second dashed.
+
+    A ring marks the run's best epoch. `None` if no run has the first figure.
+    """
+    known = [run for run in runs if run.metrics and run.metrics[0][keys[0]] is not None]
+    if not known:
+        return None
+
+    def plot(axes: Axes) -> None:
+        for run in known:
+            color = f"C{runs.index(run) % 10}"
+            epochs = [entry["epoch"] for entry in run.metrics]
+            for key, style in zip(keys, ("-", "--"), strict=False):
+                axes.plot(epochs, [entry[key] for entry in run.metrics], style, color=color)
+            axes.lines[-len(keys)].set(label=run.name, marker=".", markersize=5)
+            if best := run.summary["best_epoch"]:
+                value = run.metrics[epochs.index(best)][keys[0]]
+                axes.plot(best, value, "o", color=color, fillstyle="none", markersize=9)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if share:
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        if len(runs) > 1:
+            axes.legend(fontsize=8)
+
+    return draw(plot)
+
+
+def matrix(
+    counts: np.ndarray, classes: Sequence[str], rows: str, columns: str, *, shares: bool = True
+) -> str:
+    """Counts `(K, K)` as a table of colours; of each row's share, or as they are."""
+    totals = counts.sum(1, keepdims=True).clip(min=1) if shares else max(counts.max(), 1)
+    values = counts / totals
+    size = len(classes)
+    side = 2.1 + 0.36 * min(size, _WITH_NUMBERS)
+
+    def plot(axes: Axes) -> None:
+        axes.pcolormesh(values, cmap=_BLUES, vmin=0, vmax=1, edgecolors=_INK, linewidth=0.15)
+        axes.invert_yaxis()
+        axes.set(xlabel=columns, ylabel=rows)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        ticks = np.arange(size) + 0.5
+        names = classes if size <= _MOST_NAMED else [""] * size
+        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, names)
+        if size <= _WITH_NUMBERS:
+            for row, column in zip(*counts.nonzero(), strict=True):
+                text = f"{100 * values[row, column]:.0f}" if shares else f"{counts[row, column]}"
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
+
+    return draw(plot, side + 0.4, side)
+
+
+def count_pairs(rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
+    """`(K, K)` how often each pair of labels occurs."""
+    return np.bincount(rows * size + columns, minlength=size**2).reshape(size, size)
+
+
+def embedding(samples: Samples, classes: Sequence[str]) -> str:
+    """Where the samples of the snapshot lie in feature space, by t-SNE; relabeled ones ringed."""
+    ids = samples.snapshot["mapped"]
+    points = _flatten(samples.snapshot["features"])
+    changed = np.isin(ids, list(samples.changes))
+    many = mpl.colormaps["turbo"].resampled(len(classes))
+
+    def plot(axes: Axes) -> None:
+        for label, name in enumerate(classes):
+            found = samples.now[ids] == label
+            color = f"C{label}" if len(classes) <= 10 else many(label)
+            axes.plot(*points[found].T, ".", color=color, markersize=5, alpha=0.7, label=name)
+        axes.plot(*points[changed].T, "o", mfc="none", mec=_INK, mew=0.8, ms=6, label="relabeled")
+        axes.set_axis_off()
+        if len(classes) <= _WITH_NUMBERS:
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
+
+    return draw(plot, 4.8, 3.9)
+
+
+def _flatten(features: np.ndarray) -> np.ndarray:
+    """`(m, F)` to the plane."""
+    scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    perplexity = min(30, (len(features) - 1) / 3)
+    found = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0)
+    return found.fit_transform(scaled)
+
+
+def uncertainties(samples: Samples) -> str:
+    """How uncertain the labels are, right and wrong ones apart where the truth is known."""
+    if samples.true is None:
+        changed = samples.now != samples.given
+        groups = {"label kept": ~changed, "label changed": changed}
+    else:
+        right = samples.given == samples.true
+        groups = {"given label right": right, "given label wrong": ~right}
+
+    def plot(axes: Axes) -> None:
+        for (name, chosen), color in zip(groups.items(), ("C0", "C1"), strict=True):
+            axes.hist(
+                samples.uncertainty[chosen], bins=np.linspace(0, 1, 21).tolist(), log=True,
+                color=color, alpha=0.55, label=f"{name} ({chosen.sum()})",
+            )  # fmt: skip
+        axes.set(xlabel="uncertainty of the label", ylabel="samples")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(fontsize=8)
+
+    return draw(plot)

@@ -9,6 +9,7 @@ from rich.table import Table
 from unmuddle.report.runs import RunFiles
 
 UNKNOWN = "-"
+NOTE = "test figures: the epoch that was best on the validation split"
 
 _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("data", lambda s: s["data"]),
@@ -29,14 +30,18 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
     """One column a run, one row a figure; a dash where a run has no such figure."""
     tested = any("test" in run.summary for run in runs)
-    note = "test figures: the epoch that was best on the validation split" if tested else None
-    table = Table(caption=note)
+    table = Table(caption=NOTE if tested else None)
     table.add_column("run")
     for run in runs:
-        table.add_column(escape(run.path.name), justify="right", overflow="fold")
-    for heading, cell in _ROWS:
-        table.add_row(heading, *(escape(cell(run.summary)) for run in runs))
+        table.add_column(escape(run.name), justify="right", overflow="fold")
+    for heading, cells in comparison(runs):
+        table.add_row(heading, *(escape(cell) for cell in cells))
     return table
+
+
+def comparison(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
+    """Heading of each row, and its cells."""
+    return [(heading, [cell(run.summary) for run in runs]) for heading, cell in _ROWS]
 
 
 def _percent(summary: dict[str, Any], group: str, key: str) -> str:

@@ -22,7 +22,8 @@ def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: in
         spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
             `pair:P`, each with probability P by the next class, as if the two were mistaken;
             `file:PATH`, by the labels of a CSV with the columns `name` (of the image file) and
-            `label` (of the class), where it lists them.
+            `label` (of the class), where it lists them; or of lines `NAME NUMBER` in a `.txt`, the
+            classes counted from 1, as in RAF-DB's `noise01.txt`.
         seed: of which labels are replaced.
 
     Raises:
@@ -69,20 +70,14 @@ def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) 
 
 def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = reader.fieldnames or ()
+        rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"--noise file:{path}: not readable: {error}") from error
-    if not {"name", "label"} <= set(columns):
-        raise UsageError(f"--noise file:{path}: expected the columns name and label, got {columns}")
-    sample_of = {Path(data.source(i)).name: i for i in range(len(data))}
+    sample_of = {_name(data.source(i)): i for i in range(len(data))}
     if len(sample_of) < len(data):
         raise UsageError(f"--noise file:{path}: needs images whose file names differ")
     labels, problems, listed = data.labels.clone(), Problems(), set[str]()
-    for number, row in enumerate(rows, start=2):
-        name, label = row["name"], row["label"]
+    for number, (name, label) in rows:
         if label not in classes:
             problems.add(f"label that is none of {', '.join(classes)}", f"row {number}: {label}")
         elif name in listed:
@@ -94,3 +89,31 @@ def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> T
         problems.add("file without any of the training images", str(path))
     problems.raise_if_any(f"--noise file:{path}")
     return labels
+
+
+_Rows = list[tuple[int, tuple[str, str]]]  # number of the row, name of the image, class
+
+
+def _read_csv(path: Path) -> _Rows:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    columns = reader.fieldnames or ()
+    if not {"name", "label"} <= set(columns):
+        raise UsageError(f"--noise file:{path}: expected the columns name and label, got {columns}")
+    return [(n, (_name(row["name"] or ""), row["label"])) for n, row in enumerate(rows, start=2)]
+
+
+def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
+    name_of = {str(number): name for number, name in enumerate(classes, start=1)}
+    rows: _Rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            name, _, label = line.strip().partition(" ")
+            rows.append((number, (_name(name), name_of.get(label.strip(), label))))
+    return rows
+
+
+def _name(source: str) -> str:
+    """Of an image's file, aligned or not: RAF-DB lists the one and holds the other."""
+    return Path(source).name.replace("_aligned.", ".")

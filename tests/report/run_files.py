@@ -1,0 +1,69 @@
+"""A run folder as the recipe leaves it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+CLASSES = ["a", "b$<i>"]
+GIVEN = [0, 1] * 10
+TRUE = [0, 1] * 8 + [1, 0] * 2  # the last four labels are wrong
+EVENTS = [
+    # sample, epoch, old, new, uncertainty, margin, threshold, rule
+    (16, 1, 0, 1, 0.9, 0.75, 0.5, "bayes"),
+    (0, 1, 0, 1, 0.8, 0.625, 0.5, "bayes"),
+    (17, 2, 1, 0, float("nan"), float("nan"), float("nan"), "decide"),
+    (2, 2, 0, 1, 0.7, 0.6, 0.5, "bayes"),
+    (2, 2, 1, 0, float("nan"), float("nan"), float("nan"), "revert"),
+]
+
+
+def write_csv(path: Path, columns: str, rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns.split(), *rows])
+
+
+def write_run(path: Path, *, finished: bool = True, truth: bool = True) -> Path:
+    path.mkdir()
+    entry = {"train_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.25, "labels_right": None}
+    lines = [entry | {"epoch": e} | ({"labels_right": 0.75} if truth else {}) for e in (1, 2)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {
+        "status": "finished" if finished else "interrupted",
+        "data": "digits", "noise": "none", "parts": "uerm", "backbone": "small",
+        "classes": CLASSES, "best_epoch": 2, "seconds": 12.3,
+    }  # fmt: skip
+    if finished:
+        confusion = [[3, 1], [0, 0]]
+        summary["test"] = {"accuracy": 0.75, "mean_class_accuracy": 0.75, "confusion": confusion}
+    if truth:
+        summary["relabeling"] = {
+            "right_before": 0.5, "right_after": 0.875, "precision": None, "recall": 0.125,
+        }  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "config.yaml").write_text(yaml.safe_dump({"epochs": 2, "out": path.name}))
+    known = TRUE if truth else [""] * len(GIVEN)
+    rows = [
+        (i, f"{i}.png", y, CLASSES[y], t) for i, (y, t) in enumerate(zip(GIVEN, known, strict=True))
+    ]
+    write_csv(path / "samples.csv", "sample source label label_name true_label", rows)
+    events = [(i, *event) for i, event in enumerate(EVENTS)]
+    write_csv(
+        path / "ledger.csv", "event sample epoch old new uncertainty margin threshold rule", events
+    )
+    save_file({"uncertainty": np.linspace(0, 1, 20, dtype=np.float32)}, path / "uerm.safetensors")
+    if finished:
+        random = np.random.default_rng(0)
+        save_file(
+            {
+                "mapped": np.arange(20),
+                "features": random.normal(size=(20, 5)).astype(np.float32),
+                "pictured": np.array([0, 16, 17]),
+                "thumbnails": random.integers(0, 255, (3, 3, 8, 8), dtype=np.uint8),
+            },
+            path / "snapshot.safetensors",
+        )
+    return path

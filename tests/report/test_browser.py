@@ -1,0 +1,93 @@
+"""The report in a real browser: whole, legible, and without a look at the network."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.run_files import write_run
+from unmuddle.report import read_run, report_page
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+pytestmark = pytest.mark.skipif(not BROWSER, reason="needs chromium")
+
+# Run before anything else of the page; what it finds is the text of <output>.
+PROBE = """<script>
+const refused = [];
+addEventListener("securitypolicyviolation", event => refused.push(event.blockedURI));
+addEventListener("error", event => refused.push(event.message || event.target.outerHTML), true);
+addEventListener("load", () => {
+  const brightness = color => color.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 765;
+  const found = {
+    refused,
+    requests: performance.getEntriesByType("resource").map(entry => entry.name),
+    plots: [...document.querySelectorAll("figure")].map(figure => {
+      const svg = figure.querySelector("svg"), box = svg.getBoundingClientRect();
+      const text = svg.querySelector("text");
+      return {
+        title: figure.querySelector("h3").textContent, width: box.width, height: box.height,
+        shapes: svg.querySelectorAll("path, use").length,
+        ink: brightness(getComputedStyle(text).fill),
+      };
+    }),
+    images: [...document.images].map(image => image.naturalWidth),
+    window: innerWidth, page: document.documentElement.scrollWidth,
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+  };
+  document.body.append(Object.assign(document.createElement("output"), {
+    textContent: JSON.stringify(found) }));
+});
+</script>"""
+
+
+def look(page: str, path: Path, *options: str) -> dict[str, Any]:
+    """Open the page in the browser, and say what is there."""
+    probed = page.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    path.write_text(probed.replace("<meta charset", PROBE + "<meta charset"), encoding="utf-8")
+    shown = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         f"--user-data-dir={path.parent / 'profile'}", *options, "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    return json.loads(unescape(re.findall(r"<output>(.*)</output>", shown)[0]))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    return report_page([read_run(write_run(folder / name)) for name in ("one", "two")])
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+@pytest.mark.parametrize("dark", [False, True])
+def test_report(page: str, tmp_path: Path, width: int, dark: bool) -> None:
+    found = look(
+        page, tmp_path / "report.html", f"--window-size={width},900",
+        f"--blink-settings=preferredColorScheme={int(not dark)}",
+    )  # fmt: skip
+    assert found["refused"] == []
+    assert [name for name in found["requests"] if not name.startswith("data:")] == []
+    assert found["window"] == width
+    assert found["page"] <= width, "has to be scrolled sideways"
+    assert found["dark"] is dark
+    assert len(found["plots"]) == 3 + 2 * 6
+    for plot in found["plots"]:
+        assert plot["width"] > 200, plot
+        assert plot["height"] > 150, plot
+        assert plot["shapes"] > 5, plot
+        assert (plot["ink"] > 0.6) is dark, plot
+    assert found["images"] == [8] * 6
+
+
+def test_the_probe_sees_what_is_wrong(page: str, tmp_path: Path) -> None:
+    worse = page.replace(
+        "<h1>", '<img src="https://example.org/x.png"><p style="width: 3000px">x</p><h1>'
+    )
+    found = look(worse, tmp_path / "report.html", "--window-size=1300,900")
+    assert any("example.org" in refused for refused in found["refused"])
+    assert found["page"] > 1300

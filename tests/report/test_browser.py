@@ -1,5 +1,6 @@
-"""The report in a real browser: whole, legible, and without a look at the network."""
+"""The pages in a real browser: whole, legible, and without a look at the network."""
 
+import csv
 import json
 import re
 import shutil
@@ -8,10 +9,11 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from report.run_files import write_run
-from unmuddle.report import read_run, report_page
+from unmuddle.report import Card, audit_page, read_run, report_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs chromium")
@@ -48,13 +50,19 @@ addEventListener("load", () => {
 def look(page: str, path: Path, *options: str) -> dict[str, Any]:
     """Open the page in the browser, and say what is there."""
     probed = page.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    path.write_text(probed.replace("<meta charset", PROBE + "<meta charset"), encoding="utf-8")
+    probed = probed.replace("<meta charset", PROBE + "<meta charset")
+    return json.loads(output(probed, path, *options))
+
+
+def output(page: str, path: Path, *options: str) -> str:
+    """What the page writes into <output> when it is opened."""
+    path.write_text(page, encoding="utf-8")
     shown = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          f"--user-data-dir={path.parent / 'profile'}", *options, "--dump-dom", path.as_uri()],
         capture_output=True, text=True, check=True, timeout=120,
     ).stdout  # fmt: skip
-    return json.loads(unescape(re.findall(r"<output>(.*)</output>", shown)[0]))
+    return unescape(re.findall(r"<output>(.*)</output>", shown, re.DOTALL)[0])
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +99,26 @@ def test_the_probe_sees_what_is_wrong(page: str, tmp_path: Path) -> None:
     found = look(worse, tmp_path / "report.html", "--window-size=1300,900")
     assert any("example.org" in refused for refused in found["refused"])
     assert found["page"] > 1300
+
+
+def test_audit_decisions_become_a_table(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    source = 'faces/a "b", </script>.png'
+    cards = [Card(i, source, "sad", "ang&ry", "because", pixels) for i in (7, 3, 5)]
+    clicks = """<script>
+        const press = (card, what) => document.querySelector(`#card-${card} [data-decision=${what}]`).click();
+        press(0, "accept"); press(1, "accept"); press(1, "reject"); press(2, "reject"); press(2, "reject");
+        const shown = document.getElementById("count").textContent;
+        document.body.append(Object.assign(document.createElement("output"), {
+            textContent: JSON.stringify([shown, csv()]) }));
+    </script></body>"""
+    page = audit_page(cards, "Labels of <run>").replace("</body>", clicks)
+    shown, table = json.loads(output(page, tmp_path / "index.html"))
+    assert shown == "1 accepted, 1 rejected."
+    assert table.count("\r\n") == 4
+    assert list(csv.reader(table.splitlines())) == [
+        ["sample", "source", "label", "suggested", "decision"],
+        ["7", source, "sad", "ang&ry", "accept"],
+        ["3", source, "sad", "ang&ry", "reject"],
+        ["5", source, "sad", "ang&ry", ""],
+    ]

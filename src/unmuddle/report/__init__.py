@@ -1,7 +1,7 @@
 """From the files of a run to tables and plots; needs no GPU and no model."""
 
 from unmuddle.report.audit_page import Card, audit_page
-from unmuddle.report.page import report_page
+from unmuddle.report.report_page import report_page
 from unmuddle.report.runs import RunFiles, read_run
 from unmuddle.report.table import comparison_table, metrics_table
 

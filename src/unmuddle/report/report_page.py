@@ -1,14 +1,12 @@
 """Runs as one HTML page that needs nothing else: no other file, no script, no network."""
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from unmuddle.report import plots
-from unmuddle.report.pictures import png
+from unmuddle.report.html import png, render
 from unmuddle.report.runs import RunFiles, Samples, read_config, read_samples
 from unmuddle.report.table import NOTE, comparison
 
@@ -38,11 +36,8 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     Raises:
         ValueError: a file of a run cannot be read.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(
-        files("unmuddle.report").joinpath("page.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return render(
+        "report.html",
         title=" · ".join(run.name for run in runs),
         names=[run.name for run in runs],
         comparison=comparison(runs),

@@ -1,0 +1,29 @@
+"""Templates filled in, and images for them."""
+
+import base64
+import io
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder with its values, in which no text of a value is markup."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    text = files("unmuddle.report").joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(values)
+
+
+def png(pixels: np.ndarray, side: int | None = None) -> str:
+    """Image `(H, W, 3)` uint8 for the `src` of an `<img>`."""
+    image = Image.fromarray(pixels)
+    if side is not None:
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

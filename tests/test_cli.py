@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from recipes.layouts import make_folder, truncate
+from report.run_files import write_run
 from unmuddle.cli import main
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.presets import PRESETS
@@ -109,8 +111,11 @@ def used_run() -> None:
         (None, ["--batch_size", "1"], "--batch_size: expected at least 2"),
         (None, ["--pretrained", "true", "--weights", "w.pt"], "give one of the two"),
         (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
-        (used_run, ["--data", "digits", "--out", "used"], "exists and is not empty"),
+        (used_run, ["--data", "digits", "--out", "used"], "--out used: exists and is not an empty folder\n"),
         (None, ["--nonsense", "1"], "nonsense"),
+        (None, ["--epochs", "two"], "--epochs: expected int, got two"),
+        (None, ["--tracker", "wandb"], "--tracker: expected one of 'none', 'tensorboard', got wandb"),
+        (None, ["--preset", "rafdb"], "--preset rafdb: needs --data rafdb:PATH"),
         (None, ["--data", "digits", "--precision", "fp16"], "--precision fp16: needs a GPU"),
         (used_run, ["--data", "used"], "did you mean folder:used?"),
         (None, ["--seed", "-1"], "--seed: expected 0 <= seed < 2**32, got -1"),
@@ -126,7 +131,7 @@ def used_run() -> None:
         (None, ["--supcon_weight", "-1"], "--supcon_weight: expected at least 0, got -1"),
         (None, ["--average", "1"], "--average: expected 0 <= average < 1, got 1"),
         (None, ["--tracker", "wandb"], "tracker"),
-        (None, ["--data", "synthetic:0"], "--data synthetic:0: unknown data set"),
+        (None, ["--data", "synthetic:0"], "--data synthetic:0: expected synthetic:N with N from 1"),
         (None, ["--data", "rafdb"], "--data rafdb: expected rafdb:PATH"),
         (empty_folder, ["--data", "rafdb:empty"], "empty"),
         (empty_folder, ["--data", "affectnet:empty"], "empty"),
@@ -135,14 +140,14 @@ def used_run() -> None:
         (empty_folder, ["--data", "folder:empty"], "missing folder: 2"),
         (None, ["--noise", "pair:much"], "expected none, file:PATH, symmetric:P or pair:P"),
         (None, ["--data", "digits", "--noise", "file:no.csv"], "no.csv"),
-        (noise_by_names_that_repeat, ["--data", "folder:faces", "--noise", "file:noise.csv"], "needs images whose file names differ"),
+        (noise_by_names_that_repeat, ["--data", "folder:faces", "--noise", "file:noise.csv"], "name of several images; give the folder too: 1"),
         (None, ["--data", "digits", "--labels", "no.csv"], "--labels no.csv"),
         (None, ["--data", "digits", "--backbone", "nowhere:net"], "--backbone nowhere:net: ModuleNotFoundError"),
         (None, ["--data", "digits", "--backbone", "math:pi"], "--backbone math:pi: TypeError"),
         (None, ["--data", "digits", "--backbone", "vit_tiny_patch16_224"], "--backbone vit_tiny_patch16_224"),
         (pickle_that_runs_code, ["--data", "digits", "--weights", "w.pt"], "more than tensors, which would run code of its own"),
         (weights_of_another_network, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: lacks"),
-        (None, ["--resume", "nowhere"], "--resume nowhere: no readable config.yaml"),
+        (None, ["--resume", "nowhere"], "--resume nowhere: is not there"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_with_2_and_its_own_message(
@@ -247,20 +252,48 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
         Path(out).unlink(missing_ok=True)
         assert run(["report", "r", *arguments]) == 0
         assert Path(out).read_text().startswith("<!doctype html>")
-    assert run(["report", "r", "r"]) == 0
+    shutil.copytree("r", "r2")
+    assert run(["report", "r", "r2"]) == 0
     assert Path("report.html").exists()
 
 
 def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     assert run(["report", "empty"]) == 2
-    assert "empty: not a run that has ended" in capsys.readouterr().err
+    assert "empty: holds no run" in capsys.readouterr().err
     assert run(["report"]) == 2
     assert run(["report", "empty", "--out", "nowhere/page.html"]) == 2
     assert (
         "--out nowhere/page.html: expected a file in a folder that is there"
         in capsys.readouterr().err
     )
+
+
+def test_a_quiet_run_writes_as_much_and_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(Path("faces"))
+    arguments = ["train", "--data", "folder:faces", "--image_size", "32", "--out", "r", "--quiet"]
+    assert run([*arguments, "--epochs", "1", "--backbone", "test_cli:small_net"]) == 0
+    assert capsys.readouterr().out == "r\n"
+    assert Path("r/report.html").exists()
+    modes = {path.name: path.stat().st_mode for path in Path("r").iterdir()}
+    assert set(modes.values()) == {modes["config.yaml"]}, modes
+    assert b"\r" not in Path("r/samples.csv").read_bytes() + Path("r/ledger.csv").read_bytes()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(["evaluate", "--run", "../r"]) == 0
+    assert run(["train", "--resume", "../r"]) == 0
+    assert "--resume ../r: has ended already" in capsys.readouterr().out
+
+
+def test_a_report_takes_no_other_pages_place(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.html").write_text("<p>mine")
+    (write_run(Path("r")) / "report.html").write_bytes(b"\xff\xfe")
+    for arguments in (["--out", "mine.html"], []):
+        assert run(["report", "r", *arguments]) == 2
+        assert "exists and is not a report" in capsys.readouterr().err
+    assert Path("mine.html").read_text() == "<p>mine"
 
 
 def test_names_with_markup_and_maths_in_them_are_shown_as_they_are() -> None:

@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
             _with_preset(sys.argv[1:] if arguments is None else arguments)
         )
     except (ArgumentError, UnicodeDecodeError) as error:
-        print(f"unmuddle: error: {error}", file=sys.stderr)
+        from unmuddle.help import plain
+
+        print(f"unmuddle: error: {plain(str(error))}", file=sys.stderr)
         return 2
 
     commands = {
@@ -109,7 +111,7 @@ def _parser() -> Any:
     evaluate.add_argument("--run", type=Path, required=True, help="folder of the run")
     evaluate.add_argument("--data", help="data set, as for train; default: the run's own")
     evaluate.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="part of the data set"
+        "--split", choices=("train", "val", "test"), help="part of the data set; default: test"
     )
     evaluate.add_argument("--json", type=Path, help="file to write the figures to")
     evaluate.add_argument("--images", type=Path, help="folder of images without labels instead")
@@ -197,6 +199,8 @@ def _train(
     from unmuddle.report import read_run
 
     chosen = TrainConfig(**options)
+    if preset is not None and chosen.data == TrainConfig.data:
+        raise UsageError(f"--preset {preset}: needs --data {preset}:PATH")
     if resume is not None:
         if chosen != TrainConfig():
             raise UsageError("--resume: goes on with the options of the run; give no other")
@@ -205,10 +209,14 @@ def _train(
     path = train(chosen, Console(quiet=quiet), resume=resume is not None)
     if not PartialState().is_main_process:
         return 0
+    try:
+        _report([path], quiet=quiet)
+    except (UsageError, OSError):
+        hint = f"the run is whole; unmuddle report {path} writes its report"
+        print(f"unmuddle train: {hint}", file=sys.stderr)
+        raise
     if quiet:
         print(path)
-    else:
-        _report([path])
     return _EXIT_CODES[read_run(path).summary["status"]]
 
 
@@ -244,13 +252,14 @@ def _evaluate(
         if path is not None:
             _check_file(option, path)
     if images is not None:
-        if data is not None or json is not None:
-            raise UsageError("--images: has no labels to score, so neither --data nor --json")
+        if data is not None or split is not None or json is not None:
+            raise UsageError("--images: has no labels to score, so no --data, --split or --json")
         out = out or run / "predictions.csv"
         print(f"{predict_folder(run, images, out)} images: {out}")
         return
     if out is not None:
         raise UsageError("--out: belongs to --images")
+    split = split or "test"
     figures = as_json(*evaluate_run(run, data, split))
     if json is not None:
         write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
@@ -337,12 +346,12 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
     return int(bool(report.of("failed")))
 
 
-def _report(runs: list[Path], out: Path | None = None) -> None:
+def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -> None:
     from rich.console import Console
 
     from unmuddle.recipes.errors import UsageError
     from unmuddle.recipes.run_folder import write_whole
-    from unmuddle.report import comparison_table, read_run, report_page
+    from unmuddle.report import comparison_table, is_report, read_runs, report_page
 
     if out is not None:
         _check_file("--out", out)
@@ -350,13 +359,15 @@ def _report(runs: list[Path], out: Path | None = None) -> None:
         out = runs[0] / "report.html"
     else:
         out = Path("report.html")
+    if out.exists() and not is_report(out):
+        raise UsageError(f"--out {out}: exists and is not a report")
     try:
-        read = [read_run(path) for path in runs]
+        read = read_runs(runs)
         page = report_page(read)
     except ValueError as error:
         raise UsageError(str(error)) from error
     write_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
-    console = Console()
+    console = Console(quiet=quiet)
     console.print(comparison_table(read))
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
 

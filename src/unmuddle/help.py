@@ -1,5 +1,6 @@
-"""How `--help` looks: a line an option, with its choices and its default."""
+"""How `--help` looks: a line an option, with its choices and its default; how errors read."""
 
+import re
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from typing import Any, Literal, get_args, get_origin
 
@@ -33,3 +34,16 @@ class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         if action.default is not False and action.default not in (None, SUPPRESS):
             told += " [%(default)s]"
         return told
+
+
+def plain(error: str) -> str:
+    """A parser's error in the words of the command line, not of Python's types."""
+    found = re.fullmatch(
+        r'Parser key "(\w+)":\s+Expected an? (.*)\. Got value: (.*)', error, re.DOTALL
+    )
+    if found:
+        name, expected, value = found.groups()
+        expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
+        expected = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", expected)
+        return f"--{name}: expected {expected}, got {value}"
+    return re.sub(r"(are required: )\w+\.", r"\1", error)

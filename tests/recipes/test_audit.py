@@ -138,7 +138,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("sample that is not a number below 3: 1", "sample '3'", GOOD[0]._replace(sample=3)),
         ("sample that is not a number below 3: 1", "sample 'x'", GOOD[0]._replace(sample="x")),
         ("source that is another image", "source 'z'", GOOD[0]._replace(source="z")),
-        ("label that is another one in the data", "label 'glad'", GOOD[0]._replace(label="glad")),
+        ("label that is another one here; give the audited run's --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
         ("suggested label that is none of calm", "suggested 'sad'", GOOD[0]._replace(suggested="sad")),
         ("decision that is none of accept", "decision 'yes'", GOOD[0]._replace(decision="yes")),
         ("decided twice: 1", "sample 1", GOOD[1]),
@@ -165,6 +165,9 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
     path.write_text("sample,source,label,suggested,decision\n1,b,glad\n")
     with pytest.raises(UsageError, match="row of another length than the header"):
         read_decisions(path, *labeled())
+    write_rows(path, GOOD[2:])
+    with pytest.raises(UsageError, match="no row says accept or reject"):
+        read_decisions(path, *labeled())
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not readable"):
         read_decisions(path, *labeled())
@@ -173,7 +176,7 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("--run {tmp}: no readable config.yaml", ["--run", "{tmp}"]),
+        ("--run {tmp}: holds no run: no config.yaml", ["--run", "{tmp}"]),
         ("--limit: expected at least 1, got 0", ["--run", "{run}", "--limit", "0"]),
         ("--run {run}: was trained on other labels", ["--run", "{run}", "--data", "digits"]),
         ("--out {run}/config.yaml", ["--run", "{run}", "--out", "{run}/config.yaml"]),

@@ -375,7 +375,7 @@ def test_a_broken_ferplus_is_told_whole_in_one_error(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("mnist", "unknown data set; expected one of synthetic"),
-        ("synthetic:0", "unknown data set"),
+        ("synthetic:0", "expected synthetic:N with N from 1 to 9999999"),
         ("digits:5", "unknown data set"),
         ("folder", "expected folder:PATH"),
         ("ferplus:/no/such/place", "no such folder: /no/such/place"),
@@ -467,12 +467,17 @@ def test_wrong_label_files_are_told_and_change_nothing(
     assert not data.labels.any()
 
 
-def test_label_files_need_names_that_differ(tmp_path: Path) -> None:
+def test_label_files_name_the_folder_where_names_repeat(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text("name,label\n0.png,calm\n")
     data = named()
-    data.sources = ["a/0.png", "b/0.png", "1.png", "2.png"]
-    with pytest.raises(UsageError, match="needs images whose file names differ"):
+    data.sources = ["/x/a/0.png", "/x/b/0.png", "/x/b/1.png", "/x/b/2.png"]
+    path.write_text("name,label\nb/0.png,glad\n1.png,glad\n/x/b/2.png,glad\n")
+    add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
+    assert data.labels.tolist() == [0, 1, 1, 1]
+    path.write_text("name,label\n0.png,calm\n")
+    with pytest.raises(
+        UsageError, match=r"name of several images; give the folder too: 1\n +row 2: 0.png"
+    ):
         add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
 
 

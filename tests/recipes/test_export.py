@@ -75,4 +75,4 @@ def test_wrong_names(run: Path, out: str, message: str, tmp_path: Path, capsys) 
     assert main(["export", "--run", str(run), "--out", str(tmp_path / out)]) == 2
     assert message in capsys.readouterr().err
     assert main(["export", "--run", str(tmp_path), "--out", str(tmp_path / "net.onnx")]) == 2
-    assert "no readable config.yaml" in capsys.readouterr().err
+    assert ": holds no run: no config.yaml" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume", "nowhere"], "--resume nowhere: no readable config.yaml"),
+        (["--resume", "nowhere"], "--resume nowhere: is not there"),
         (["--resume", "{run}", "--epochs", "9"], "--resume: goes on with the options of the run"),
     ],
 )

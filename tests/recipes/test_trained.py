@@ -104,12 +104,13 @@ def test_images_without_labels_are_classified(folder_run: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("no readable config.yaml", ["--run", "nowhere"]),
+        ("--run nowhere: is not there", ["--run", "nowhere"]),
         ("has the classes 0, 1, 2", ["--run", "RUN", "--data", "digits"]),
-        ("--images nowhere: no images", ["--run", "RUN", "--images", "nowhere"]),
+        ("--images nowhere: no such folder", ["--run", "RUN", "--images", "nowhere"]),
         ("unreadable or truncated image: 1", ["--run", "RUN", "--images", "broken"]),
         ("--out: belongs to --images", ["--run", "RUN", "--out", "x.csv"]),
-        ("neither --data nor --json", ["--run", "RUN", "--images", "broken", "--json", "x"]),
+        ("no --data, --split or --json", ["--run", "RUN", "--images", "broken", "--json", "x"]),
+        ("no --data, --split or --json", ["--run", "RUN", "--images", "broken", "--split", "val"]),
         ("--json nowhere/x.json: expected a file", ["--run", "RUN", "--json", "nowhere/x.json"]),
         ("--out .: expected a file", ["--run", "RUN", "--images", "broken", "--out", "."]),
         ("split", ["--run", "RUN", "--split", "all"]),
@@ -136,4 +137,10 @@ def test_half_a_run_is_told(broken: str, folder_run: Path, tmp_path: Path, capsy
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / broken).write_bytes(b"{}")
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
-    assert "not a run that has ended" in capsys.readouterr().err
+    assert f"{broken} is not readable" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_told(folder_run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.yaml").write_bytes((folder_run / "config.yaml").read_bytes())
+    assert main(["evaluate", "--run", str(tmp_path)]) == 2
+    assert f"was stopped; unmuddle train --resume {tmp_path} goes on" in capsys.readouterr().err

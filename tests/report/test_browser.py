@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from report.run_files import write_run
-from unmuddle.report import Card, audit_page, read_run, report_page
+from unmuddle.report import Card, audit_page, read_runs, report_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs chromium")
@@ -68,7 +68,7 @@ def output(page: str, path: Path, *options: str) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("runs")
-    return report_page([read_run(write_run(folder / name)) for name in ("one", "two")])
+    return report_page(read_runs([write_run(folder / name) for name in ("one", "two")]))
 
 
 @pytest.mark.parametrize("width", [1300, 500])
@@ -115,7 +115,7 @@ def test_audit_decisions_become_a_table(tmp_path: Path) -> None:
     page = audit_page(cards, "Labels of <run>").replace("</body>", clicks)
     shown, table = json.loads(output(page, tmp_path / "index.html"))
     assert shown == "1 accepted, 1 rejected."
-    assert table.count("\r\n") == 4
+    assert table.count("\n") == 4
     assert list(csv.reader(table.splitlines())) == [
         ["sample", "source", "label", "suggested", "decision"],
         ["7", source, "sad", "ang&ry", "accept"],

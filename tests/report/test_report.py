@@ -9,20 +9,20 @@ import pytest
 from rich.console import Console
 
 from report.run_files import write_run
-from unmuddle.report import comparison_table, read_run, report_page
+from unmuddle.report import comparison_table, read_runs, report_page
 
 
 def printed(*paths: Path) -> list[list[str]]:
     console = Console(width=120, record=True, quiet=True)
     console.quiet = False
     with console.capture() as capture:
-        console.print(comparison_table([read_run(path) for path in paths]))
+        console.print(comparison_table(read_runs(paths)))
     lines = [line for line in capture.get().splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
 def page_of(*paths: Path) -> str:
-    return report_page([read_run(path) for path in paths])
+    return report_page(read_runs(paths))
 
 
 def titles(page: str) -> list[str]:
@@ -45,9 +45,10 @@ def test_table_shows_every_figure_and_a_dash_for_what_is_unknown(tmp_path: Path)
             write_run(tmp_path / "one"), write_run(tmp_path / "two", finished=False, truth=False)
         )
     }
-    assert rows["test accuracy"] == ["75.0%", "-"]
-    assert rows["labels right before"] == ["50.0%", "-"]
-    assert rows["labels right after"] == ["87.5%", "-"]
+    assert rows["its test accuracy"] == ["75.0%", "-"]
+    assert rows["test samples"] == ["4", "-"]
+    assert rows["labels right as given"] == ["50.0%", "-"]
+    assert rows["labels right after relabeling"] == ["87.5%", "-"]
     assert rows["relabel precision"] == ["-", "-"]
     assert rows["relabel recall"] == ["12.5%", "-"]
     assert rows["status"] == ["finished", "interrupted"]
@@ -58,14 +59,14 @@ def test_page_of_a_finished_run_has_every_plot(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     assert titles(page) == [
         "Training loss", "Accuracy", "Training labels right", "Test confusion", "Relabel flow",
-        "Training labels before relabeling", "Training labels after relabeling", "Uncertainty",
+        "Training labels as given", "Training labels after relabeling", "Uncertainty",
         "Map of the training samples",
     ]  # fmt: skip
     assert "16 of 20" not in page
     assert "3 of 20 training labels, counted." in page
     assert "given label wrong (4)" in page
     # Of true a: 8 of 10 were given as a, then one of them became b, and one of the wrong ones a.
-    assert texts(page, "Training labels before relabeling").count("80") == 2
+    assert texts(page, "Training labels as given").count("80") == 2
     assert "80.0% are right" in page
     assert "85.0% are right" in page
     # a -> b twice, b -> a once; what was reverted is not counted.
@@ -103,11 +104,20 @@ def test_page_before_the_first_epoch(tmp_path: Path) -> None:
 
 
 def test_page_of_several_runs_says_where_their_options_differ(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "one"), write_run(tmp_path / "two", truth=False))
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", truth=False)]
+    for run, lr in zip(runs, (0.1, 0.2), strict=True):
+        (run / "config.yaml").write_text(
+            f"lr: {lr}\nout: {run.name}\ncompile: false\nlabels: null\n"
+        )
+    page = page_of(*runs)
     assert page.count("<h2>") == 2
-    assert set(texts(page, "Accuracy")) >= {"one", "two"}
+    assert re.findall(r'<th scope="col"><span class="key" style="background: (.*?)"></span>(.*?)</th>', page)[:2] == [
+        ("#3d8fe0", "one"), ("#e8852d", "two"),
+    ]  # fmt: skip
+    assert "stroke: #3d8fe0" in page
+    assert "stroke: #e8852d" in page
     differing = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>(.*?)</tr>', page)
-    assert differing == [("out", "<td>one</td><td>two</td>")]
+    assert differing == [("lr", "<td>0.1</td><td>0.2</td>")]
 
 
 def test_the_page_is_the_same_every_time_and_does_not_mark_up_names(tmp_path: Path) -> None:
@@ -143,17 +153,45 @@ def test_unreadable_files_are_told(tmp_path: Path, name: str, damage: str) -> No
     if (name, damage) in (("snapshot.safetensors", "missing"), ("config.yaml", "truncated")):
         assert page_of(file.parent)
         return
-    with pytest.raises(ValueError, match="run: not a readable run"):
+    if (name, damage) == ("config.yaml", "missing"):
+        expected = "run: holds no run"
+    else:
+        expected = f"run/{name}: is not {'there' if damage == 'missing' else 'readable'}"
+    with pytest.raises(ValueError, match=expected):
         page_of(file.parent)
 
 
 def test_unreadable_runs_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a run that has ended"):
-        read_run(tmp_path)
-    (write_run(tmp_path / "run") / "metrics.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="not a readable run"):
-        read_run(tmp_path / "run")
-    (tmp_path / "run" / "metrics.jsonl").write_text("")
-    (tmp_path / "run" / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"summary.json lacks some of"):
-        read_run(tmp_path / "run")
+    def told(path: Path) -> str:
+        with pytest.raises(ValueError, match=str(path)) as caught:
+            read_runs([path])
+        return str(caught.value)
+
+    assert told(tmp_path) == f"{tmp_path}: holds no run"
+    assert told(tmp_path / "run") == f"{tmp_path / 'run'}: is not there"
+    run = write_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text("{")
+    assert "metrics.jsonl: is not readable: Expecting" in told(run)
+    (run / "metrics.jsonl").write_text("")
+    (run / "summary.json").write_text("{}")
+    assert "summary.json: is not readable: lacks some of" in told(run)
+    (run / "summary.json").unlink()
+    assert told(run) == f"{run}: was stopped; unmuddle train --resume {run} goes on"
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+    paths = [write_run(tmp_path / name) for name in ("a/run", "b/run", "a/other")]
+    assert [run.name for run in read_runs(paths)] == ["a/run", "b/run", "other"]
+    with pytest.raises(ValueError, match="run: given twice"):
+        read_runs([*paths, tmp_path / "a" / ".." / "a" / "run"])
+
+
+def test_figures_of_relabeling_are_of_runs_that_relabel(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"parts": "supcon"}))
+    rows = {row[0]: row[1:] for row in printed(run)}
+    assert rows["labels right as given"] == ["50.0%"]
+    assert rows["labels right after relabeling"] == rows["relabel recall"] == ["-"]

@@ -1,7 +1,8 @@
 """Everything that `unmuddle train` can be told."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from unmuddle.recipes.errors import UsageError
@@ -77,6 +78,25 @@ class TrainConfig:
     compile: bool = False
     workers: int = 0
     tracker: Literal["none", "tensorboard"] = "none"
+
+    def anywhere(self) -> "TrainConfig":
+        """The same, with paths to read from that hold in any working folder."""
+
+        def absolute(text: str | None) -> str | None:
+            return None if text is None else str(Path(text).expanduser().absolute())
+
+        def absolute_after_colon(text: str) -> str:
+            kind, colon, path = text.partition(":")
+            is_path = colon and kind not in ("synthetic", "symmetric", "pair")
+            return f"{kind}:{absolute(path)}" if is_path else text
+
+        return replace(
+            self,
+            data=absolute_after_colon(self.data),
+            noise=absolute_after_colon(self.noise),
+            labels=absolute(self.labels),
+            weights=absolute(self.weights),
+        )
 
     def chosen_parts(self) -> frozenset[str]:
         """The parts as a set.

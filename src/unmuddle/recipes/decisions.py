@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a header and the rows."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows(rows)
 
@@ -80,17 +80,21 @@ def read_decisions(
 
     problems, decided = Problems(), dict[int, int]()
     for number, row in enumerate(rows, start=2):
+        if row["decision"] == "":
+            continue
         problem = _problem(row, data, classes)
         if problem:
             column, kind = problem
             problems.add(kind, f"row {number}: {column} {row[column]!r}")
-        elif row["decision"]:
+        else:
             sample = int(row["sample"])
             if sample in decided:
                 problems.add("decided twice", f"row {number}: sample {sample}")
             chosen = row["suggested"] if row["decision"] == ACCEPT else row["label"]
             decided[sample] = classes.index(chosen)
     problems.raise_if_any(f"--labels {path}")
+    if not decided:
+        raise UsageError(f"--labels {path}: no row says accept or reject")
     return (
         torch.tensor(list(decided), dtype=torch.int64),
         torch.tensor(list(decided.values()), dtype=torch.int64),
@@ -109,9 +113,12 @@ def _problem(
     if row["source"] != data.source(sample):
         return "source", "source that is another image in the data"
     if row["label"] != classes[int(data.labels[sample])]:
-        return "label", "label that is another one in the data (noise and seed belong to it)"
+        return (
+            "label",
+            "label that is another one here; give the audited run's --noise and --seed",
+        )
     if row["suggested"] not in classes:
         return "suggested", f"suggested label that is none of {', '.join(classes)}"
-    if row["decision"] not in ("", ACCEPT, REJECT):
+    if row["decision"] not in (ACCEPT, REJECT):
         return "decision", f"decision that is none of {ACCEPT}, {REJECT} or nothing"
     return None

@@ -31,13 +31,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
         write(partial)
+        partial.chmod(0o666 & ~_umask())  # safetensors leaves files to their owner alone
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path}: cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -45,7 +53,7 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]
 
     def write(partial: Path) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(rows)
 
@@ -61,7 +69,7 @@ def make_folder(option: str, path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error}") from error
+        raise UsageError(f"{option} {path}: cannot be made: {error.strerror}") from error
     return path
 
 
@@ -72,12 +80,21 @@ def read_config(run: Path, option: str = "--run") -> TrainConfig:
         UsageError: the folder does not hold a run.
     """
     path = run / "config.yaml"
+    if not path.is_file():
+        what = "is not there" if not run.exists() else "holds no run: no config.yaml"
+        raise UsageError(f"{option} {run}: {what}")
     try:
         config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"{option} {run}: no readable {path.name}: {error}") from error
+        raise UsageError(f"{option} {run}: config.yaml is not readable: {error}") from error
     config.check()
     return config
+
+
+def check_ended(run: Path) -> None:
+    """Raise a UsageError if a run was stopped before it could say how it ended."""
+    if not (run / "summary.json").exists():
+        raise UsageError(f"--run {run}: was stopped; unmuddle train --resume {run} goes on")
 
 
 class RunFolder:
@@ -97,7 +114,8 @@ class RunFolder:
         else:
             used = path.exists()
         if used:
-            raise UsageError(f"--out {path}: exists and is not empty; --resume goes on with a run")
+            hint = "; --resume goes on with a run" if (path / "config.yaml").exists() else ""
+            raise UsageError(f"--out {path}: exists and is not an empty folder{hint}")
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder, holding the config.
@@ -121,7 +139,8 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         self.metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
         self._write_metrics()
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
         for partial in self.path.glob(f"{_PARTIAL}*"):
             partial.unlink()
 

@@ -58,16 +58,17 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
     config.check()
     parts = config.chosen_parts()
     check_noise(config.noise)
-    run = RunFolder(_run_path(config))
+    run, recorded = RunFolder(_run_path(config)), config.anywhere()
     if not resume:
         run.check_free()
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     accelerator = _accelerator(config, run.path)
-    if resume and run.status() in ("finished", "diverged"):
-        return run.path
     is_first = accelerator.is_main_process
     console = (console or Console()) if is_first else Console(quiet=True)
+    if resume and run.status() in ("finished", "diverged"):
+        console.print(f"--resume {run.path}: has ended already", markup=False)
+        return run.path
     set_seed(config.seed)
 
     # Data: noise goes into the training labels alone, and the labels before it are the truth.
@@ -134,7 +135,7 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
     progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
 
     if is_first:
-        run.create(config)
+        run.create(recorded)
         run.rewind(progress.epoch)
         sheet = sample_sheet(training, training.labels, splits.classes)
         write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
@@ -259,8 +260,8 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
 
     summary: dict[str, Any] = {
         "status": status,
-        "data": config.data,
-        "noise": config.noise,
+        "data": recorded.data,
+        "noise": recorded.noise,
         "parts": config.parts,
         "backbone": config.backbone,
         "seed": config.seed,

@@ -20,7 +20,7 @@ from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.evaluate import predict
 from unmuddle.recipes.metrics import Metrics, measure
 from unmuddle.recipes.model import Classifier
-from unmuddle.recipes.run_folder import read_config, write_table
+from unmuddle.recipes.run_folder import check_ended, read_config, write_table
 
 
 class Trained(NamedTuple):
@@ -46,12 +46,16 @@ def load_trained(run: Path) -> Trained:
         UsageError: the folder holds no run that has ended, or its weights do not fit.
     """
     config = read_config(run)
+    check_ended(run)
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         classes, image_size = tuple(summary["classes"]), int(summary["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--run {run}: summary.json is not readable: {error!r}") from error
+    try:
         state = safetensors.torch.load_file(run / "model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"--run {run}: not a run that has ended: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"--run {run}: model.safetensors is not readable: {error}") from error
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)
     model = Classifier(backbone, len(classes), arm="arm" in parts, supcon="supcon" in parts)
@@ -98,6 +102,8 @@ def predict_folder(run: Path, folder: Path, out: Path) -> int:
         UsageError: there is no image, some cannot be read, or the run cannot.
     """
     trained = load_trained(run)
+    if not folder.is_dir():
+        raise UsageError(f"--images {folder}: no such folder")
     paths = find_images(folder)
     if not paths:
         raise UsageError(f"--images {folder}: no images ({' '.join(IMG_EXTENSIONS)})")

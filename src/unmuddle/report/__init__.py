@@ -1,8 +1,9 @@
 """From the files of a run to tables and plots; needs no GPU and no model."""
 
 from unmuddle.report.audit_page import Card, audit_page
+from unmuddle.report.html import is_report
 from unmuddle.report.report_page import report_page
-from unmuddle.report.runs import RunFiles, read_run
+from unmuddle.report.runs import RunFiles, read_run, read_runs
 from unmuddle.report.table import comparison_table, metrics_table
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "RunFiles",
     "audit_page",
     "comparison_table",
+    "is_report",
     "metrics_table",
     "read_run",
+    "read_runs",
     "report_page",
 ]

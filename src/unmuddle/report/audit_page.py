@@ -31,8 +31,8 @@ class Card(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the image."""
-        return self.source.rsplit("/", 1)[-1] or f"sample {self.sample}"
+        """Of the image's file and the folder that it is in."""
+        return "/".join(self.source.split("/")[-2:]) or f"sample {self.sample}"
 
     @property
     def image(self) -> str:

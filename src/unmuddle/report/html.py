@@ -3,11 +3,14 @@
 import base64
 import io
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+
+GENERATOR = "unmuddle report"
 
 
 def render(template: str, **values: Any) -> str:
@@ -16,7 +19,16 @@ def render(template: str, **values: Any) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     text = files("unmuddle.report").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(values)
+    return environment.from_string(text).render(values, generator=GENERATOR)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report, which another one may take the place of."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return f'content="{GENERATOR}"' in file.read(1000)
+    except ValueError:
+        return False
 
 
 def png(pixels: np.ndarray, side: int | None = None) -> str:

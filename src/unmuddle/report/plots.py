@@ -2,25 +2,32 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.manifold import TSNE
 
 from unmuddle.report.runs import RunFiles, Samples
 
 _INK = "#010203"  # stands for the page's colour of text
+_COLORS = (  # neither dark nor light
+    "#3d8fe0", "#e8852d", "#3aa655", "#d9534f", "#9a6fd0",
+    "#a0745f", "#d76db0", "#8a8f98", "#b5ae2a", "#28b3c4",
+)  # fmt: skip
 _STYLE: dict[Any, Any] = {
     **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}color": _INK for part in ("edge", "label")},
     "axes.facecolor": "none",
+    "axes.prop_cycle": cycler(color=_COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "legend.frameon": False,
@@ -38,7 +45,8 @@ FEWEST_MAPPED = 10  # samples
 
 def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) -> str:
     """An SVG of one plot; inches of 72 points are the size that it looks best at."""
-    with mpl.rc_context(_STYLE), io.StringIO() as file:
+    with mpl.rc_context(_STYLE), warnings.catch_warnings(), io.StringIO() as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has its own fonts
         figure = Figure(figsize=(width, height), layout="constrained")
         plot(figure.subplots())
         FigureCanvasSVG(figure)
@@ -49,6 +57,11 @@ def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) 
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     # Names that nothing refers to, and that another plot has too.
     return re.sub(r' id="[A-Za-z]+(_\w+)?_\d+"', "", text)
+
+
+def color(number: int) -> str:
+    """Of a run."""
+    return _COLORS[number % len(_COLORS)]
 
 
 def curves(runs: Sequence[RunFiles], *keys: str, share: bool = False) -> str | None:
@@ -62,20 +75,17 @@ def curves(runs: Sequence[RunFiles], *keys: str, share: bool = False) -> str | N
 
     def plot(axes: Axes) -> None:
         for run in known:
-            color = f"C{runs.index(run) % 10}"
+            of_run = color(runs.index(run))
             epochs = [entry["epoch"] for entry in run.metrics]
-            for key, style in zip(keys, ("-", "--"), strict=False):
-                axes.plot(epochs, [entry[key] for entry in run.metrics], style, color=color)
-            axes.lines[-len(keys)].set(label=run.name, marker=".", markersize=5)
+            for key, style in zip(keys, (".-", ".--"), strict=False):
+                axes.plot(epochs, [entry[key] for entry in run.metrics], style, color=of_run)
             if best := run.summary["best_epoch"]:
                 value = run.metrics[epochs.index(best)][keys[0]]
-                axes.plot(best, value, "o", color=color, fillstyle="none", markersize=9)
+                axes.plot(best, value, "o", color=of_run, fillstyle="none", markersize=9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if share:
-            axes.yaxis.set_major_formatter("{x:.0%}")
-        if len(runs) > 1:
-            axes.legend(fontsize=8)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
 
     return draw(plot)
 
@@ -87,7 +97,7 @@ def matrix(
     totals = counts.sum(1, keepdims=True).clip(min=1) if shares else max(counts.max(), 1)
     values = counts / totals
     size = len(classes)
-    side = 2.1 + 0.36 * min(size, _WITH_NUMBERS)
+    side = 1.9 + 0.33 * min(size, _WITH_NUMBERS)
 
     def plot(axes: Axes) -> None:
         axes.pcolormesh(values, cmap=_BLUES, vmin=0, vmax=1, edgecolors=_INK, linewidth=0.15)
@@ -98,12 +108,15 @@ def matrix(
             spine.set_visible(False)
         ticks = np.arange(size) + 0.5
         names = classes if size <= _MOST_NAMED else [""] * size
-        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+        turn = 45 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(
+            ticks, names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor"
+        )
         axes.set_yticks(ticks, names)
         if size <= _WITH_NUMBERS:
             for row, column in zip(*counts.nonzero(), strict=True):
                 text = f"{100 * values[row, column]:.0f}" if shares else f"{counts[row, column]}"
-                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
 
     return draw(plot, side + 0.4, side)
 
@@ -123,9 +136,12 @@ def embedding(samples: Samples, classes: Sequence[str]) -> str:
     def plot(axes: Axes) -> None:
         for label, name in enumerate(classes):
             found = samples.now[ids] == label
-            color = f"C{label}" if len(classes) <= 10 else many(label)
-            axes.plot(*points[found].T, ".", color=color, markersize=5, alpha=0.7, label=name)
-        axes.plot(*points[changed].T, "o", mfc="none", mec=_INK, mew=0.8, ms=6, label="relabeled")
+            of_class = f"C{label}" if len(classes) <= len(_COLORS) else many(label)
+            axes.plot(*points[found].T, ".", color=of_class, markersize=5, label=name)
+        if changed.any():
+            axes.plot(
+                *points[changed].T, "o", mfc="none", mec=_INK, mew=0.8, ms=6, label="relabeled"
+            )
         axes.set_axis_off()
         if len(classes) <= _WITH_NUMBERS:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
@@ -151,10 +167,10 @@ def uncertainties(samples: Samples) -> str:
         groups = {"given label right": right, "given label wrong": ~right}
 
     def plot(axes: Axes) -> None:
-        for (name, chosen), color in zip(groups.items(), ("C0", "C1"), strict=True):
+        for name, chosen in groups.items():
             axes.hist(
                 samples.uncertainty[chosen], bins=np.linspace(0, 1, 21).tolist(), log=True,
-                color=color, alpha=0.55, label=f"{name} ({chosen.sum()})",
+                histtype="step", linewidth=1.6, label=f"{name} ({chosen.sum()})",
             )  # fmt: skip
         axes.set(xlabel="uncertainty of the label", ylabel="samples")
         axes.yaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,7 @@ import numpy as np
 from unmuddle.report import plots
 from unmuddle.report.html import png, render
 from unmuddle.report.runs import RunFiles, Samples, read_config, read_samples
-from unmuddle.report.table import NOTE, comparison
+from unmuddle.report.table import comparison
 
 
 class Plot(NamedTuple):
@@ -40,8 +40,8 @@ def report_page(runs: Sequence[RunFiles]) -> str:
         "report.html",
         title=" · ".join(run.name for run in runs),
         names=[run.name for run in runs],
-        comparison=comparison(runs),
-        note=NOTE,
+        colors=[plots.color(number) for number in range(len(runs))],
+        comparison=[(name, cells, _differ(cells)) for name, cells in comparison(runs)],
         curves=list(_curves(runs)),
         sections=[_section(run) for run in runs],
         options=_options(runs),
@@ -57,8 +57,8 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Plot]:
         ),
         (
             "Accuracy",
-            "Solid: validation, with a ring at the epoch that was selected. Dashed: training, on "
-            "augmented images against the labels trained on.",
+            "Solid: validation, a ring at the selected epoch. Dashed: training, on augmented "
+            "images against the labels trained on.",
             plots.curves(runs, "val_accuracy", "train_accuracy", share=True),
         ),
         (
@@ -78,7 +78,7 @@ def _section(run: RunFiles) -> dict[str, Any]:
         "name": run.name,
         "summary": run.summary,
         "plots": list(_plots(run, samples, classes)),
-        "relabels": list(_relabels(samples, run, classes)),
+        "relabels": list(_relabels(samples, classes)),
         "changed": len(samples.changes),
     }
 
@@ -100,10 +100,10 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
             plots.matrix(flow, classes, "given label", "new label", shares=False),
         )
     if samples.true is not None:
-        for title, labels in (("before", samples.given), ("after", samples.now)):
+        for title, labels in (("as given", samples.given), ("after relabeling", samples.now)):
             right = (labels == samples.true).mean()
             yield Plot(
-                f"Training labels {title} relabeling",
+                f"Training labels {title}",
                 f"Percent of each true class; {right:.1%} are right.",
                 plots.matrix(
                     plots.count_pairs(samples.true, labels, size), classes, "true", "label"
@@ -114,19 +114,19 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
     if samples.uncertainty.any():
         yield Plot(
             "Uncertainty",
-            "Of the label when the run ended, or when it was changed.",
+            "Of the label when the run ended, or when it was changed; logarithmic scale.",
             plots.uncertainties(samples),
         )
     if len(samples.snapshot.get("mapped", ())) >= plots.FEWEST_MAPPED:
         yield Plot(
             "Map of the training samples",
             f"Features of {len(samples.snapshot['mapped'])}, drawn by chance, by t-SNE, "
-            "in the colour of the label trained on.",
+            "in the colour of the label when the run ended.",
             plots.embedding(samples, classes),
         )
 
 
-def _relabels(samples: Samples, run: RunFiles, classes: Sequence[str]) -> Iterator[Relabel]:
+def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:
     if not samples.snapshot:
         return
     ids: list[int] = samples.snapshot["pictured"].tolist()
@@ -151,5 +151,16 @@ def _options(runs: Sequence[RunFiles]) -> list[tuple[str, list[str], bool]]:
     """Name, value in each run, and whether the runs differ in it."""
     configs = [read_config(run.path) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
-    rows = [(name, [str(config.get(name, "-")) for config in configs]) for name in names]
-    return [(name, values, len(set(values)) > 1) for name, values in rows]
+    rows = [(name, [_written(config.get(name)) for config in configs]) for name in names]
+    return [(name, cells, _differ(cells) and name != "out") for name, cells in rows]
+
+
+def _differ(cells: Sequence[str]) -> bool:
+    return len(set(cells)) > 1
+
+
+def _written(value: Any) -> str:
+    """As one gives it on the command line."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)

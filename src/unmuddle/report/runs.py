@@ -1,7 +1,9 @@
-"""Read a run folder."""
+"""Read run folders."""
 
 import csv
 import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,18 +55,15 @@ class RunFiles:
 
     Attributes:
         path: the folder.
+        name: the folder's, with as many of those above it as tell it from other runs.
         metrics: one entry an epoch.
         summary: how the run ended.
     """
 
     path: Path
+    name: str
     metrics: list[dict[str, Any]]
     summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of the folder."""
-        return self.path.resolve().name
 
 
 _SUMMARY = {"status", "data", "noise", "backbone", "parts", "classes", "best_epoch", "seconds"}
@@ -72,25 +71,70 @@ _METRICS = {"epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_rig
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read `metrics.jsonl` and `summary.json`.
+    """`read_runs` of one."""
+    return read_runs([path])[0]
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """Read `metrics.jsonl` and `summary.json` of each.
 
     Raises:
-        ValueError: the folder does not hold a run that has ended.
+        ValueError: a folder does not hold a run that has ended, or is given twice.
     """
-    try:
+    folders = [path.resolve() for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ValueError(f"{path}: given twice")
+    return [
+        RunFiles(path, _name(folder, folders), *_read_figures(path))
+        for path, folder in zip(paths, folders, strict=True)
+    ]
+
+
+def _name(folder: Path, folders: list[Path]) -> str:
+    """The shortest end of a path that no other one has."""
+    ends = (folder.parts[-n:] for n in range(1, len(folder.parts)))
+    return "/".join(
+        next(
+            (end for end in ends if sum(f.parts[-len(end) :] == end for f in folders) == 1),
+            folder.parts,
+        )
+    )
+
+
+def _read_figures(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"{path}: {'holds no run' if path.exists() else 'is not there'}")
+    if not (path / "summary.json").exists():
+        raise ValueError(f"{path}: was stopped; unmuddle train --resume {path} goes on")
+    with _reading(path / "summary.json"):
         summary = json.loads((path / "summary.json").read_text())
+        _check(summary, _SUMMARY)
+    with _reading(path / "metrics.jsonl"):
         lines = (path / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
+        for entry in metrics:
+            _check(entry, _METRICS)
+    return metrics, summary
+
+
+def _check(entry: Any, needed: set[str]) -> None:
+    if not isinstance(entry, dict) or not needed <= entry.keys():
+        raise ValueError(f"lacks some of {', '.join(sorted(needed))}")
+
+
+_DAMAGE = (OSError, ValueError, LookupError, csv.Error, yaml.YAMLError, SafetensorError)
+
+
+@contextmanager
+def _reading(file: Path) -> Generator[None]:
+    """Say which file it was that could not be read."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: not a run that has ended: no {error.filename}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable run: {error}") from error
-    for name, entry, needed in [("summary.json", summary, _SUMMARY)] + [
-        ("metrics.jsonl", entry, _METRICS) for entry in metrics
-    ]:
-        if not isinstance(entry, dict) or not needed <= entry.keys():
-            raise ValueError(f"{path}: not a readable run: {name} lacks some of {sorted(needed)}")
-    return RunFiles(path, metrics, summary)
+        raise ValueError(f"{file}: is not there") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{file}: is not readable: {error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -99,12 +143,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: its `config.yaml` cannot be read.
     """
-    try:
+    with _reading(path / "config.yaml"):
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a readable run: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: not a readable run: config.yaml holds no options")
+        if not isinstance(config, dict):
+            raise ValueError("holds no options")
     return config
 
 
@@ -114,22 +156,23 @@ def read_samples(path: Path) -> Samples:
     Raises:
         ValueError: one of them cannot be read.
     """
-    try:
+    with _reading(path / "samples.csv"):
         rows = _read_rows(path / "samples.csv")
         given = np.array([int(row["label"]) for row in rows])
         known = all(row["true_label"] for row in rows)
         true = np.array([int(row["true_label"]) for row in rows]) if known else None
+    with _reading(path / "ledger.csv"):
+        now, changes = _replay(path / "ledger.csv", given)
+    with _reading(path / "uerm.safetensors"):
         with safe_open(path / "uerm.safetensors", framework="numpy") as tensors:
             uncertainty = tensors.get_tensor("uncertainty").copy()
         if len(uncertainty) != len(given):
-            raise ValueError(f"{len(given)} samples, and what UERM knows of {len(uncertainty)}")
-        now, changes = _replay(path / "ledger.csv", given)
+            raise ValueError(f"is of {len(uncertainty)} samples, not {len(given)}")
         for sample, change in changes.items():
             uncertainty[sample] = change.uncertainty
-        snapshot = path / "snapshot.safetensors"
+    snapshot = path / "snapshot.safetensors"
+    with _reading(snapshot):
         drawn = load_file(snapshot) if snapshot.exists() else {}
-    except (OSError, ValueError, KeyError, IndexError, csv.Error, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable run: {error}") from error
     return Samples([row["source"] for row in rows], given, now, true, uncertainty, changes, drawn)
 
 
@@ -138,7 +181,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            raise ValueError(f"{path.name}: row {number} is not of as many columns as the first")
+            raise ValueError(f"row {number} is not of as many columns as the first")
     return rows
 
 

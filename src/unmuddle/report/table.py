@@ -9,28 +9,31 @@ from rich.table import Table
 from unmuddle.report.runs import RunFiles
 
 UNKNOWN = "-"
-NOTE = "test figures: the epoch that was best on the validation split"
 
 _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("data", lambda s: s["data"]),
     ("label noise", lambda s: s["noise"]),
     ("backbone", lambda s: s["backbone"]),
     ("parts", lambda s: s["parts"]),
+    ("seed", lambda s: str(s.get("seed", UNKNOWN))),
     ("status", lambda s: s["status"]),
-    ("test accuracy", lambda s: _percent(s, "test", "accuracy")),
-    ("test mean class accuracy", lambda s: _percent(s, "test", "mean_class_accuracy")),
-    ("labels right before", lambda s: _percent(s, "relabeling", "right_before")),
-    ("labels right after", lambda s: _percent(s, "relabeling", "right_after")),
-    ("relabel precision", lambda s: _percent(s, "relabeling", "precision")),
-    ("relabel recall", lambda s: _percent(s, "relabeling", "recall")),
+    ("selected epoch", lambda s: str(s["best_epoch"] or UNKNOWN)),
+    ("its validation accuracy", lambda s: _share(s.get("val_accuracy"))),
+    ("its test accuracy", lambda s: _percent(s, "test", "accuracy")),
+    ("its test mean class accuracy", lambda s: _percent(s, "test", "mean_class_accuracy")),
+    ("last epoch's test accuracy", lambda s: _percent(s, "test_last_epoch", "accuracy")),
+    ("test samples", lambda s: str(_test_samples(s) or UNKNOWN)),
+    ("labels right as given", lambda s: _percent(s, "relabeling", "right_before")),
+    ("labels right after relabeling", lambda s: _relabeling(s, "right_after")),
+    ("relabel precision", lambda s: _relabeling(s, "precision")),
+    ("relabel recall", lambda s: _relabeling(s, "recall")),
     ("seconds", lambda s: f"{s['seconds']:.0f}"),
 )
 
 
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
     """One column a run, one row a figure; a dash where a run has no such figure."""
-    tested = any("test" in run.summary for run in runs)
-    table = Table(caption=NOTE if tested else None)
+    table = Table()
     table.add_column("run")
     for run in runs:
         table.add_column(escape(run.name), justify="right", overflow="fold")
@@ -42,6 +45,17 @@ def comparison_table(runs: Sequence[RunFiles]) -> Table:
 def comparison(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
     """Heading of each row, and its cells."""
     return [(heading, [cell(run.summary) for run in runs]) for heading, cell in _ROWS]
+
+
+def _test_samples(summary: dict[str, Any]) -> int:
+    return sum(sum(row) for row in summary.get("test", {}).get("confusion", ()))
+
+
+def _relabeling(summary: dict[str, Any], key: str) -> str:
+    """A dash where labels stayed as they are."""
+    found = summary.get("relabeling", {})
+    is_relabeled = "uerm" in summary["parts"] or found.get("changed")
+    return _share(found.get(key)) if is_relabeled else UNKNOWN
 
 
 def _percent(summary: dict[str, Any], group: str, key: str) -> str:

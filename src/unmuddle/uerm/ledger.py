@@ -244,7 +244,7 @@ class LabelLedger(nn.Module):
     def to_csv(self, path: str | Path) -> None:
         """Write the events with a header row."""
         with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Event._fields)
             writer.writerows(self._events())
 

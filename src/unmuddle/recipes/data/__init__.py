@@ -53,6 +53,8 @@ def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Spl
     if name == "synthetic" and re.fullmatch(r"([1-9]\d{0,6})?", argument):
         splits = load_synthetic(int(argument)) if argument else load_synthetic()
         return _resized(splits, image_size)
+    if name == "synthetic":
+        raise UsageError(f"--data {spec}: expected synthetic:N with N from 1 to 9999999")
     hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
     raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}{hint}")
 

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -21,9 +22,9 @@ def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: in
         classes: names, in label order.
         spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
             `pair:P`, each with probability P by the next class, as if the two were mistaken;
-            `file:PATH`, by the labels of a CSV with the columns `name` (of the image file) and
-            `label` (of the class), where it lists them; or of lines `NAME NUMBER` in a `.txt`, the
-            classes counted from 1, as in RAF-DB's `noise01.txt`.
+            `file:PATH`, by the labels of a CSV with the columns `name` (of the image file, with
+            its folders where names repeat) and `label` (of the class), where it lists them; or of
+            lines `NAME NUMBER` in a `.txt`, classes counted from 1, as in RAF-DB's `noise01.txt`.
         seed: of which labels are replaced.
 
     Raises:
@@ -71,21 +72,27 @@ def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) 
 def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:
     try:
         rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
+    except UsageError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"--noise file:{path}: not readable: {error}") from error
-    sample_of = {_name(data.source(i)): i for i in range(len(data))}
-    if len(sample_of) < len(data):
-        raise UsageError(f"--noise file:{path}: needs images whose file names differ")
-    labels, problems, listed = data.labels.clone(), Problems(), set[str]()
+    samples_of: dict[str, list[int]] = defaultdict(list)
+    for sample in range(len(data)):
+        for name in _names(data.source(sample)):
+            samples_of[name].append(sample)
+    labels, problems, listed = data.labels.clone(), Problems(), set[int]()
     for number, (name, label) in rows:
+        samples = samples_of.get(name.replace("_aligned.", "."), [])
         if label not in classes:
             problems.add(f"label that is none of {', '.join(classes)}", f"row {number}: {label}")
-        elif name in listed:
+        elif len(samples) > 1:
+            problems.add("name of several images; give the folder too", f"row {number}: {name}")
+        elif listed.intersection(samples):
             problems.add("image listed twice", f"row {number}: {name}")
-        elif name in sample_of:
-            labels[sample_of[name]] = classes.index(label)
-        listed.add(name)
-    if not listed & sample_of.keys():
+        elif samples:
+            labels[samples] = classes.index(label)
+        listed.update(samples)
+    if not listed:
         problems.add("file without any of the training images", str(path))
     problems.raise_if_any(f"--noise file:{path}")
     return labels
@@ -101,7 +108,7 @@ def _read_csv(path: Path) -> _Rows:
     columns = reader.fieldnames or ()
     if not {"name", "label"} <= set(columns):
         raise UsageError(f"--noise file:{path}: expected the columns name and label, got {columns}")
-    return [(n, (_name(row["name"] or ""), row["label"])) for n, row in enumerate(rows, start=2)]
+    return [(n, (row["name"] or "", row["label"])) for n, row in enumerate(rows, start=2)]
 
 
 def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
@@ -110,10 +117,14 @@ def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip():
             name, _, label = line.strip().partition(" ")
-            rows.append((number, (_name(name), name_of.get(label.strip(), label))))
+            rows.append((number, (name, name_of.get(label.strip(), label))))
     return rows
 
 
-def _name(source: str) -> str:
-    """Of an image's file, aligned or not: RAF-DB lists the one and holds the other."""
-    return Path(source).name.replace("_aligned.", ".")
+def _names(source: str) -> list[str]:
+    """Of an image: its file, with as many of its folders as one likes.
+
+    Aligned or not is the same: RAF-DB lists the one and holds the other.
+    """
+    parts = source.replace("_aligned.", ".").split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -1,5 +1,6 @@
 """The command line: `unmuddle train | evaluate | audit | export | report | doctor | laws`."""
 
+import signal
 import sys
 from argparse import ArgumentError, ArgumentParser
 from dataclasses import replace
@@ -7,7 +8,6 @@ from importlib import import_module
 from json import dumps
 from operator import attrgetter
 from pathlib import Path
-from signal import SIGTERM, default_int_handler, signal
 from typing import Any
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
+        _heed_no_more_children()
         if (reason := _failure(error)) is None:
             raise
         print(f"unmuddle {chosen.command}: error: {reason}", file=sys.stderr)
@@ -205,19 +206,25 @@ def _train(
         if chosen != TrainConfig():
             raise UsageError("--resume: goes on with the options of the run; give no other")
         chosen = replace(read_config(resume, "--resume"), out=str(resume))
-    signal(SIGTERM, default_int_handler)  # as a cluster's time limit sends it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
     path = train(chosen, Console(quiet=quiet), resume=resume is not None)
     if not PartialState().is_main_process:
         return 0
     try:
         _report([path], quiet=quiet)
     except (UsageError, OSError):
-        hint = f"the run is whole; unmuddle report {path} writes its report"
+        hint = f"the run's own files are whole; unmuddle report {path} writes its report"
         print(f"unmuddle train: {hint}", file=sys.stderr)
         raise
     if quiet:
         print(path)
     return _EXIT_CODES[read_run(path).summary["status"]]
+
+
+def _heed_no_more_children() -> None:
+    """Torch would raise again, in the middle of what follows, for each further worker that ends."""
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _failure(error: OSError | RuntimeError) -> str | None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from unmuddle.cli import main
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.run_folder import RunFolder
 from unmuddle.recipes.train import train
 
 QUICK = TrainConfig(
@@ -175,3 +176,10 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
     process = start(run, True)
     process.join()
     assert result(run) == whole[0]
+
+
+def test_a_run_that_goes_on_has_neither_summary_nor_report(tmp_path: Path) -> None:
+    for name in ("summary.json", "report.html", "config.yaml"):
+        (tmp_path / name).write_text("{}")
+    RunFolder(tmp_path).rewind(0)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.jsonl"}

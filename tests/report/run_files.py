@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 CLASSES = ["a", "b$<i>"]
 GIVEN = [0, 1] * 10
-TRUE = [0, 1] * 8 + [1, 0] * 2  # the last four labels are wrong
+TRUE = [0, 1] * 8 + [1] * 4  # two labels are wrong
 EVENTS = [
     # sample, epoch, old, new, uncertainty, margin, threshold, rule
     (16, 1, 0, 1, 0.9, 0.75, 0.5, "bayes"),

@@ -55,6 +55,7 @@ def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) 
         )
         text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub("font-family: [^;]*; ", "", text)  # the page's own
     # Names that nothing refers to, and that another plot has too.
     return re.sub(r' id="[A-Za-z]+(_\w+)?_\d+"', "", text)
 

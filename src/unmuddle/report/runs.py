@@ -169,7 +169,8 @@ def read_samples(path: Path) -> Samples:
         if len(uncertainty) != len(given):
             raise ValueError(f"is of {len(uncertainty)} samples, not {len(given)}")
         for sample, change in changes.items():
-            uncertainty[sample] = change.uncertainty
+            if not np.isnan(change.uncertainty):
+                uncertainty[sample] = change.uncertainty
     snapshot = path / "snapshot.safetensors"
     with _reading(snapshot):
         drawn = load_file(snapshot) if snapshot.exists() else {}

@@ -1,8 +1,8 @@
 """Relabeling on FERPlus: policies against plain training, over noise and seeds.
 
 Every cell is an `unmuddle train` run in a folder of its own, and a row of `relabel.csv` beside this
-file once it has finished. A cell that has a row is not run again, so an interrupted study goes on
-where it was, on another machine too.
+file once it has finished. A cell that has a row is not run again, and one that was stopped is
+resumed, so an interrupted study goes on where it was.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import csv
 import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -59,14 +58,17 @@ def precision() -> str:
 
 
 def run_cell(data: Path, out: Path, policy: str, noise: str, seed: int) -> dict[str, object]:
-    """Train; a row of results."""
+    """Train, or go on where it was stopped; a row of results."""
     path = out / name_of(policy, noise, seed)
-    shutil.rmtree(path, ignore_errors=True)
-    spec = f"file:{out / 'fer2013_labels.csv'}" if noise == "human" else noise
-    cell = ["--data", f"ferplus:{data}", "--noise", spec, "--seed", str(seed), "--out", str(path)]
-    options = f"{TRAINING} --precision {precision()} {POLICIES[policy]}".split()
+    if (path / "config.yaml").exists():
+        options = ["--resume", str(path)]
+    else:
+        spec = f"file:{out / 'fer2013_labels.csv'}" if noise == "human" else noise
+        cell = ["--data", f"ferplus:{data}", "--noise", spec, "--seed", str(seed)]
+        given = f"{TRAINING} {POLICIES[policy]} --precision {precision()}"
+        options = [*cell, *given.split(), "--out", str(path)]
     subprocess.run(
-        [sys.executable, "-m", "unmuddle", "train", *cell, *options],
+        [sys.executable, "-m", "unmuddle", "train", "--quiet", *options],
         check=True,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

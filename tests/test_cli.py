@@ -287,6 +287,22 @@ def test_a_quiet_run_writes_as_much_and_is_found_from_any_folder(
     assert "--resume ../r: has ended already" in capsys.readouterr().out
 
 
+def test_the_paths_of_a_run_hold_in_any_folder() -> None:
+    here = Path().absolute()
+    config = TrainConfig(
+        data="folder:a", noise="file:b.csv", labels="c.csv", weights="d.pt"
+    ).anywhere()
+    assert (config.data, config.noise) == (f"folder:{here}/a", f"file:{here}/b.csv")
+    assert (config.labels, config.weights) == (f"{here}/c.csv", f"{here}/d.pt")
+    for data, noise in (
+        ("synthetic:5", "symmetric:0.2"),
+        ("digits", "pair:.1"),
+        ("synthetic", "none"),
+    ):
+        config = TrainConfig(data=data, noise=noise)
+        assert config.anywhere() == config
+
+
 def test_a_report_takes_no_other_pages_place(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.html").write_text("<p>mine")
     (write_run(Path("r")) / "report.html").write_bytes(b"\xff\xfe")

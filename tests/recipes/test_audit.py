@@ -138,7 +138,7 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
         ("sample that is not a number below 3: 1", "sample '3'", GOOD[0]._replace(sample=3)),
         ("sample that is not a number below 3: 1", "sample 'x'", GOOD[0]._replace(sample="x")),
         ("source that is another image", "source 'z'", GOOD[0]._replace(source="z")),
-        ("label that is another one here; give the audited run's --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
+        ("label that is another one here; give the run's own --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
         ("suggested label that is none of calm", "suggested 'sad'", GOOD[0]._replace(suggested="sad")),
         ("decision that is none of accept", "decision 'yes'", GOOD[0]._replace(decision="yes")),
         ("decided twice: 1", "sample 1", GOOD[1]),

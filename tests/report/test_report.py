@@ -162,6 +162,13 @@ def test_the_page_is_the_same_every_time_and_does_not_mark_up_names(tmp_path: Pa
     assert "b$&lt;i&gt;" in texts(page, "Test confusion")
 
 
+def test_names_in_any_script_are_left_to_the_browser(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"classes": ["表情", "b"]}))
+    assert "表情" in texts(page_of(run), "Test confusion")
+
+
 def test_many_classes_are_drawn_without_numbers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())

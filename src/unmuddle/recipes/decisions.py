@@ -113,10 +113,7 @@ def _problem(
     if row["source"] != data.source(sample):
         return "source", "source that is another image in the data"
     if row["label"] != classes[int(data.labels[sample])]:
-        return (
-            "label",
-            "label that is another one here; give the audited run's --noise and --seed",
-        )
+        return "label", "label that is another one here; give the run's own --noise and --seed"
     if row["suggested"] not in classes:
         return "suggested", f"suggested label that is none of {', '.join(classes)}"
     if row["decision"] not in (ACCEPT, REJECT):

@@ -14,7 +14,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.manifold import TSNE
 
 from unmuddle.report.runs import RunFiles, Samples
 
@@ -152,6 +151,8 @@ def embedding(samples: Samples, classes: Sequence[str]) -> str:
 
 def _flatten(features: np.ndarray) -> np.ndarray:
     """`(m, F)` to the plane."""
+    from sklearn.manifold import TSNE  # takes longer to import than all else here
+
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     perplexity = min(30, (len(features) - 1) / 3)
     found = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0)

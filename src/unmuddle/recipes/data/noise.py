@@ -72,8 +72,6 @@ def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) 
 def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:
     try:
         rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
-    except UsageError:
-        raise
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"--noise file:{path}: not readable: {error}") from error
     samples_of: dict[str, list[int]] = defaultdict(list)
@@ -107,7 +105,7 @@ def _read_csv(path: Path) -> _Rows:
         rows = list(reader)
     columns = reader.fieldnames or ()
     if not {"name", "label"} <= set(columns):
-        raise UsageError(f"--noise file:{path}: expected the columns name and label, got {columns}")
+        raise ValueError(f"expected the columns name and label, got {columns}")
     return [(n, (row["name"] or "", row["label"])) for n, row in enumerate(rows, start=2)]
 
 

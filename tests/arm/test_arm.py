@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from operators import Operators
 from unmuddle import ARM
 from unmuddle.arm import affinity, amend, arrange, choose_upscale, de_albino, output_size
 from unmuddle.testing import assert_within_budget
-
-aten = torch.ops.aten
 
 
 def convolve_each_channel(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -206,27 +204,14 @@ def test_half_precision_and_channels_last(dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
 
 
-class Count(TorchDispatchMode):
-    """Operators that compute something; a view of a tensor does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not (func.is_view or func in (aten._unsafe_view.default, aten.detach.default)):
-            self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_a_forward_takes_few_operators(training: bool) -> None:
     arm = ARM(512, (7, 7)).train(training)
     x = torch.randn(4, 512, 7, 7)
     arm(x)
-    with Count() as count:
+    with Operators() as operators:
         arm(x)
-    assert len(count.names) <= 15, count.names
+    assert len(operators.called) <= 15, operators.called
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from operators import Operators
 from unmuddle import UERM
 from unmuddle.uerm import Evidence, Proposals, ema_margin, odds
 
@@ -210,18 +210,6 @@ def test_suggestions_change_nothing_and_leave_out_what_somebody_chose() -> None:
     assert [s.sample for s in uerm.suggest(limit=1)] == [0]
     for name, value in uerm.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.called.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from unmuddle.uerm.dataset import LedgerDataset
 from unmuddle.uerm.evidence import Distribution, Evidence
 from unmuddle.uerm.importance import AttentionHead, rank_penalty
-from unmuddle.uerm.ledger import Comparison, Event, LabelLedger, Suggestion
+from unmuddle.uerm.ledger import LabelLedger
 from unmuddle.uerm.module import UERM, UERMOutput
 from unmuddle.uerm.noise import NoiseModel, fit_noise, posterior
 from unmuddle.uerm.policy import Proposals, bayes, ema_margin, guarded, scn
+from unmuddle.uerm.records import Comparison, Event, Suggestion
 from unmuddle.uerm.uncertainty import (
     attention,
     ensemble,

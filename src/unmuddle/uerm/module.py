@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from unmuddle.uerm.evidence import Evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
-from unmuddle.uerm.ledger import INTEGERS, Event, LabelLedger, Suggestion
+from unmuddle.uerm.ledger import INTEGERS, LabelLedger
 from unmuddle.uerm.policy import Policy, PolicyName, Proposals, choose_policy, guarded
 from unmuddle.uerm.processes import from_first_process
+from unmuddle.uerm.records import Event, Suggestion
 from unmuddle.uerm.uncertainty import Estimator, EstimatorName, choose_estimator
 from unmuddle.uerm.votes import NeighbourVotes
 

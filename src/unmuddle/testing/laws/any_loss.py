@@ -1,0 +1,277 @@
+"""Laws of any loss of a batch of rows."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.law import Finding, NotApplicable, as_good_as_its_input, law, measured
+from unmuddle.testing.laws.findings import finite, number, same_value
+from unmuddle.testing.loss import EPS, Loss
+
+
+@law()
+def finite_value(loss: Loss, batch: Batch) -> Finding:
+    """Finite features have a finite loss.
+
+    Also where no two labels agree, where all do, and for rows that are equal or opposite.
+    """
+    return finite(loss(batch.features, batch.labels))
+
+
+@law()
+def finite_gradient(loss: Loss, batch: Batch) -> Finding:
+    """Finite features have a finite gradient.
+
+    A finite value may hide an infinite derivative: a distance of equal rows, a norm of nothing.
+    """
+    return finite(loss.gradient(batch.features, batch.labels))
+
+
+@law()
+def one_sample(loss: Loss, batch: Batch) -> Finding:
+    """A batch of one sample has a finite loss and gradient.
+
+    The last batch of an epoch may be that small; a mean over nothing is NaN.
+    """
+    x, labels = batch.features[:1], batch.labels[:1]
+    return finite(torch.cat([loss(x, labels).flatten(), loss.gradient(x, labels).flatten()]))
+
+
+@law()
+def deterministic(loss: Loss, batch: Batch) -> Finding:
+    """Called twice, a loss gives the same bits."""
+    x, labels = batch.features, batch.labels
+    return Finding(loss(x, labels), "==", loss(x, labels))
+
+
+@law()
+def stateless(loss: Loss, batch: Batch) -> Finding:
+    """What was asked before changes nothing.
+
+    A loss that keeps something of earlier batches cannot be reproduced from its input.
+    """
+    x, labels = batch.features, batch.labels
+    before = loss(x, labels)
+    loss.gradient(-3 * x.flip(0) + 1, labels.flip(0))
+    return Finding(loss(x, labels), "==", before)
+
+
+@law()
+def inputs_untouched(loss: Loss, batch: Batch) -> Finding:
+    """Features and labels are not written to.
+
+    The caller's tensors are the caller's, in the forward pass and in the backward pass.
+    """
+    x, labels = batch.features, batch.labels
+    leaf = x.clone().requires_grad_()
+    given = labels.clone()
+    value = loss.value(leaf, given)
+    if value.requires_grad:
+        value.backward()
+    found = torch.cat([leaf.detach().flatten(), given.double()])
+    return Finding(found, "==", torch.cat([x.flatten(), labels.double()]))
+
+
+@law()
+def random_state_untouched(loss: Loss, batch: Batch) -> Finding:
+    """Random numbers after the call are those there would have been without it.
+
+    Otherwise adding the loss to a program changes its augmentations and its dropout.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(batch.seed)
+        expected = torch.get_rng_state()
+        loss.gradient(batch.features, batch.labels)
+        return Finding(torch.get_rng_state(), "==", expected)
+
+
+@law()
+def permutation(loss: Loss, batch: Batch) -> Finding:
+    """The order of the samples does not matter: `L(Px, Py) = L(x, y)`, for each sample too.
+
+    A batch is a set.
+    """
+    x, labels = batch.features, batch.labels
+    order = torch.randperm(batch.n, generator=batch.generator(20))
+    expected, budget = measured(loss, loss, x, labels)
+    expected = expected[order] if expected.ndim else expected
+    return Finding(loss(x[order], labels[order]), "==", expected, budget)
+
+
+@law()
+def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The gradient is permuted with the samples: `∇L(Px, Py) = P ∇L(x, y)`.
+
+    The derivative of the law before. A backward pass that mixes up rows breaks this one alone. Not
+    asked where rows are equal or opposite: a hardest one of several alike may be any of them.
+    """
+    if batch.structure in ("duplicates", "antipodal") or batch.dim < 2:
+        raise NotApplicable
+    x, labels = batch.features, batch.labels
+    order = torch.randperm(batch.n, generator=batch.generator(20))
+    gradient, budget = measured(loss, loss.gradient, x, labels)
+    return Finding(loss.gradient(x[order], labels[order]), "==", gradient[order], budget)
+
+
+@law()
+def strides(loss: Loss, batch: Batch) -> Finding:
+    """Where the numbers lie in memory does not matter.
+
+    The features as a transposed view and as a part of a larger tensor have the same loss.
+    """
+    x = batch.features
+    wide = torch.full((batch.dim, 2 * batch.n + 1), math.nan, dtype=x.dtype)
+    view = wide[:, 1::2].T
+    view.copy_(x)
+    return same_value(loss, batch, view, batch.labels)
+
+
+@law()
+def result_dtype(loss: Loss, batch: Batch) -> Finding:
+    """fp32 features have an fp32 loss and gradient, fp64 features those in fp64.
+
+    A result in fp64 doubles the memory of what follows, one in fp32 loses what `gradcheck` needs.
+    """
+    expected, found = [], []
+    for dtype in (torch.float32, torch.float64):
+        x = batch.features.to(dtype)
+        results = loss(x, batch.labels), loss.gradient(x, batch.labels)
+        found += [torch.finfo(result.dtype).bits for result in results]
+        expected += [torch.finfo(dtype).bits] * 2
+    return Finding(torch.tensor(found), "==", torch.tensor(expected))
+
+
+@law()
+def double_precision(loss: Loss, batch: Batch) -> Finding:
+    """fp64 features are worked on in fp64: the result has digits that fp32 has not.
+
+    Otherwise `gradcheck` cannot be used on it, nor on what it is part of. Looked at in three
+    batches of the law's own.
+    """
+    return Finding(number(loss.eps), "<=", number(EPS))
+
+
+@law()
+def large_features(loss: Loss, batch: Batch) -> Finding:
+    """fp32 features of some hundreds have a finite loss and gradient.
+
+    `exp` overflows from 89 on: a logarithm of sums of exponentials has to take out the largest.
+    """
+    x = 300 * batch.features.float()
+    both = loss(x, batch.labels).flatten(), loss.gradient(x, batch.labels).flatten()
+    return finite(torch.cat(both))
+
+
+@law()
+def directional_derivative(loss: Loss, batch: Batch) -> Finding:
+    """The gradient is the derivative: `⟨∇L, v⟩ = lim (L(x + hv) - L(x - hv)) / 2h`.
+
+    Budget: ten times what differences of h and h/2 differ by (their error is O(h^2)), and rounding
+    over h. Not asked at a kink that moves the difference by more than that: where the slopes above
+    and below x are apart by b(h), `2 b(h/2) - b(h)` stays as h shrinks, without the curvature.
+    """
+    x, labels = batch.features, batch.labels
+    v = batch.normal(batch.n, batch.dim, purpose=21)
+    value, rounding = measured(loss, loss.value, x, labels)
+    h = 1e-4 * min(1.0, float(x.norm(dim=1).min()))
+
+    def slopes(h: float) -> tuple[float, float]:
+        """Above and below x."""
+        above, below = (loss.value(x + s * v, labels).detach() for s in (h, -h))
+        return float(above - value) / h, float(value - below) / h
+
+    coarse, fine = slopes(h), slopes(h / 2)
+    slope = sum(fine) / 2
+    budget = 10 * abs(sum(coarse) / 2 - slope) + 4 * rounding / h
+    kink = 2 * (fine[0] - fine[1]) - (coarse[0] - coarse[1])
+    if abs(kink) / 2 > budget:
+        raise NotApplicable
+    return Finding((loss.gradient(x, labels) * v).sum(), "==", number(slope), budget)
+
+
+@law()
+def upstream_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The gradient of 3 L is three times that of L.
+
+    A backward pass of one's own has to multiply by what comes from above.
+    """
+    x, labels = batch.features, batch.labels
+
+    def three_times(features: Tensor, labels: Tensor) -> Tensor:
+        return 3 * loss.value(features, labels)
+
+    tripled = loss.like(three_times)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
+    return Finding(tripled.gradient(x, labels), "==", 3 * gradient, 3 * budget)
+
+
+@law()
+def without_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The value is the same under `no_grad`, in inference mode, and for features that need none."""
+    x, labels = batch.features, batch.labels
+    leaf = x.clone().requires_grad_()
+    with torch.no_grad():
+        values = [loss.value(leaf, labels)]
+    with torch.inference_mode():
+        values.append(loss.value(x, labels).double())
+    values.append(loss.value(x, labels))
+    expected, budget = measured(loss, loss.value, leaf, labels)
+    return Finding(torch.stack([value.clone() for value in values]), "==", expected, budget)
+
+
+@law()
+def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
+    """A NaN among the features makes the loss NaN.
+
+    A loss that drops it trains on with a network that has already broken. Not asked where the loss
+    does not depend on that row: where it is one of no pair, say.
+    """
+    x = batch.features
+    moved = x.clone()
+    moved[batch.n // 2] = 1 - 2 * moved[batch.n // 2]
+    if torch.equal(loss.value(moved, batch.labels), loss.value(x, batch.labels)):
+        raise NotApplicable
+    x[batch.n // 2, batch.dim // 2] = math.nan
+    return Finding(loss.value(x, batch.labels).isnan(), "==", torch.tensor(True))
+
+
+@law()
+def single_precision(loss: Loss, batch: Batch) -> Finding:
+    """The fp32 value is as good as its input: within what rounding the features changes.
+
+    Budget: 64 times the largest change of the fp64 value in three roundings of the features to
+    fp32 at random, and 64 eps (1 + |L|).
+    """
+    x, labels = batch.features.float(), batch.labels
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
+    return Finding(loss.value(x, labels), "==", exact, budget)
+
+
+@law()
+def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The fp32 gradient is as good as its input: as `single_precision`, of the gradient.
+
+    Not asked on a line, where directions have no gradient: it is what is left when terms cancel.
+    """
+    if batch.dim < 2:
+        raise NotApplicable
+    x, labels = batch.features.float(), batch.labels
+    exact, budget = as_good_as_its_input(loss, loss.gradient, x, labels)
+    return Finding(loss.gradient(x, labels), "==", exact, budget)
+
+
+@law()
+def half_precision(loss: Loss, batch: Batch) -> Finding:
+    """The bf16 value is as good as its input: as `single_precision`, in bf16.
+
+    Not asked where torch has no bf16 for an operation of the loss.
+    """
+    x, labels = batch.features.bfloat16(), batch.labels
+    try:
+        found = loss.value(x, labels)
+    except NotImplementedError as error:
+        raise NotApplicable from error
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
+    return Finding(found, "==", exact, budget)

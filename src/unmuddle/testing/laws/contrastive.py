@@ -1,0 +1,108 @@
+"""Laws of the supervised contrastive loss."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.law import Finding, law, measured
+from unmuddle.testing.laws.findings import need_positives, number
+from unmuddle.testing.loss import Loss
+
+
+@law("contrastive")
+def equal_rows(loss: Loss, batch: Batch) -> Finding:
+    """Equal rows have the loss `log(N - 1)`, whatever the temperature.
+
+    All similarities are alike, so each of the N - 1 others gets the same probability.
+    """
+    need_positives(batch)
+    x = batch.features[:1].expand(batch.n, -1).clone()
+    value, budget = measured(loss, loss.value, x, batch.labels)
+    return Finding(value, "==", number(math.log(batch.n - 1)), budget)
+
+
+@law("contrastive")
+def lower_bound(loss: Loss, batch: Batch) -> Finding:
+    """`L_i >= log |P(i)|`, in the mean over anchors.
+
+    The positives' similarities are part of the sum in the logarithm, and the logarithm of their
+    mean exponential is at least their mean (Jensen).
+    """
+    need_positives(batch)
+    labels = batch.labels
+    positives = (labels[:, None] == labels).sum(1) - 1
+    bound = positives[positives > 0].double().log().mean()
+    return Finding(bound, "<=", *measured(loss, loss.value, batch.features, labels))
+
+
+@law("contrastive", "temperature")
+def upper_bound(loss: Loss, batch: Batch) -> Finding:
+    """`L_i <= 2/τ + log(N - 1)`.
+
+    Similarities are within ±1/τ: the sum is at most (N - 1) exp(1/τ), the mean at least -1/τ.
+    """
+    need_positives(batch)
+    x, labels = batch.features, batch.labels
+    value, budget = measured(loss, loss.value, x, labels, temperature=0.5)
+    return Finding(value, "<=", number(2 / 0.5 + math.log(batch.n - 1)), budget)
+
+
+@law("contrastive")
+def stranger(loss: Loss, batch: Batch) -> Finding:
+    """A sample of a class of its own raises the loss of all others.
+
+    It adds a term to every sum in a logarithm, and to no mean over positives; its own loss, of no
+    positive, is not in the mean.
+    """
+    need_positives(batch)
+    x, labels = batch.features, batch.labels
+    more = torch.cat([x, batch.normal(1, batch.dim, purpose=25)])
+    more_labels = torch.cat([labels, labels.max()[None] + 1])
+    value, budget = measured(loss, loss.value, x, labels)
+    return Finding(value, "<=", loss.value(more, more_labels), budget)
+
+
+@law("contrastive", "temperature", "normalize")
+def temperature_is_a_scale(loss: Loss, batch: Batch) -> Finding:
+    """Without normalising, `L(c x, c^2 τ) = L(x, τ)`.
+
+    Features and temperature enter as `x_i · x_j / τ` only.
+    """
+    x, labels = batch.features, batch.labels
+    value, budget = measured(loss, loss.value, x, labels, temperature=0.5, normalize=False)
+    found = loss.value(2 * x, labels, temperature=2.0, normalize=False)
+    return Finding(found, "==", value, budget)
+
+
+@law("contrastive", "temperature", "normalize")
+def temperature_gradient(loss: Loss, batch: Batch) -> Finding:
+    """`∂L/∂τ = -(1/2τ) Σ_i ⟨x_i, ∂L/∂x_i⟩`, without normalising.
+
+    The derivative of the law before by c (Euler). Asked by differences of τ; budget as there.
+    """
+    x, labels, tau = batch.features / 2, batch.labels, 1.0
+    h = 1e-4
+
+    def difference(h: float) -> Tensor:
+        above = loss.value(x, labels, temperature=tau + h, normalize=False)
+        below = loss.value(x, labels, temperature=tau - h, normalize=False)
+        return (above - below).detach() / (2 * h)
+
+    options = {"temperature": tau, "normalize": False}
+    coarse, fine = difference(h), difference(h / 2)
+    expected = -(x * loss.gradient(x, labels, **options)).sum() / (2 * tau)
+    rounding = measured(loss, loss.value, x, labels, **options)[1] / h
+    return Finding(fine, "==", expected, 10 * abs(float(coarse - fine)) + 4 * rounding)
+
+
+@law("contrastive", "positives")
+def in_below_out(loss: Loss, batch: Batch) -> Finding:
+    """The mean inside the logarithm is at most that outside: `L_in <= L_out`.
+
+    Jensen's inequality; section 3.2.2 of Khosla et al.
+    """
+    x, labels = batch.features, batch.labels
+    inside = loss.value(x, labels, positives="in")
+    return Finding(inside, "<=", *measured(loss, loss.value, x, labels, positives="out"))

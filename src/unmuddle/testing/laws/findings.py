@@ -1,0 +1,30 @@
+"""Findings and conditions that several laws share."""
+
+import torch
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.law import Finding, NotApplicable, measured
+from unmuddle.testing.loss import Loss
+
+
+def same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
+    """The loss of `x` and `labels` is that of the batch."""
+    value, budget = measured(loss, loss.value, batch.features, batch.labels)
+    return Finding(loss.value(x, labels), "==", value, budget)
+
+
+def number(value: float) -> Tensor:
+    """In fp64."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def finite(values: Tensor) -> Finding:
+    """All of them."""
+    return Finding(values.isfinite(), "==", torch.tensor(True))
+
+
+def need_positives(batch: Batch) -> None:
+    """Say nothing where no label occurs twice."""
+    if batch.classes >= batch.n:
+        raise NotApplicable

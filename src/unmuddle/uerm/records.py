@@ -1,0 +1,61 @@
+"""What a ledger tells: a change, a suggestion, a comparison with the truth."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Event(NamedTuple):
+    """One changed label."""
+
+    event: int
+    sample: int
+    epoch: int
+    old: int
+    new: int
+    uncertainty: float
+    margin: float
+    threshold: float
+    rule: str
+
+
+class Suggestion(NamedTuple):
+    """A label that may be wrong, and what speaks for another.
+
+    Attributes:
+        sample: its id.
+        label: as it stands.
+        suggested: the label that the evidence prefers.
+        margin: by how much, as the rule measures it.
+        threshold: what the margin must pass for a relabel.
+        uncertainty: of the label as it stands; NaN when unknown.
+        rule: name of the policy.
+    """
+
+    sample: int
+    label: int
+    suggested: int
+    margin: float
+    threshold: float
+    uncertainty: float
+    rule: str
+
+
+class Comparison(NamedTuple):
+    """How the labels compare with the truth.
+
+    Attributes:
+        right_before: share of original labels that are right.
+        right_after: share of current labels that are right.
+        changed: number of samples whose label differs from the original.
+        precision: share of changed labels that are right; NaN when none is changed.
+        recall: share of wrong original labels that are right now; NaN when none was wrong.
+        confusion: `(K, K)` counts, true label by current label.
+    """
+
+    right_before: float
+    right_after: float
+    changed: int
+    precision: float
+    recall: float
+    confusion: Tensor

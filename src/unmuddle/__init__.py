@@ -3,7 +3,7 @@
 Three independent parts, each importable alone: `SupConLoss`, `ARM` and `UERM`.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from unmuddle.uerm import UERM as UERM
     from unmuddle.uerm import LabelLedger as LabelLedger
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "ARM",
     "UERM",
@@ -42,6 +43,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Parts load on first use, so that one part never pulls in another.
+    if name == "__version__":
+        return metadata.version("unmuddle")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unmuddle' has no attribute {name!r}")

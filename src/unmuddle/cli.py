@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentError, ArgumentParser
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from json import dumps
 from operator import attrgetter
 from pathlib import Path
@@ -171,6 +172,7 @@ def _parser() -> Any:
 
     parser = Parser(
         prog="unmuddle",
+        version=version("unmuddle"),
         usage="unmuddle COMMAND [--help] ...",
         description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
         formatter_class=Help,

@@ -16,10 +16,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch import nn
 
 from processes import run
-from unmuddle.recipes.processes import average_gradients
+from unmuddle.recipes.processes import average_gradients, synchronize_norms
 
+CPU = torch.device("cpu")
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m unmuddle"
 ACCELERATE = (
     "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
@@ -152,3 +154,18 @@ def _averaged_once_they_are_stepped_on(sizes: tuple[int, ...]) -> None:
 
 def test_gradients_of_a_module_outside_ddp_are_averaged() -> None:
     run(_averaged_once_they_are_stepped_on, (1, 1))
+
+
+def _normalised_in_16_bits(sizes: tuple[int, ...]) -> None:
+    whole = 3 * torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
+    whole, rank = whole.bfloat16(), dist.get_rank()
+    alone, joined = nn.BatchNorm2d(2), synchronize_norms(nn.Sequential(nn.BatchNorm2d(2)), CPU)
+    found, expected = joined(whole[4 * rank :][:4]), alone(whole)[4 * rank :][:4]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(joined[0].running_mean, alone.running_mean)
+    torch.testing.assert_close(joined[0].running_var, alone.running_var)
+
+
+def test_joined_normalisation_of_16_bit_features_is_that_of_one_process() -> None:
+    run(_normalised_in_16_bits, (4, 4))

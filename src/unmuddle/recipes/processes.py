@@ -61,9 +61,10 @@ class JoinedBatchNorm(nn.BatchNorm2d):
         """Normalise `(N, C, H, W)`."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
-        count = SumOverProcesses.apply(input.new_tensor(input.numel() / input.shape[1]), None)
-        mean = SumOverProcesses.apply(input.sum((0, 2, 3)), None) / count
-        centred = input - mean[:, None, None]
+        x = input.to(self.weight.dtype)  # 16-bit features have statistics of 32 bits
+        count = SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]), None)
+        mean = SumOverProcesses.apply(x.sum((0, 2, 3)), None) / count
+        centred = x - mean[:, None, None]
         variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3)), None) / count
         with torch.no_grad():
             cast(Tensor, self.num_batches_tracked).add_(1)
@@ -73,4 +74,4 @@ class JoinedBatchNorm(nn.BatchNorm2d):
             ):
                 cast(Tensor, running).lerp_(found, cast(float, self.momentum))
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -37,7 +37,9 @@ from unmuddle.supcon import SupConLoss
 from unmuddle.uerm import UERM
 
 
-def train(config: TrainConfig, console: Console | None = None, *, resume: bool = False) -> Path:
+def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a paper
+    config: TrainConfig, console: Console | None = None, *, resume: bool = False
+) -> Path:
     """Train, select the epoch on the validation split, test it; returns the run folder.
 
     The last epoch is tested too, and selects nothing. In several processes (`torchrun`,

@@ -3,7 +3,7 @@ BIN := .venv/bin
 # A process for every core, each with one thread and one test at a time.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxschedchunk 1
 
-.PHONY: demo test test-all laws lint docs bench clean
+.PHONY: demo test test-all test-matrix laws lint docs bench package clean
 
 # One environment for everything; pip runs again only when pyproject.toml has changed.
 .venv/installed: pyproject.toml
@@ -38,13 +38,29 @@ lint: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
+# The tables of docs/pages/benchmarks.md; `make bench BASE=REV` compares with a commit instead.
 bench: .venv/installed
-	mkdir -p runs
-	$(BIN)/python benchmarks/supcon.py --json runs/bench-supcon.json --plot runs/bench-supcon.png
-	$(BIN)/python benchmarks/supcon.py --growth
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/arm.py
-	$(BIN)/python benchmarks/recipe.py
+	$(BIN)/python benchmarks/run.py $(if $(BASE),--base $(BASE))
+
+# What is built installs into an empty environment and works there.
+package: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	for file in dist/*.whl dist/*.tar.gz; do \
+		rm -rf dist/empty && $(PYTHON) -m venv dist/empty && \
+		dist/empty/bin/pip install --quiet "$$file" && dist/empty/bin/pip check && \
+		dist/empty/bin/python tests/smoke.py || exit 1; \
+	done
+
+# The parts and their laws on the oldest and the newest supported torch, in environments of their own.
+MATRIX ?= torch==2.6.0,torchvision==0.21.0 torch,torchvision
+test-matrix:
+	for versions in $(MATRIX); do \
+		rm -rf .venv-matrix && $(PYTHON) -m venv .venv-matrix && \
+		.venv-matrix/bin/pip install --quiet $$(echo $$versions | tr , ' ') -e '.[all]' && \
+		OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest --numprocesses auto --maxschedchunk 1 \
+			-W default tests/supcon tests/arm tests/uerm tests/testing tests/test_imports.py || exit 1; \
+	done
 
 clean:
-	rm -rf .venv runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf .venv .venv-matrix runs docs/site dist build .ruff_cache .import_linter_cache .hypothesis .coverage

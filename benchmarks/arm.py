@@ -1,12 +1,14 @@
 """ARM against the published form and against average pooling: agreement first, then time."""
 
 import copy
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from timing import alternating_medians
+from timing import compared, take_turns
 from unmuddle import ARM, attach_arm, fold_arm
 from unmuddle.arm import FeatureMap, find_features
 
@@ -43,76 +45,55 @@ class AveragePooling(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def table(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """Print milliseconds, and the first column's over each other one."""
-    print(f"\n{title}, fp32, {torch.get_num_threads()} threads, milliseconds\n")
-    names = list(next(iter(rows.values())))
-    print(
-        f"| | {' | '.join(names)} | {names[0]} / {names[1]} |\n" + "|---" * (len(names) + 2) + "|"
-    )
-    for row, seconds in rows.items():
-        cells = [f"{seconds[name] * 1e3:.2f}" for name in names]
-        print(f"| {row} | {' | '.join(cells)} | {seconds[names[0]] / seconds[names[1]]:.2f} |")
-
-
-def module_alone() -> None:
-    """The paper's sizes."""
+def alone(training: bool) -> dict[str, Any]:
+    """The module at the paper's size; in eval, folded."""
+    torch.manual_seed(0)
     arm = ARM(512, (7, 7))
     loop = PerChannel(copy.deepcopy(arm))
     x = torch.randn(64, 512, 7, 7, requires_grad=True)
+    if training:
+        torch.testing.assert_close(arm(x), loop(x), rtol=1e-3, atol=1e-3)
 
-    def step(module: nn.Module) -> tuple[Tensor, ...]:
-        leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
-        return torch.autograd.grad(module(x).square().sum(), leaves)
+        def step(module: nn.Module) -> object:
+            leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
+            return torch.autograd.grad(module(x).square().sum(), leaves)
 
-    torch.testing.assert_close(arm(x), loop(x), rtol=1e-3, atol=1e-3)
-    modules = {"per-channel loop": loop, "unmuddle": arm}
-    steps = {name: (lambda m=module: step(m)) for name, module in modules.items()}
-    rows = {"training step": alternating_medians(steps, repeats=50)}
+        calls = {"unmuddle": partial(step, arm), "per-channel loop": partial(step, loop)}
+        return compared(take_turns(calls, repeats=50))
+    arm(x)  # a training batch
     loop.arm, folded = copy.deepcopy(arm), fold_arm(arm)
     loop.eval()
     with torch.no_grad():
         torch.testing.assert_close(folded(x), loop(x), rtol=1e-3, atol=1e-3)
-        calls = {"per-channel loop": lambda: loop(x), "unmuddle": lambda: folded(x)}
-        rows["eval, folded"] = alternating_medians(calls, repeats=50)
-    table("ARM alone, (64, 512, 7, 7)", rows)
+        calls = {"unmuddle": lambda: folded(x), "per-channel loop": lambda: loop(x)}
+        return compared(take_turns(calls, repeats=50))
 
 
-def whole_network(size: int = 224, batch: int = 16) -> None:
+def whole_network(training: bool, size: int = 224, batch: int = 16) -> dict[str, Any]:
     """ResNet-18 with ARM against the same with average pooling."""
-    pooled = AveragePooling(find_features(create("resnet18")), 512, 7)
-    amended = attach_arm(create("resnet18"), 7, input_size=size)
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    pooled = AveragePooling(find_features(resnet18()), 512, 7)
+    amended = attach_arm(resnet18(), 7, input_size=size)
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % 7
 
     def step(model: nn.Module) -> None:
         cross_entropy(model(images), labels).backward()
         model.zero_grad()
 
-    models = {"with ARM": amended, "average pooling": pooled}
-    steps = {name: (lambda m=model: step(m)) for name, model in models.items()}
-    rows = {"training step": alternating_medians(steps, repeats=15)}
-    models = {"with ARM": fold_arm(amended), "average pooling": pooled.eval()}
+    if training:
+        calls = {"unmuddle": partial(step, amended), "average pooling": partial(step, pooled)}
+        return compared(take_turns(calls, repeats=8))
     with torch.no_grad():
-        calls = {name: (lambda m=model: m(images)) for name, model in models.items()}
-        rows["eval, folded"] = alternating_medians(calls, repeats=15)
-        calls["with ARM"] = lambda: amended.eval()(images)
-        rows["eval, as trained"] = alternating_medians(calls, repeats=15)
-    table(f"ResNet-18, ({batch}, 3, {size}, {size})", rows)
+        models = {"unmuddle": fold_arm(amended), "average pooling": pooled.eval()}
+        calls = {name: partial(model, images) for name, model in models.items()}
+        return compared(take_turns(calls, repeats=8))
 
 
-def create(name: str) -> nn.Module:
-    """Random weights."""
-    from torchvision.models import get_model
-
-    return get_model(name)
-
-
-def main() -> None:
-    """Print Markdown tables."""
-    torch.manual_seed(0)
-    module_alone()
-    whole_network()
-
-
-if __name__ == "__main__":
-    main()
+CASES = {
+    "ARM alone, (64, 512, 7, 7), training step": partial(alone, True),
+    "ARM alone, (64, 512, 7, 7), eval, folded": partial(alone, False),
+    "ResNet-18, (16, 3, 224, 224), training step": partial(whole_network, True),
+    "ResNet-18, (16, 3, 224, 224), eval, folded": partial(whole_network, False),
+}

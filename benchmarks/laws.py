@@ -5,10 +5,8 @@
 
 import argparse
 import itertools
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import lightly.loss
@@ -16,13 +14,13 @@ import pytorch_metric_learning.losses as metric_losses
 import torch
 from torch import Tensor
 
+from pages import ROOT, write_section
 from unmuddle import SupConLoss
 from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicable, Result, try_law
 from unmuddle.testing.examples import STRUCTURES
 from unmuddle.testing.loss import Kind
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "pages" / "laws.md"
+PAGE = "laws.md"
 SUPERVISED: tuple[Kind, ...] = ("pairwise", "normalised", "supervised")
 # Their rows have roles.
 ROLES = frozenset({"permutation", "permuted_gradient"})
@@ -161,24 +159,6 @@ def all_laws() -> str:
     return "\n".join(lines)
 
 
-def section(page: str, name: str) -> str:
-    """What stands in the page between the marks of a generated section."""
-    found = _marks(name).search(page)
-    if found is None:
-        raise ValueError(f"{PAGE.name}: no <!-- {name} --> ... <!-- end -->")
-    return found[2].strip()
-
-
-def replace_section(page: str, name: str, text: str) -> str:
-    """The page with another text between those marks."""
-    section(page, name)  # which has to be there
-    return _marks(name).sub(lambda found: f"{found[1]}\n{text}\n\n{found[3]}", page)
-
-
-def _marks(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
 def main() -> None:
     """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,8 +168,7 @@ def main() -> None:
         found = make()
         print(found, flush=True)
         if a.write:
-            page = PAGE.read_text(encoding="utf-8")
-            PAGE.write_text(replace_section(page, make.__name__, found), encoding="utf-8")
+            write_section(PAGE, make.__name__, found)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,50 @@
 """What the recipe costs: all parts against plain cross-entropy, the loader alone, memory.
 
-    python benchmarks/recipe.py            steps and loader
-    python benchmarks/recipe.py --memory   an epoch of 100,000 drawn faces
-
-Plain cross-entropy sees as many images a step: twice the samples, since the parts see two views.
+`python benchmarks/recipe.py` measures the memory of an epoch of 100,000 drawn faces. Plain
+cross-entropy sees as many images a step: twice the samples, since the parts see two views.
 """
 
 import argparse
 import json
 import resource
-import statistics
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from timing import compared, take_turns
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
 
-STEPS = 4  # of an epoch
+BATCH, STEPS, ROUNDS = 64, 4, 3
+PARTS = {"unmuddle": "supcon,arm,uerm", "cross-entropy": "none"}
 
 
-def images_per_second(parts: str, backbone: str, batch: int, epochs: int) -> list[float]:
+def a_step(backbone: str = "resnet18") -> dict[str, Any]:
+    """A training step on `2 BATCH` images, with all parts and without."""
+    seconds: dict[str, list[float]] = {name: [] for name in PARTS}
+    for _ in range(ROUNDS):
+        for name, parts in PARTS.items():
+            seconds[name] += [2 * BATCH / rate for rate in _images_per_second(parts, backbone)]
+    return compared(seconds)
+
+
+def _images_per_second(parts: str, backbone: str) -> list[float]:
     """Of each epoch but the first, which warms up."""
     views = 1 if parts == "none" else 2
     with tempfile.TemporaryDirectory() as folder:
         run = train(
             TrainConfig(
-                data=f"synthetic:{batch * STEPS * 2 // views}", noise="symmetric:0.2",
-                batch_size=batch * 2 // views, backbone=backbone, parts=parts, epochs=epochs,
+                data=f"synthetic:{BATCH * STEPS * 2 // views}", noise="symmetric:0.2",
+                batch_size=BATCH * 2 // views, backbone=backbone, parts=parts, epochs=2,
                 warmup=0.0, out=f"{folder}/run",
             ),
             Console(quiet=True),
@@ -43,22 +53,8 @@ def images_per_second(parts: str, backbone: str, batch: int, epochs: int) -> lis
     return [views * json.loads(line)["samples_per_second"] for line in lines[1:]]
 
 
-def compare_steps(backbone: str, batch: int, rounds: int) -> float:
-    """Print what the parts cost a step; returns images a second with all of them."""
-    rates: dict[str, list[float]] = {"none": [], "supcon,arm,uerm": []}
-    for _ in range(rounds):
-        for parts, found in rates.items():
-            found += images_per_second(parts, backbone, batch, 2)
-    plain, full = (statistics.median(found) for found in rates.values())
-    for parts, found in rates.items():
-        seconds = 2 * batch / statistics.median(found)
-        print(f"{backbone}, {2 * batch} images a step, {parts}: {seconds:.3f} s a step")
-    print(f"all parts: {plain / full - 1:+.1%} time a step (at most +10 %)")
-    return full
-
-
-def loader_images_per_second(workers: int) -> float:
-    """Of decoding files and batching them."""
+def a_loaded_batch(workers: int) -> dict[str, Any]:
+    """Decoding a batch of 128 PNG files."""
     faces = load_data("synthetic:2000").train
     with tempfile.TemporaryDirectory() as folder:
         for number in range(len(faces)):
@@ -68,11 +64,15 @@ def loader_images_per_second(workers: int) -> float:
                 Image.fromarray(faces[number][0].permute(1, 2, 0).numpy()).save(path)
         data = load_data(f"folder:{folder}", image_size=48).train
         loader = training_loader(data, TrainConfig(batch_size=128, workers=workers), 7)
-        list(loader)  # starts the workers
-        began = time.perf_counter()
-        for _ in range(3):
-            list(loader)
-        return 3 * len(loader) * 128 / (time.perf_counter() - began)
+        epochs = take_turns({"unmuddle": partial(list, loader)}, repeats=3)
+    return compared({name: [s / len(loader) for s in found] for name, found in epochs.items()})
+
+
+CASES = {
+    f"a step on {2 * BATCH} images of 48 x 48, ResNet-18": a_step,
+    "128 PNG files of 48 x 48, in the training process": partial(a_loaded_batch, 0),
+    "128 PNG files of 48 x 48, 2 workers": partial(a_loaded_batch, 2),
+}
 
 
 def small_network() -> nn.Module:
@@ -111,25 +111,6 @@ def watch_memory() -> None:
     print(f"{peak():.0f} MB at the end: {peak() / tenth:.3f} times (at most 1.1)")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    a = parser.parse_args()
-    if a.memory:
-        watch_memory()
-        return
-    full = compare_steps(a.backbone, a.batch, a.rounds)
-    for workers in (0, 2):
-        rate = loader_images_per_second(workers)
-        print(
-            f"loader, {workers} workers: {rate:.0f} samples/s, {2 * rate / full:.0f} times what "
-            "training consumes (at least 3)"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    argparse.ArgumentParser(description=watch_memory.__doc__).parse_args()
+    watch_memory()

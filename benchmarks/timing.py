@@ -1,30 +1,58 @@
-"""Time callables against each other in one run."""
+"""Time callables against each other in one run, and what one call of each takes in memory."""
 
+import ctypes
+import gc
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+# Set by `run.py --base`, which compares ours with ours.
+ALONE = "UNMUDDLE_BENCH_ALONE" in os.environ
 
-def alternating_medians(
-    calls: dict[str, Callable[..., object]],
-    *,
-    repeats: int,
-    before: dict[str, Callable[[], Any]] | None = None,
-) -> dict[str, float]:
-    """Median seconds of each call, in turns of random order, so that noise hits all.
+Calls = dict[str, Callable[..., object]]
 
-    `before`: what is called, untimed, for the argument of each call.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    turns, order = list(calls.items()), random.Random(0)
+
+def take_turns(calls: Calls, *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turns of random order, so that noise hits all; the first is left out."""
+    seconds: dict[str, list[float]] = {}
+    turns, order = list(calls.items())[: 1 if ALONE else None], random.Random(0)
     for repeat in range(repeats + 1):
         order.shuffle(turns)
         for name, call in turns:
-            arguments = (before[name](),) if before else ()
             start = time.perf_counter()
-            call(*arguments)
+            call()
             if repeat > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds.setdefault(name, []).append(time.perf_counter() - start)
+    return seconds
+
+
+def compared(seconds: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    """Of each candidate: median seconds, and quartiles of how many times as long as the first."""
+    ours = seconds["unmuddle"]
+    found: dict[str, Any] = {}
+    for name, values in seconds.items():
+        ratios = [value / mine for value, mine in zip(values, ours, strict=True)]
+        quartiles = (
+            statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        )
+        found[name] = {"seconds": statistics.median(values), "ratio": quartiles}
+    return {"candidates": found, **more}
+
+
+def extra_megabytes(call: Callable[[], object]) -> float:
+    """The process's peak in one call minus its level before (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    level = _megabytes("VmRSS")
+    call()
+    return _megabytes("VmHWM") - level
+
+
+def _megabytes(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

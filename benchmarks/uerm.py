@@ -1,17 +1,17 @@
-"""What UERM costs: a batch against a training step, the end of an epoch, the state of ImageNet."""
+"""What UERM costs: a batch beside a training step, the end of an epoch, the state of ImageNet."""
 
-import argparse
-import time
+from functools import partial
+from typing import Any
 
 import torch
-import torchvision
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from timing import alternating_medians
+from timing import compared, take_turns
 from unmuddle import UERM
 
 BATCH, SIDE, CLASSES = 64, 112, 8
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "hard labels": {},
     "soft targets": {"outcome": "soft"},
     "top-k history": {"history": "topk", "k": 4},
@@ -20,9 +20,12 @@ MODES = {
 }
 
 
-def per_batch() -> None:
-    """Milliseconds a batch beside those of a ResNet-18 training step."""
-    network = torchvision.models.resnet18(num_classes=CLASSES)
+def a_batch(mode: str) -> dict[str, Any]:
+    """`UERM` on a batch of 64, and a ResNet-18 training step on it at 112 x 112."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    network = resnet18(num_classes=CLASSES)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     images, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
 
@@ -32,56 +35,47 @@ def per_batch() -> None:
         optimizer.zero_grad()
 
     samples = 12_271  # RAF-DB's training faces
-    given = torch.randint(CLASSES, (samples,))
-    modules = {name: UERM(given, CLASSES, **options) for name, options in MODES.items()}
+    uerm = UERM(torch.randint(CLASSES, (samples,)), CLASSES, **MODES[mode])
     features, logits = torch.randn(BATCH, 512), torch.randn(BATCH, CLASSES)
-    ids = torch.randperm(samples)[:BATCH]
-    calls = {name: lambda m=m: m(features, logits, ids) for name, m in modules.items()}
-    seconds = alternating_medians({"ResNet-18 step": step} | calls, repeats=15)
-
-    whole = seconds.pop("ResNet-18 step")
-    print(f"\nResNet-18 step, batch {BATCH}, {SIDE} x {SIDE}: {whole * 1e3:.0f} ms\n")
-    print("| UERM with | ms a batch | share of the step |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {value * 1e3:.2f} | {value / whole:.2%} |")
+    calls = {
+        "unmuddle": lambda: uerm(features, logits, torch.randperm(samples)[:BATCH]),
+        "ResNet-18 step": step,
+    }
+    return compared(take_turns(calls, repeats=5))
 
 
-def end_of_epoch(samples: int) -> None:
-    """Seconds of `end_epoch` when a fifth of the labels is contradicted."""
+def end_of_epoch(policy: str, samples: int = 300_000) -> dict[str, Any]:
+    """`end_epoch` when a fifth of the labels is contradicted."""
     torch.manual_seed(0)
     given = torch.randint(CLASSES, (samples,))
     wrong = torch.rand(samples) < 0.2
     leaning = torch.where(wrong, (given + 1) % CLASSES, given)
     logits = torch.randn(samples, CLASSES)
     logits[torch.arange(samples), leaning] += 4
-    for policy in ("bayes", "ema_margin", "scn"):
+
+    def fresh() -> UERM:
         uerm = UERM(given, CLASSES, policy=policy, warmup_epochs=0)
         uerm.observe(torch.zeros(samples, 1), logits, torch.arange(samples))
-        start = time.perf_counter()
-        events = uerm.end_epoch()
-        seconds = time.perf_counter() - start
-        print(f"end_epoch, {policy}, {samples} x {CLASSES}: {seconds:.2f} s, {len(events)} events")
+        return uerm
+
+    rounds = [fresh() for _ in range(4)]
+    return compared(take_turns({"unmuddle": lambda: rounds.pop().end_epoch()}, repeats=3))
 
 
-def state(samples: int, classes: int) -> None:
-    """Bytes of a top-k state, allocated and touched."""
-    labels = torch.randint(classes, (samples,))
-    uerm = UERM(labels, classes, history="topk", dtype=torch.float16)
-    total = sum(v.numel() * v.element_size() for v in uerm.state_dict().values())
+def state_of_imagenet(samples: int = 1_281_167, classes: int = 1000) -> dict[str, Any]:
+    """A batch on a top-k state that is allocated and touched; its megabytes."""
+    uerm = UERM(torch.randint(classes, (samples,)), classes, history="topk", dtype=torch.float16)
+    state: dict[str, Tensor] = uerm.state_dict()
+    megabytes = sum(v.numel() * v.element_size() for v in state.values()) / 1e6
     ids = torch.arange(0, samples, samples // 256)[:256]
-    uerm(torch.zeros(256, 1), torch.randn(256, classes), ids)
-    print(f"state of {samples} x {classes}, the 32 largest in float16: {total / 1e9:.2f} GB")
+    batch = (torch.zeros(256, 1), torch.randn(256, classes), ids)
+    seconds = take_turns({"unmuddle": lambda: uerm(*batch)}, repeats=9)
+    return compared(seconds, megabytes={"unmuddle": megabytes})
 
 
-def main() -> None:
-    """Run all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=300_000, help="of the end of an epoch")
-    arguments = parser.parse_args()
-    per_batch()
-    end_of_epoch(arguments.samples)
-    state(1_281_167, 1000)
-
-
-if __name__ == "__main__":
-    main()
+CASES = {f"a batch of {BATCH}, {mode}": partial(a_batch, mode) for mode in MODES}
+CASES |= {
+    f"end_epoch, {policy}, 300,000 x 8": partial(end_of_epoch, policy)
+    for policy in ("bayes", "ema_margin", "scn")
+}
+CASES["a batch of 256, 1,281,167 x 1,000, top-k history"] = state_of_imagenet

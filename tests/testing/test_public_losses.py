@@ -5,6 +5,7 @@ import re
 import pytest
 
 import laws
+import pages
 from unmuddle.testing import LAWS
 
 
@@ -14,7 +15,7 @@ def without_digits(text: str) -> str:
 
 
 def page_has(section: str) -> str:
-    return laws.section(laws.PAGE.read_text(encoding="utf-8"), section)
+    return pages.section(laws.PAGE, section)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -86,6 +86,7 @@ def whole_network(training: bool, size: int = 224, batch: int = 16) -> dict[str,
         calls = {"unmuddle": partial(step, amended), "average pooling": partial(step, pooled)}
         return compared(take_turns(calls, repeats=8))
     with torch.no_grad():
+        amended(images)  # statistics of a training batch
         models = {"unmuddle": fold_arm(amended), "average pooling": pooled.eval()}
         calls = {name: partial(model, images) for name, model in models.items()}
         return compared(take_turns(calls, repeats=8))

@@ -2,7 +2,7 @@
 
 Every cell is an `unmuddle train` run in a folder of its own, and a row of `relabel.csv` beside this
 file once it has finished. A cell that has a row is not run again, and one that was stopped is
-resumed, so an interrupted study goes on where it was.
+resumed, so an interrupted study goes on where it was. The table goes into docs/pages/evidence.md.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+
+from pages import write_section
 
 # The same for every policy; chosen on validation accuracy.
 TRAINING = "--backbone small --epochs 60 --batch_size 64 --lr 3e-3 --warmup 0.47"
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=NOISES)
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    parser.add_argument("--table", action="store_true", help="write what is there, run nothing")
     a = parser.parse_args()
     if not (a.data or a.table):
         parser.error("--data is needed, or --table")
@@ -163,6 +165,7 @@ def main() -> None:
             runs = [pool.submit(run_cell, a.data, a.out, *cell) for cell in cells]
             for run in as_completed(runs):
                 add_result(run.result())
+    write_section("evidence.md", "relabel", table())
     print(table())
 
 

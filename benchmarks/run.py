@@ -142,13 +142,15 @@ def save(results: dict[str, Any]) -> None:
 
 
 def measure_all(groups: tuple[str, ...]) -> None:
-    """Every case against its peers; saved when all are there."""
-    found: dict[str, dict[str, Row]] = {group: {} for group in groups}
-    for group, name in cases(groups):
-        found[group][name] = measured(group, name)
-        print(group, table({name: found[group][name]}).splitlines()[-1], flush=True)
-    earlier = json.loads(RESULTS.read_text())["groups"] if groups != GROUPS else {}
-    save({"environment": environment(), "groups": earlier | found})
+    """Every case against its peers; saved group by group."""
+    saved = json.loads(RESULTS.read_text())["groups"] if RESULTS.exists() else {}
+    for group in groups:
+        rows: dict[str, Row] = {}
+        for _, name in cases((group,)):
+            rows[name] = measured(group, name)
+            print(f"{group}: {table({name: rows[name]}).splitlines()[-1]}", flush=True)
+        saved[group] = rows
+        save({"environment": environment(), "groups": saved})
 
 
 def verdict(base: list[float], here: list[float]) -> tuple[float, float, str]:

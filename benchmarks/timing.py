@@ -17,16 +17,16 @@ Calls = dict[str, Callable[..., object]]
 
 
 def take_turns(calls: Calls, *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, in turns of random order, so that noise hits all; the first is left out."""
-    seconds: dict[str, list[float]] = {}
+    """Seconds of each call but the first, in turns of random order, so that noise hits all."""
     turns, order = list(calls.items())[: 1 if ALONE else None], random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
     for repeat in range(repeats + 1):
         order.shuffle(turns)
         for name, call in turns:
             start = time.perf_counter()
             call()
             if repeat > 0:  # the first warms up
-                seconds.setdefault(name, []).append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

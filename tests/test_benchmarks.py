@@ -1,0 +1,48 @@
+"""The pages say what was measured, and two commits are compared fairly."""
+
+import json
+
+import pytest
+
+import pages
+import relabel
+import run as benchmarks
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    results = json.loads(benchmarks.RESULTS.read_text())
+    assert set(results["groups"]) == set(benchmarks.GROUPS)
+    for name, text in benchmarks.sections(results).items():
+        assert pages.section("benchmarks.md", name) == text
+
+
+def test_the_page_of_evidence_has_every_cell_that_was_run() -> None:
+    assert pages.section("evidence.md", "relabel") == relabel.table()
+
+
+def test_the_results_hold_every_case() -> None:
+    groups = json.loads(benchmarks.RESULTS.read_text())["groups"]
+    found = [(group, name) for group in benchmarks.GROUPS for name in groups[group]]
+    assert found == list(benchmarks.cases(benchmarks.GROUPS))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_case_is_measured_with_its_peers_or_without(alone: bool) -> None:
+    row = benchmarks.measured("supcon", "N = 64, D = 128", alone=alone)
+    peers = set() if alone else {"eager", "compiled eager", "metric learning", "bare products"}
+    assert set(row["candidates"]) == {"unmuddle"} | peers
+    assert all(found["seconds"] > 0 for found in row["candidates"].values())
+    assert row["candidates"]["unmuddle"]["ratio"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("base", "here", "expected"),
+    [
+        ([1.0, 1.01], [1.02, 1.03], ""),  # within the least band
+        ([1.0, 1.01], [1.2, 1.21], "SLOWER"),
+        ([1.0, 1.3], [1.2, 1.21], ""),  # two runs of the base differ by more
+        ([1.0, 1.01], [0.8, 0.81], "faster"),
+    ],
+)
+def test_a_ratio_outside_the_noise_is_flagged(base, here, expected: str) -> None:
+    assert benchmarks.verdict(base, here)[2] == expected

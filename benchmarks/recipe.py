@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from timing import compared, take_turns
+from timing import ALONE, compared, take_turns
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.loaders import training_loader
@@ -30,9 +30,10 @@ PARTS = {"unmuddle": "supcon,arm,uerm", "cross-entropy": "none"}
 
 def a_step(backbone: str = "resnet18") -> dict[str, Any]:
     """A training step on `2 BATCH` images, with all parts and without."""
-    seconds: dict[str, list[float]] = {name: [] for name in PARTS}
+    chosen = {"unmuddle": PARTS["unmuddle"]} if ALONE else PARTS
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(ROUNDS):
-        for name, parts in PARTS.items():
+        for name, parts in chosen.items():
             seconds[name] += [2 * BATCH / rate for rate in _images_per_second(parts, backbone)]
     return compared(seconds)
 

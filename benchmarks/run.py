@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import unmuddle
 from pages import PAGES, ROOT, write_section
 
 GROUPS = ("supcon", "arm", "uerm", "recipe")
@@ -42,19 +43,24 @@ def check_agreement() -> None:
 
 def environment() -> dict[str, str]:
     """What the figures depend on."""
-    from unmuddle.doctor import environment
+    import torch
 
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "date": date.today().isoformat(),
-        "commit": commit,
         "processor": _processor(),
-    } | environment()
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": f"{torch.get_num_threads()} threads",
+        "torch": f"torch {torch.__version__}",
+        "python": f"Python {platform.python_version()}",
+        "commit": f"commit {commit}",
+        "date": date.today().isoformat(),
+    }
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
     named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor()
 
@@ -72,7 +78,10 @@ def measured(group: str, name: str, source: Path = ROOT / "src", *, alone: bool 
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | extra
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    row = json.loads(done.stdout.splitlines()[-1])
+    if not Path(row.pop("package")).is_relative_to(source.resolve()):
+        sys.exit(f"{name}: measured another unmuddle than that in {source}")
+    return row
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -102,8 +111,10 @@ def _memory(row: Row, name: str) -> str:
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """What the page says, by the name of its section."""
-    described = "\n".join(f"- {name}: {value}" for name, value in results["environment"].items())
-    return {"environment": described} | {g: table(rows) for g, rows in results["groups"].items()}
+    return {
+        group: f"{table(found['rows'])}\n\n{', '.join(found['environment'].values())}."
+        for group, found in results.items()
+    }
 
 
 def draw(rows: dict[str, Row], path: Path) -> None:
@@ -137,20 +148,21 @@ def save(results: dict[str, Any]) -> None:
     partial.replace(RESULTS)
     for name, text in sections(results).items():
         write_section("benchmarks.md", name, text)
-    if "supcon" in results["groups"]:
-        draw(results["groups"]["supcon"], PAGES / "bench-supcon.png")
+    if "supcon" in results:
+        draw(results["supcon"]["rows"], PAGES / "bench-supcon.png")
 
 
 def measure_all(groups: tuple[str, ...]) -> None:
     """Every case against its peers; saved group by group."""
-    saved = json.loads(RESULTS.read_text())["groups"] if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    where = environment()
     for group in groups:
         rows: dict[str, Row] = {}
         for _, name in cases((group,)):
             rows[name] = measured(group, name)
             print(f"{group}: {table({name: rows[name]}).splitlines()[-1]}", flush=True)
-        saved[group] = rows
-        save({"environment": environment(), "groups": saved})
+        results[group] = {"environment": where, "rows": rows}
+        save(results)
 
 
 def verdict(base: list[float], here: list[float]) -> tuple[float, float, str]:
@@ -165,18 +177,22 @@ def verdict(base: list[float], here: list[float]) -> tuple[float, float, str]:
 
 def compare(revision: str, groups: tuple[str, ...]) -> int:
     """Print ours here over ours at a commit; 1 if anything is slower than noise explains."""
+    commit = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", f"{revision}^{{commit}}"]
+    if subprocess.run(commit, stdout=subprocess.DEVNULL, check=False).returncode:
+        sys.exit(f"--base {revision}: no such commit")
     slower = 0
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "prune"], check=True)  # of one that was killed
         subprocess.run([*git, "add", "--quiet", "--detach", folder, revision], check=True)
         try:
             print("| case | base, ms | here, ms | ratio | noise | |\n|---|---|---|---|---|---|")
             for group, name in cases(groups):
                 seconds: dict[Path, list[float]] = {Path(folder, "src"): [], ROOT / "src": []}
-                for _ in range(ROUNDS):
-                    for source, runs in seconds.items():
+                for turn in range(ROUNDS):
+                    for source in list(seconds)[:: 1 if turn % 2 else -1]:
                         row = measured(group, name, source, alone=True)
-                        runs.append(row["candidates"]["unmuddle"]["seconds"])
+                        seconds[source].append(row["candidates"]["unmuddle"]["seconds"])
                 base, here = seconds.values()
                 ratio, band, word = verdict(base, here)
                 middles = [f"{1000 * statistics.median(runs):,.2f}" for runs in (base, here)]
@@ -199,7 +215,8 @@ def main() -> int:
     a = parser.parse_args()
     if a.case:
         group, name = a.case
-        print(json.dumps(import_module(group).CASES[name]()))
+        row = import_module(group).CASES[name]()
+        print(json.dumps(row | {"package": str(Path(unmuddle.__file__).resolve())}))
         return 0
     groups = (a.only,) if a.only else GROUPS
     check_agreement()

@@ -17,7 +17,7 @@ Calls = dict[str, Callable[..., object]]
 
 
 def take_turns(calls: Calls, *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call but the first, in turns of random order, so that noise hits all."""
+    """Seconds of each candidate's calls after a first one, in turns of random order."""
     turns, order = list(calls.items())[: 1 if ALONE else None], random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
     for repeat in range(repeats + 1):

@@ -11,7 +11,7 @@ import run as benchmarks
 
 def test_the_page_is_what_the_results_say() -> None:
     results = json.loads(benchmarks.RESULTS.read_text())
-    assert set(results["groups"]) == set(benchmarks.GROUPS)
+    assert set(results) == set(benchmarks.GROUPS)
     for name, text in benchmarks.sections(results).items():
         assert pages.section("benchmarks.md", name) == text
 
@@ -21,8 +21,8 @@ def test_the_page_of_evidence_has_every_cell_that_was_run() -> None:
 
 
 def test_the_results_hold_every_case() -> None:
-    groups = json.loads(benchmarks.RESULTS.read_text())["groups"]
-    found = [(group, name) for group in benchmarks.GROUPS for name in groups[group]]
+    results = json.loads(benchmarks.RESULTS.read_text())
+    found = [(group, name) for group in benchmarks.GROUPS for name in results[group]["rows"]]
     assert found == list(benchmarks.cases(benchmarks.GROUPS))
 
 
@@ -33,6 +33,16 @@ def test_a_case_is_measured_with_its_peers_or_without(alone: bool) -> None:
     assert set(row["candidates"]) == {"unmuddle"} | peers
     assert all(found["seconds"] > 0 for found in row["candidates"].values())
     assert row["candidates"]["unmuddle"]["ratio"] == [1, 1, 1]
+
+
+def test_a_case_of_another_package_than_the_one_asked_for_is_refused(tmp_path) -> None:
+    with pytest.raises(SystemExit, match="measured another unmuddle"):
+        benchmarks.measured("supcon", "N = 64, D = 128", tmp_path, alone=True)
+
+
+def test_an_unknown_commit_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--base nowhere: no such commit"):
+        benchmarks.compare("nowhere", ("arm",))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from unmuddle.testing import check_loss
 
 value: torch.Tensor = SupConLoss(temperature=0.1)(torch.randn(4, 8), torch.arange(4))
 value = supcon_loss(torch.randn(4, 8), torch.arange(4), reduction="none")
+assert callable(check_loss)
+arm: torch.nn.Module = ARM(64, (3, 3))
 model = attach_arm(torch.nn.Conv2d(3, 8, 3), num_classes=2, input_size=8)
 event: int = UERM(torch.arange(3), num_classes=3).end_epoch()[0].event
 ledger: LabelLedger = UERM(torch.arange(3), num_classes=3).ledger
@@ -100,7 +102,7 @@ def test_the_sdist_holds_the_tests_and_builds_the_same_wheel(built: Path, tmp_pa
 def test_the_installed_package_works_without_the_source_tree(installed: Path, tmp_path) -> None:
     script = tmp_path / "smoke.py"
     script.write_text((ROOT / "tests" / "smoke.py").read_text())
-    assert str(installed) in call(sys.executable, script, PYTHONPATH=str(installed))
+    assert str(installed) in call(sys.executable, script, "--anywhere", PYTHONPATH=str(installed))
 
 
 @pytest.mark.parametrize(

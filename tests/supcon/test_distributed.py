@@ -151,3 +151,19 @@ def test_without_processes_gather_is_the_local_batch() -> None:
 def test_losses_of_each_anchor_are_not_gathered() -> None:
     with pytest.raises(ValueError, match="reduction: 'none' not with gather=True"):
         supcon_loss(torch.randn(6, 4), torch.arange(6) % 2, gather=True, reduction="none")
+
+
+def _compiled_as_eager(sizes: tuple[int, ...]) -> None:
+    rows = sizes[dist.get_rank()]
+    x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows), requires_grad=True)
+
+    def loss(features: Tensor) -> Tensor:
+        return supcon_loss(2 * features, torch.arange(rows) % 2, gather=True)
+
+    found, expected = torch.compile(loss, backend="aot_eager")(x), loss(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (found, expected)))
+
+
+def test_a_compiled_function_gathers_as_an_eager_one() -> None:
+    run(_compiled_as_eager, (5, 4))

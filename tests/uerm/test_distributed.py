@@ -80,3 +80,33 @@ def failing_end_of_epoch(sizes: tuple[int, ...]) -> None:
 
 def test_a_policy_that_fails_fails_in_every_process_and_hangs_none() -> None:
     run(failing_end_of_epoch, (1, 1))
+
+
+class WithUERM(torch.nn.Module):
+    """As in a LightningModule, the relabeler is a part of what is wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.uerm = torch.nn.Linear(5, CLASSES), fresh({})
+
+    def forward(self, features: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
+        return self.head(features).sum() + self.uerm(features, logits, ids).weight.sum()
+
+
+def _wrapped_by_ddp(sizes: tuple[int, ...], saved: str) -> None:
+    model = WithUERM()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    start = sum(sizes[: dist.get_rank()])
+    for epoch in range(EPOCHS):
+        rows = [t[start : start + sizes[dist.get_rank()]] for t in epoch_rows(epoch, sum(sizes))]
+        for batch in zip(*(t.split(30) for t in rows), strict=True):
+            wrapped(*batch).backward()
+        model.uerm.end_epoch()
+    for name, value in torch.load(saved)["default"].items():
+        assert torch.equal(model.uerm.state_dict()[name].nan_to_num(), value.nan_to_num()), name
+
+
+def test_a_model_that_holds_it_can_be_wrapped_where_buffers_are_not_broadcast(tmp_path) -> None:
+    alone = train(fresh({}), 0, (400,)).state_dict()
+    torch.save({"default": alone}, tmp_path / "alone.pt")
+    run(_wrapped_by_ddp, (210, 190), str(tmp_path / "alone.pt"))

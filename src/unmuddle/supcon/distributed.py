@@ -6,8 +6,10 @@ the backward communicates nothing. Gradients are multiplied by the number of pro
 `DistributedDataParallel` divides by.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -78,6 +80,22 @@ class _JoinRows(torch.autograd.Function):
 def is_distributed() -> bool:
     """Whether there are other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def gathers_outside_graphs(function: Function) -> Function:
+    """With `gather=True` a call leaves `torch.compile`: no graph holds what processes exchange."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("gather") and torch.compiler.is_compiling():
+            outside: Any = torch.compiler.disable(function)
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
 
 
 class Kind(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmuddle.supcon import autograd
 from unmuddle.supcon.backends import one_tile, reference
 from unmuddle.supcon.batch import Batch, check_shape
-from unmuddle.supcon.distributed import is_distributed
+from unmuddle.supcon.distributed import gathers_outside_graphs, is_distributed
 from unmuddle.supcon.problem import (
     MAX_KERNEL_DIM,
     ContrastSet,
@@ -49,6 +49,7 @@ CHOICES = {
 }
 
 
+@gathers_outside_graphs
 def supcon_loss(
     features: Tensor,
     labels: Tensor | None = None,

@@ -59,7 +59,8 @@ test-matrix:
 		rm -rf .venv-matrix && $(PYTHON) -m venv .venv-matrix && \
 		.venv-matrix/bin/pip install --quiet $$(echo $$versions | tr , ' ') -e '.[all]' && \
 		OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest --numprocesses auto --maxschedchunk 1 \
-			-W default tests/supcon tests/arm tests/uerm tests/testing tests/test_imports.py || exit 1; \
+			-W default -k "not triton and not onnx" --ignore tests/supcon/test_kernels.py \
+			tests/supcon tests/arm tests/uerm tests/test_imports.py || exit 1; \
 	done
 
 clean:

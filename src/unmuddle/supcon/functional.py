@@ -1,6 +1,7 @@
 """`supcon_loss`: the contract. Shapes, validation, choice of backend, reduction."""
 
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -31,14 +32,21 @@ Impl = Literal["auto", "reference", "tiled", "triton"]
 SHARP_TEMPERATURE = 1 / 40
 
 
-def _is_installed(package: str) -> bool:
+def _has_triton() -> bool:
+    """Whether there is a Triton that multiplies fp64, as ours has to where rounding is felt."""
     try:
-        return find_spec(package) is not None
+        return find_spec("triton") is not None and _release(version("triton")) >= (3, 4)
+    except PackageNotFoundError:  # a nightly build, which has another name
+        return True
     except (ImportError, ValueError):  # blocked
         return False
 
 
-HAS_TRITON = _is_installed("triton")
+def _release(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(".")[:2])
+
+
+HAS_TRITON = _has_triton()
 CHOICES = {
     "contrast_mode": get_args(ContrastMode),
     "positives": get_args(PositivesMode),

@@ -24,11 +24,11 @@ from unmuddle.recipes.data import load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
 
-BATCH, STEPS, ROUNDS = 64, 4, 3
+BATCH, STEPS, ROUNDS = 64, 4, 4
 PARTS = {"unmuddle": "supcon,arm,uerm", "cross-entropy": "none"}
 
 
-def a_step(backbone: str = "resnet18") -> dict[str, Any]:
+def a_step(backbone: str = "small") -> dict[str, Any]:
     """A training step on `2 BATCH` images, with all parts and without."""
     chosen = {"unmuddle": PARTS["unmuddle"]} if ALONE else PARTS
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
@@ -70,7 +70,7 @@ def a_loaded_batch(workers: int) -> dict[str, Any]:
 
 
 CASES = {
-    f"a step on {2 * BATCH} images of 48 x 48, ResNet-18": a_step,
+    f"a step on {2 * BATCH} images of 48 x 48, `small`": a_step,
     "128 PNG files of 48 x 48, in the training process": partial(a_loaded_batch, 0),
     "128 PNG files of 48 x 48, 2 workers": partial(a_loaded_batch, 2),
 }

@@ -220,6 +220,14 @@ def test_a_quiet_run_says_where_it_is_and_writes_for_tensorboard(
         assert (event.step, event.value) == (entry["epoch"], pytest.approx(entry["val_accuracy"]))
 
 
+def test_what_is_printed_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "synthetic:100", "--epochs", "1", "--parts", "none", "--out", "[bold]r"]
+    assert run(["train", *options, "--backbone", "test_cli:small_net"]) == 0
+    printed = capsys.readouterr().out
+    assert "synthetic:100: 100 training" in printed  # no picture of a hundred points
+    assert "run folder [bold]r" in printed
+
+
 def test_printed_config_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--epochs", "7", "--print_config"]) == 0
     printed = capsys.readouterr().out

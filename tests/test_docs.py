@@ -36,7 +36,8 @@ def test_there_are_examples() -> None:
 @pytest.mark.filterwarnings("ignore:ARM")  # of an example that shows when ARM warns
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore::UserWarning:lightning")
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_example_runs(example: CodeExample) -> None:
+def test_example_runs(example: CodeExample, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     as_in_the_page = "\n" * example.start_line + example.source  # for the line in a traceback
     exec(compile(as_in_the_page, example.path, "exec"), {"__name__": "__main__"})
 

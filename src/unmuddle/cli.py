@@ -123,8 +123,8 @@ def _parser() -> Any:
 
     audit = parser_of(
         "unmuddle audit --run RUN [--data DATA] [--limit N] [--out FOLDER]",
-        "Rank the training labels that a run's predictions contradict; accept or reject each on\n"
-        "a page, or in the file beside it.",
+        "Rank the training labels by how likely a run's predictions make them wrong; accept or\n"
+        "reject each on a page, or in the file beside it.",
         "  unmuddle audit --run runs/one\n"
         "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
     )
@@ -209,7 +209,7 @@ def _train(
             raise UsageError("--resume: goes on with the options of the run; give no other")
         chosen = replace(read_config(resume, "--resume"), out=str(resume))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
-    path = train(chosen, Console(quiet=quiet), resume=resume is not None)
+    path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
     if not PartialState().is_main_process:
         return 0
     try:
@@ -272,7 +272,7 @@ def _evaluate(
     figures = as_json(*evaluate_run(run, data, split))
     if json is not None:
         write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
-    Console().print(metrics_table(figures, f"{run.name}, {split}"))
+    Console(emoji=False).print(metrics_table(figures, f"{run.name}, {split}"))
 
 
 def _check_file(option: str, path: Path) -> None:
@@ -376,7 +376,7 @@ def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -
     except ValueError as error:
         raise UsageError(str(error)) from error
     write_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, emoji=False)
     console.print(comparison_table(read))
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
 

@@ -124,6 +124,14 @@ def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
     assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
 
 
+def test_sources_may_be_named_from_another_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = [row._replace(source=str(tmp_path / row.source)) for row in GOOD]
+    write_rows(tmp_path / "labels.csv", here)  # as `audit` writes them; the data set has "a", "b"
+    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+
+
 def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
     write_rows(tmp_path / "labels.csv", GOOD)
     comma = (tmp_path / "labels.csv").read_text()

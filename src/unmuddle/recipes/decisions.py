@@ -110,7 +110,7 @@ def _problem(
     if not row["sample"].isdecimal() or int(row["sample"]) >= len(data):
         return "sample", f"sample that is not a number below {len(data)}"
     sample = int(row["sample"])
-    if row["source"] != data.source(sample):
+    if not _is_same_file(row["source"], data.source(sample)):
         return "source", "source that is another image in the data"
     if row["label"] != classes[int(data.labels[sample])]:
         return "label", "label that is another one here; give the run's own --noise and --seed"
@@ -119,3 +119,8 @@ def _problem(
     if row["decision"] not in (ACCEPT, REJECT):
         return "decision", f"decision that is none of {ACCEPT}, {REJECT} or nothing"
     return None
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """However the data set was named."""
+    return one == other or (one != "" and Path(one).resolve() == Path(other).resolve())

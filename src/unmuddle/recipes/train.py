@@ -67,7 +67,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     accelerator = _accelerator(config, run.path)
     is_first = accelerator.is_main_process
-    console = (console or Console()) if is_first else Console(quiet=True)
+    console = (console or Console(emoji=False)) if is_first else Console(quiet=True)
     if resume and run.status() in ("finished", "diverged"):
         console.print(f"--resume {run.path}: has ended already", markup=False)
         return run.path

@@ -52,7 +52,7 @@ package: .venv/installed
 		dist/empty/bin/python tests/smoke.py || exit 1; \
 	done
 
-# The parts and their laws on the oldest and the newest supported torch, in environments of their own.
+# The tests of the parts on the oldest and the newest supported torch, in environments of their own.
 MATRIX ?= torch==2.6.0,torchvision==0.21.0 torch,torchvision
 test-matrix:
 	for versions in $(MATRIX); do \

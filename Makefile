@@ -27,7 +27,7 @@ test-all: lint docs
 
 # The laws of the loss on every backend, 200 batches each.
 laws: .venv/installed
-	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(TEST) tests/supcon/test_laws.py -k 'reference or tiled or triton or module'
+	UNMUDDLE_HYPOTHESIS_PROFILE=ci $(TEST) tests/supcon/test_kernels.py::test_laws tests/supcon/test_laws.py -k 'kernels or reference or tiled or module'
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -59,7 +59,7 @@ test-matrix:
 		rm -rf .venv-matrix && $(PYTHON) -m venv .venv-matrix && \
 		.venv-matrix/bin/pip install --quiet $$(echo $$versions | tr , ' ') -e '.[all]' && \
 		OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest --numprocesses auto --maxschedchunk 1 \
-			-W default -k "not triton and not onnx" --ignore tests/supcon/test_kernels.py \
+			-W default -k "not triton and not onnx and not (test_compiled and reference)" --ignore tests/supcon/test_kernels.py \
 			tests/supcon tests/arm tests/uerm tests/test_imports.py || exit 1; \
 	done
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 import pages
-import relabel
 import run as benchmarks
 
 
@@ -14,10 +13,6 @@ def test_the_page_is_what_the_results_say() -> None:
     assert set(results) == set(benchmarks.GROUPS)
     for name, text in benchmarks.sections(results).items():
         assert pages.section("benchmarks.md", name) == text
-
-
-def test_the_page_of_evidence_has_every_cell_that_was_run() -> None:
-    assert pages.section("evidence.md", "relabel") == relabel.table()
 
 
 def test_the_results_hold_every_case() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from problems import KINDS, draw
 from unmuddle import supcon_loss
+from unmuddle.testing import parametrize_with_laws
 
 triton = pytest.importorskip("triton")
 KNOWS_PAIRS = ["int", "views", "keys", "unlabelled keys"]
@@ -32,6 +34,14 @@ def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
         leaf.requires_grad_()
     value = supcon_loss(leaves[0], **arguments, temperature=leaves[1], **options)
     return [t.double() for t in (value.detach(), *torch.autograd.grad(value, leaves))]
+
+
+@parametrize_with_laws(
+    partial(supcon_loss, impl="triton"),
+    kinds=("pairwise", "normalised", "supervised", "contrastive", "soft", "views"),
+)
+def test_laws(law) -> None:
+    law()
 
 
 @pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 3), (65, 17), (70, 150)])

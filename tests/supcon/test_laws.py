@@ -22,11 +22,6 @@ def test_tiled(law) -> None:
     law()
 
 
-@parametrize_with_laws(partial(supcon_loss, impl="triton"), kinds=CONTRASTIVE)
-def test_triton(law) -> None:
-    law()
-
-
 @parametrize_with_laws(SupConLoss(), kinds=LINEAR)
 def test_module(law) -> None:
     law()

@@ -24,9 +24,11 @@ class TrainConfig:
             that returns a network from images to a feature map
         sampler: every sample once an epoch, or every class as often as the others
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
+        targets: train on labels, or on the distribution of the annotators' votes
         out: folder of the run to write; default: runs/DATA-PARTS-TIME
         epochs: passes over the training samples
-        batch_size: samples a batch, of all processes together; supcon shows two views of each
+        batch_size: samples a batch, of all processes together
+        views: augmented views of each sample in a batch; default: 2 with supcon, 1 without
         accumulate: batches whose gradients make one step of the optimizer
         lr: peak learning rate of AdamW's one-cycle schedule
         weight_decay: of AdamW
@@ -54,9 +56,11 @@ class TrainConfig:
     backbone: str = "small"
     sampler: Literal["none", "balanced"] = "none"
     parts: str = "supcon,arm,uerm"
+    targets: Literal["labels", "votes"] = "labels"
     out: str | None = None
     epochs: int = 15
     batch_size: int = 32
+    views: int | None = None
     accumulate: int = 1
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -126,6 +130,12 @@ class TrainConfig:
                 raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
         if self.image_size is not None and self.image_size < 8:
             raise UsageError(f"--image_size: expected at least 8, got {self.image_size}")
+        if self.views is not None and self.views < 1:
+            raise UsageError(f"--views: expected at least 1, got {self.views}")
+        if self.targets == "votes" and ("uerm" in self.parts or self.noise != "none"):
+            raise UsageError(
+                "--targets votes: labels are not trained on then; leave out uerm and --noise"
+            )
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name}: expected more than 0, got {getattr(self, name)}")

@@ -83,8 +83,11 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     if config.labels is not None:
         decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
         console.print(f"--labels {config.labels}: {len(decided[0])} decisions", markup=False)
+    votes = training.votes if config.targets == "votes" else None
+    if config.targets == "votes" and votes is None:
+        raise UsageError(f"--targets votes: {config.data} has no votes")
     size = splits.image_size
-    views = 1 + ("supcon" in parts)
+    views = config.views or 1 + ("supcon" in parts)
     for split in (training, splits.val, splits.test):
         split.transform = v2.Resize((size, size), antialias=True)
     check_shares(config.batch_size, len(training), accelerator.num_processes)
@@ -125,6 +128,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
     for module in (average, uerm):
         module.to(accelerator.device)
+    if votes is not None:
+        votes = votes.to(accelerator.device)
     checkpoint = Checkpoint(
         {"model": model, "average": average.module, "uerm": uerm},
         optimizer, schedule, accelerator.scaler,
@@ -187,12 +192,14 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                         labels, targets, weight, _, regularizer = uerm(
                             features, logits, ids, observe=config.relabel_evidence == "batches"
                         )
+                        if votes is not None:
+                            targets = votes[ids]
                         losses = cross_entropy(logits, targets, reduction="none")
                         total = reduced(weight.sum(), accelerator, "mean").clamp(min=1e-6)
                         loss = (weight * losses).sum() / total + regularizer
                         if embeddings is not None:
                             pairs = embeddings.unflatten(0, (-1, views))
-                            loss = loss + config.supcon_weight * supcon(pairs, labels[::views])
+                            loss = loss + config.supcon_weight * supcon(pairs, targets[::views])
                         accelerator.backward(loss)
                         average_gradients(uerm, accelerator)
                         optimizer.step()

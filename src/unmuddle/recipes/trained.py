@@ -80,6 +80,19 @@ def evaluate_run(
         UsageError: the run or the data cannot be read, or their classes differ.
     """
     trained = load_trained(run)
+    part = load_split(trained, data, split)
+    probabilities, labels = predict(*_prepared(trained, part))
+    return measure(probabilities, labels), trained.classes
+
+
+def load_split(
+    trained: Trained, data: str | None = None, split: Literal["train", "val", "test"] = "test"
+) -> LabeledImages:
+    """Images as the network takes them, labels before any `--noise`; arguments as above.
+
+    Raises:
+        UsageError: the data cannot be read, or has other classes than the run.
+    """
     spec = data or trained.config.data
     splits = load_data(spec, image_size=trained.image_size, seed=trained.config.seed)
     if splits.classes != trained.classes:
@@ -89,8 +102,7 @@ def evaluate_run(
         )
     part: LabeledImages = getattr(splits, split)
     part.transform = v2.Resize((trained.image_size,) * 2, antialias=True)
-    probabilities, labels = predict(*_prepared(trained, part))
-    return measure(probabilities, labels), trained.classes
+    return part
 
 
 def predict_folder(run: Path, folder: Path, out: Path) -> int:

@@ -19,7 +19,6 @@ class Batch(NamedTuple):
     keys: Tensor | None = None
     key_labels: Tensor | None = None
 
-    @property
     def views(self) -> int:
         """V."""
         return self.features.shape[1] if self.features.ndim == 3 else 1
@@ -40,10 +39,10 @@ class Batch(NamedTuple):
             labels = (
                 labels.long() if labels.ndim == 1 else labels.detach().to(_result_type(features))
             )
-        elif self.views < 2:
+        elif self.views() < 2:
             raise ValueError(
                 "labels: without labels or a mask, positives are views of a sample, so features "
-                f"must be (B, V, D) with V >= 2, got V = {self.views}"
+                f"must be (B, V, D) with V >= 2, got V = {self.views()}"
             )
         if weight is not None:
             weight = torch.as_tensor(weight, device=device)
@@ -68,7 +67,7 @@ class Batch(NamedTuple):
             size, kind = len(batch.features), batch._kind()
         finally:
             shard = share_out(size, kind, device)
-        return batch._joined(shard), shard.times(batch.views)
+        return batch._joined(shard), shard.times(batch.views())
 
     def contrast_set(self, ignore_index: int) -> ContrastSet:
         """Rows of anchors, then keys."""
@@ -78,9 +77,9 @@ class Batch(NamedTuple):
             labels = torch.arange(len(self.features), device=x.device)
         elif labels is not None and not _surely_all(labels, ignore_index):
             included = _takes_part(labels, ignore_index)
-        if self.views > 1:
-            labels = None if labels is None else labels.repeat_interleave(self.views, 0)
-            included = None if included is None else included.repeat_interleave(self.views)
+        if self.views() > 1:
+            labels = None if labels is None else labels.repeat_interleave(self.views(), 0)
+            included = None if included is None else included.repeat_interleave(self.views())
         if self.keys is None:
             return ContrastSet(x, labels, self.mask, included)
 
@@ -98,7 +97,7 @@ class Batch(NamedTuple):
     def _kind(self) -> Kind:
         labels = self.labels
         return Kind(
-            views=self.views,
+            views=self.views(),
             dim=self.features.shape[-1],
             label_columns=-1 if labels is None else 0 if labels.ndim == 1 else labels.shape[1],
             weighted=int(self.weight is not None),

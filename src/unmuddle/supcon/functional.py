@@ -147,7 +147,7 @@ def supcon_loss(
     else:
         batch = batch.checked()
     contrast = batch.contrast_set(ignore_index)
-    anchors = batch.features.shape[0] * batch.views
+    anchors = batch.features.shape[0] * batch.views()
     backend = _choose_backend(impl, contrast, positives, denominator)
     autocast = is_autocast(features)
     dtype = _working_dtype(contrast.x, anchors, temperature, backend, autocast)
@@ -171,7 +171,7 @@ def supcon_loss(
     weights = AnchorWeights(
         included=None if contrast.included is None else contrast.included[:anchors],
         weight=batch.weight,
-        views=batch.views,
+        views=batch.views(),
         first_view_only=contrast_mode == "one",
         counts_zeros=no_positive == "zero",
         is_mean=reduction == "mean",
@@ -190,14 +190,14 @@ def supcon_loss(
                     contrast, inv_temperature, options, shard, keys=keys_need_gradient
                 )
             )
-            loss = losses * weights(has_loss)
+            loss = losses * weights.of(has_loss)
             loss = loss if reduction == "none" else loss.sum()
     if base_temperature is not None:
         loss = loss / (inv_temperature * base_temperature)
     if dtype == torch.float64 and features.dtype != torch.float64:
         loss = loss.float()
     if reduction == "none" and contrast_mode == "one":
-        return loss[:: batch.views]
+        return loss[:: batch.views()]
     if reduction == "none" and features.ndim == 3:
         return loss.unflatten(0, features.shape[:2])
     return loss
@@ -297,7 +297,7 @@ def check_options(
     _check_choice("impl", impl)
     if isinstance(temperature, Tensor):
         check_shape("temperature", temperature, (), "()")
-    elif not isinstance(temperature, int | float) or not temperature > 0:
+    elif not isinstance(temperature, (int, float)) or not temperature > 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
     if base_temperature is not None and not base_temperature > 0:
         raise ValueError(f"base_temperature: expected a positive number, got {base_temperature}")

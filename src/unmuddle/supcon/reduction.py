@@ -35,7 +35,7 @@ class AnchorWeights(NamedTuple):
             return None
         return n if self.is_mean else 1
 
-    def __call__(self, has_loss: Tensor) -> Tensor:
+    def of(self, has_loss: Tensor) -> Tensor:
         """From `(N,)`, 1 where an anchor has a loss, else 0."""
         counted = has_loss
         if self.counts_zeros:

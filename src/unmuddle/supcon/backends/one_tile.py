@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
 
 def forward(problem: Problem, positives: str, denominator: str, weights: AnchorWeights) -> Tile:
-    """Losses of all anchors, times `g = weights(has_loss)`."""
+    """Losses of all anchors, times `g = weights.of(has_loss)`."""
     z, n = problem.z, problem.anchors
     info = torch.finfo(z.dtype)
     lowest = info.min / 2  # in place of -inf, so that 0 * s is 0
@@ -58,7 +58,7 @@ def forward(problem: Problem, positives: str, denominator: str, weights: AnchorW
         lse = torch.where(counted > 0, others.logsumexp(1, keepdim=True), s.amax(1, keepdim=True))
         log_p = s - lse
 
-    g = weights(counted[:, 0].sign()).unsqueeze(1)
+    g = weights.of(counted[:, 0].sign()).unsqueeze(1)
     divisor = count.clamp_min(info.tiny)  # 0 / tiny is 0 where there is no positive
     if positives == "out":
         pull = w.mul_(-g / divisor)

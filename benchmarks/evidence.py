@@ -1,0 +1,271 @@
+"""What the rows of study.jsonl say: paired statistics, tables and plots of the Evidence page."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import ttest_1samp
+
+from pages import PAGES, write_section
+
+Row = dict[str, Any]
+RESAMPLES = 10_000
+NOTHING, EVERYTHING = "none", "supcon,arm,uerm"
+PARTS = (
+    NOTHING,
+    "supcon",
+    "arm",
+    "uerm",
+    "supcon,arm",
+    "supcon,uerm",
+    "arm,uerm",
+    EVERYTHING,
+)
+NOISES = ("none", "symmetric:0.1", "symmetric:0.2", "symmetric:0.3", "human")
+
+
+class Difference(NamedTuple):
+    """Accuracy of one kind of run above another's, run by run.
+
+    Attributes:
+        pairs: how many pairs of runs, which differ in nothing else.
+        mean: of the differences.
+        low: end of the 95 % interval, resampling test samples and seeds.
+        high: its other end.
+        p: of a paired t test over the seeds.
+        effect: mean over standard deviation of the seeds' differences (Cohen's d_z).
+    """
+
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    effect: float
+
+
+def hits(row: Row) -> np.ndarray:
+    """`(n,)` 1 where a test sample was classified right, else 0."""
+    return np.frombuffer(row["right"].encode(), np.uint8) - ord("0")
+
+
+def difference(pairs: list[tuple[Row, Row]]) -> Difference:
+    """Of pairs of rows of one data set, the second of each above the first.
+
+    Pairs of one seed are averaged first: they share its noise and its initial weights.
+    """
+    by_seed: dict[int, list[np.ndarray]] = {}
+    for base, better in pairs:
+        found = hits(better).astype(float) - hits(base)
+        by_seed.setdefault(base["seed"], []).append(found)
+    of_sample = np.array([np.mean(found, axis=0) for found in by_seed.values()])
+    seeds, samples = of_sample.shape
+    random = np.random.default_rng(0)
+    chosen_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    chosen = random.multinomial(samples, np.full(samples, 1 / samples), RESAMPLES) / samples
+    resampled = ((chosen_seeds @ of_sample) * chosen).sum(1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    of_seed = of_sample.mean(1)
+    p, effect = math.nan, math.nan
+    if seeds > 1 and of_seed.std() > 0:
+        p = float(ttest_1samp(of_seed, 0).pvalue)
+        effect = float(of_seed.mean() / of_seed.std(ddof=1))
+    return Difference(len(pairs), float(of_seed.mean()), float(low), float(high), p, effect)
+
+
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Rows with these values, by seed."""
+    found = [r for r in rows if all(r[name] == value for name, value in wanted.items())]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def paired(base: list[Row], better: list[Row]) -> list[tuple[Row, Row]]:
+    """Rows of the same seeds."""
+    of_seed = {row["seed"]: row for row in better}
+    return [(row, of_seed[row["seed"]]) for row in base if row["seed"] in of_seed]
+
+
+def spread(values: Iterable[float | None]) -> str:
+    """Mean and standard deviation in percent; a dash where there is none."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    deviation = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{deviation}"
+
+
+def described(pairs: list[tuple[Row, Row]]) -> list[str]:
+    """Cells of a table: difference in points with its interval, p, and effect size."""
+    if not pairs:
+        return ["-", "-", "-"]
+    d = difference(pairs)
+    points = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+    return [points, *("-" if math.isnan(v) else f"{v:.2f}" for v in (d.p, d.effect))]
+
+
+def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """In Markdown."""
+    columns = list(columns)
+    head = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
+
+
+def ablation(rows: list[Row], data: str, noise: str) -> str:
+    """Every choice of parts, against none."""
+    rows = select(rows, data=data, noise=noise, variant="")
+    base = select(rows, parts=NOTHING)
+    lines = []
+    for parts in PARTS:
+        found = select(rows, parts=parts)
+        if found:
+            against = ["", "", ""] if parts == NOTHING else described(paired(base, found))
+            figures = [spread(r[name] for r in found) for name in ("test", "last", "class")]
+            seconds = f"{statistics.mean(r['seconds'] for r in found):,.0f}"
+            lines.append([parts.replace(",", ", "), len(found), *figures, *against, seconds])
+    columns = ["parts", "seeds", "test accuracy", "of the last epoch", "mean class accuracy"]
+    return table([*columns, "above none, points (95 %)", "p", "d", "seconds"], lines)
+
+
+def effects(rows: list[Row], data: str, noise: str) -> str:
+    """Each part: runs with it against the same runs without, whatever the others are."""
+    rows = select(rows, data=data, noise=noise, variant="")
+    lines = []
+    for part in ("supcon", "arm", "uerm"):
+        pairs = []
+        for parts in PARTS:
+            rest = ",".join(p for p in parts.split(",") if p != part) or NOTHING
+            if part in parts:
+                pairs += paired(select(rows, parts=rest), select(rows, parts=parts))
+        if pairs:
+            lines.append([part, len(pairs), *described(pairs)])
+    return table(["part", "pairs of runs", "effect, points (95 %)", "p", "d"], lines)
+
+
+def relabeling(rows: list[Row]) -> str:
+    """Policies and kinds of noise: labels, and accuracy against the same without relabeling."""
+    rows = select(rows, data="ferplus")
+    lines = []
+    for noise in NOISES:
+        base = select(rows, noise=noise, parts=NOTHING, variant="")
+        for variant in ("", "ema_margin", "scn", "scn_all"):
+            found = select(rows, noise=noise, parts="uerm", variant=variant)
+            if found:
+                names = ("before", "after", "precision", "recall", "test")
+                figures = [spread(r[name] for r in found) for name in names]
+                against = described(paired(base, found))
+                lines.append([noise, variant or "bayes", len(found), *figures, *against])
+    columns = ["noise", "policy", "seeds", "labels right before", "after", "precision", "recall"]
+    return table([*columns, "test accuracy", "above none, points (95 %)", "p", "d"], lines)
+
+
+def votes(rows: list[Row]) -> str:
+    """Training on the annotators' votes against training on their majority."""
+    lines = []
+    for parts, variant in itertools.product((NOTHING, "supcon"), ("", "votes")):
+        chosen = select(rows, data="ferplus", noise="none", parts=parts)
+        found = select(chosen, variant=variant)
+        if found:
+            base = select(chosen, variant="")
+            against = ["", "", ""] if variant == "" else described(paired(base, found))
+            logs = [
+                f"{statistics.mean(r[name] for r in found):.3f}"
+                for name in ("log_loss", "vote_log_loss")
+            ]
+            figures = [spread(r[name] for r in found) for name in ("test", "calibration")]
+            target = variant or "majority"
+            lines.append([parts, target, len(found), *figures, *logs, *against])
+    columns = ["parts", "trained on", "seeds", "test accuracy", "calibration error", "log loss"]
+    last = ["above majority, points (95 %)", "p", "d"]
+    return table([*columns, "log loss of the votes", *last], lines)
+
+
+def leak(rows: list[Row]) -> str:
+    """Test accuracy of ARM by its affinity in eval, order and batch."""
+    measured = _leaks(rows)
+    batches = sorted({batch for _, _, batch in measured})
+    lines = [
+        [affinity, order, *(spread(measured[affinity, order, batch]) for batch in batches)]
+        for affinity, order in dict.fromkeys(key[:2] for key in measured)
+    ]
+    return table(["affinity in eval", "test samples", *(f"batch {b}" for b in batches)], lines)
+
+
+def _leaks(rows: list[Row]) -> dict[tuple[str, str, int], list[float]]:
+    measured: dict[tuple[str, str, int], list[float]] = {}
+    for row in select(rows, data="ferplus", noise="none", parts="arm", variant=""):
+        for found in row["leak"]:
+            key = (found["affinity"], found["order"], found["batch"])
+            measured.setdefault(key, []).append(found["test"])
+    return measured
+
+
+def cost(rows: list[Row]) -> str:
+    """How long it took."""
+    hours = sum(row["seconds"] for row in rows) / 3600
+    return f"{len(rows)} runs, {hours:.1f} hours of one CPU core."
+
+
+SECTIONS: dict[str, Callable[[list[Row]], str]] = {
+    "ablation-noisy": lambda rows: ablation(rows, "ferplus", "symmetric:0.2"),
+    "effects-noisy": lambda rows: effects(rows, "ferplus", "symmetric:0.2"),
+    "ablation-clean": lambda rows: ablation(rows, "ferplus", "none"),
+    "effects-clean": lambda rows: effects(rows, "ferplus", "none"),
+    "ablation-digits": lambda rows: ablation(rows, "digits", "symmetric:0.2"),
+    "ablation-synthetic": lambda rows: ablation(rows, "synthetic", "symmetric:0.2"),
+    "relabeling": relabeling,
+    "votes": votes,
+    "leak": leak,
+    "cost": cost,
+}
+
+
+def render(rows: list[Row]) -> None:
+    """Write every table and plot of the page."""
+    for name, text in SECTIONS.items():
+        write_section("evidence.md", name, text(rows))
+    draw_ablation(rows, PAGES / "evidence-ablation.png")
+    draw_leak(rows, PAGES / "evidence-leak.png")
+
+
+def draw_ablation(rows: list[Row], path: Path) -> None:
+    """Test accuracy on FERPlus: a dot for every run, a bar at their mean."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    titles = {"symmetric:0.2": "20 % of the labels wrong", "none": "labels as given"}
+    for axes, (noise, title) in zip(panels, titles.items(), strict=True):
+        for place, parts in enumerate(PARTS):
+            found = select(rows, data="ferplus", noise=noise, parts=parts, variant="")
+            values = [100 * row["test"] for row in found]
+            axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
+            if values:
+                axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], "C1", lw=3)
+        axes.set(title=title, xlabel="test accuracy, %")
+        axes.grid(alpha=0.3)
+    panels[0].set(yticks=range(len(PARTS)), yticklabels=[p.replace(",", ", ") for p in PARTS])
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_leak(rows: list[Row], path: Path) -> None:
+    """Test accuracy of ARM over the batch size."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    measured = _leaks(rows)
+    for affinity, order in dict.fromkeys(key[:2] for key in measured):
+        points = {b: measured[a, o, b] for a, o, b in measured if (a, o) == (affinity, order)}
+        means = [100 * statistics.mean(values) for values in points.values()]
+        style = "o-" if affinity == "batch" else "s--"
+        axes.plot(list(points), means, style, label=f"{affinity}, {order}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="batch size at test time", ylabel="test accuracy, %")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

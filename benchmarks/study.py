@@ -1,0 +1,256 @@
+"""What each part does, over noise, seeds and data: every cell is a run of `unmuddle train`.
+
+    python benchmarks/study.py --ferplus PATH   cells that are missing, then the page
+    python benchmarks/study.py --only ablation  one of ablation, small, relabeling, votes
+    python benchmarks/study.py --render         what is there, into docs/pages/evidence.md
+    python benchmarks/study.py --quick          a small one on drawn faces; nothing is kept
+
+A cell that was stopped is resumed, and one that has a row in study.jsonl is not run again, so an
+interrupted study goes on where it was. Settings are those of study.yaml, as committed.
+"""
+
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch.nn.functional import nll_loss
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+import evidence
+from evidence import EVERYTHING, NOTHING, PARTS, Row
+from pages import ROOT
+from unmuddle.recipes.data import LabeledImages
+from unmuddle.recipes.evaluate import predict
+from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.trained import load_split, load_trained
+
+SETTINGS = Path(__file__).with_name("study.yaml")
+RESULTS = Path(__file__).with_name("study.jsonl")
+AS_PUBLISHED = ("--relabel_estimator=attention", "--relabel_evidence=batches")
+VARIANTS = {
+    "": (),
+    "votes": ("--targets=votes",),
+    "ema_margin": ("--relabel_policy=ema_margin",),
+    "scn": ("--relabel_policy=scn", *AS_PUBLISHED),
+    "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
+}
+# FER2013's names of the classes, and FERPlus'.
+NAMES = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
+
+
+class Cell(NamedTuple):
+    """One run."""
+
+    data: str
+    noise: str
+    parts: str
+    seed: int
+    variant: str = ""
+
+    def name(self) -> str:
+        """Of its folder."""
+        parts = [self.data, self.noise.replace(":", "-"), self.parts.replace(",", "-")]
+        return "_".join([*parts, *filter(None, [self.variant]), str(self.seed)])
+
+
+def cells(group: str) -> Iterator[Cell]:
+    """Of a question; seed by seed, so that what is there early is balanced."""
+    for seed in range(5 if group == "small" else 3):
+        if group == "ablation":
+            for noise, parts in itertools.product(("symmetric:0.2", "none"), PARTS):
+                yield Cell("ferplus", noise, parts, seed)
+        elif group == "small":
+            for data, parts in itertools.product(("digits", "synthetic"), PARTS):
+                yield Cell(data, "symmetric:0.2", parts, seed)
+        elif group == "relabeling":
+            for noise, parts in itertools.product(
+                ("symmetric:0.1", "symmetric:0.3", "human"), ("none", "uerm")
+            ):
+                yield Cell("ferplus", noise, parts, seed)
+            for variant in ("ema_margin", "scn", "scn_all"):
+                yield Cell("ferplus", "symmetric:0.2", "uerm", seed, variant)
+        elif group == "votes":
+            for parts in ("none", "supcon"):
+                yield Cell("ferplus", "none", parts, seed, "votes")
+
+
+GROUPS = ("ablation", "small", "relabeling", "votes")
+
+
+def settings(data: str) -> tuple[dict[str, Any], str]:
+    """Options of every cell on a data set, and their fingerprint."""
+    options = yaml.safe_load(SETTINGS.read_text())[data]
+    return options, hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str]:
+    """What `unmuddle train` is told."""
+    data = f"ferplus:{ferplus}" if cell.data == "ferplus" else cell.data
+    noise = f"file:{human}" if cell.noise == "human" else cell.noise
+    common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
+    own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
+    return [*common, *own, *VARIANTS[cell.variant], f"--precision={_precision()}"]
+
+
+def _precision() -> str:
+    """bf16 where it is fast."""
+    native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if native or torch.accelerator.is_available() else "no"
+
+
+def human_labels(ferplus: Path, out: Path) -> Path:
+    """FER2013's own labels of the faces, as `--noise file:` reads them."""
+    path = out / "fer2013_labels.csv"
+    with (ferplus / "fer2013_original_labels.csv").open(newline="") as file:
+        rows = [(r["Image name"], r["fer2013_label"]) for r in csv.DictReader(file)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "label"))
+        writer.writerows((name, NAMES.get(label, label)) for name, label in rows)
+    return path
+
+
+def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
+    """Train, or go on where it was stopped; a row of results."""
+    path = out / cell.name()
+    started = (path / "config.yaml").exists()
+    given = [f"--resume={path}"] if started else [*options, f"--out={path}"]
+    subprocess.run(
+        [sys.executable, "-m", "unmuddle", "train", "--quiet", *given],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return cell._asdict() | figures(path)
+
+
+def figures(run: Path) -> Row:
+    """Of a finished run; `right` has a bit for every test sample, as hexadecimal digits."""
+    summary = json.loads((run / "summary.json").read_text())
+    relabeling = summary["relabeling"]
+    trained = load_trained(run)
+    data = load_split(trained)
+    probabilities, labels = predict(trained.model, DataLoader(data, batch_size=64))
+    log = probabilities.clamp(min=1e-12).log()
+    right = probabilities.argmax(1) == labels
+    row = {
+        "test": float(right.double().mean()),
+        "last": summary["test_last_epoch"]["accuracy"],
+        "class": summary["test"]["mean_class_accuracy"],
+        "calibration": float(multiclass_calibration_error(probabilities, labels, log.shape[1])),
+        "log_loss": float(nll_loss(log, labels)),
+        "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
+        "before": relabeling["right_before"],
+        "after": relabeling["right_after"],
+        "precision": relabeling["precision"],
+        "recall": relabeling["recall"],
+        "seconds": round(summary["seconds"]),
+        "dtype": "fp32" if _precision() == "no" else "bf16",
+        "right": "".join("01"[hit] for hit in right.tolist()),
+    }
+    return row | ({"leak": leak(trained.model, data)} if summary["parts"] == "arm" else {})
+
+
+def leak(model: Classifier, data: LabeledImages) -> list[Row]:
+    """Accuracy with ARM by its affinity in eval, the order of the samples, and the batch size."""
+    assert model.arm is not None
+    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    orders = {"sorted by class": data.labels.argsort(stable=True), "shuffled": shuffled}
+    found = []
+    for affinity, (order, ids), batch in itertools.product(
+        ("running", "batch"), orders.items(), (1, 16, 64, 256)
+    ):
+        model.arm.affinity = affinity
+        loader = DataLoader(data.subset(ids), batch_size=batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that predictions depend on the batch is the point
+            probabilities, labels = predict(model, loader)
+        accuracy = float((probabilities.argmax(1) == labels).double().mean())
+        found.append({"affinity": affinity, "order": order, "batch": batch, "test": accuracy})
+    return found
+
+
+def read_results() -> list[Row]:
+    """Rows of the cells that are done."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+
+
+def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: int) -> None:
+    """Run every cell that has no row yet, and add it."""
+    done = {row["name"] for row in read_results()}
+    missing = [cell for group in groups for cell in cells(group) if cell.name() not in done]
+    human = None
+    if any(cell.data == "ferplus" for cell in missing):
+        if ferplus is None:
+            sys.exit("--ferplus: is needed for cells that are missing")
+        human = human_labels(ferplus, out)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = {
+            pool.submit(run_cell, cell, options_of(cell, ferplus, human), out): cell
+            for cell in missing
+        }
+        for run in as_completed(runs):
+            cell = runs[run]
+            row = {"name": cell.name(), "settings": settings(cell.data)[1]} | run.result()
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print({name: value for name, value in row.items() if name != "right"}, flush=True)
+
+
+def check_frozen() -> None:
+    """Exit where study.yaml is not as committed: settings come before test figures."""
+    changed = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", str(SETTINGS)]
+    if subprocess.run(changed, check=False).returncode:
+        sys.exit(f"{SETTINGS.name}: commit it first; settings are chosen before the test is read")
+
+
+def quick() -> None:
+    """A small study from training to tables: drawn faces, few of them, two seeds."""
+    small = ["--data=synthetic:300", "--noise=symmetric:0.2", "--epochs=4"]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, parts in itertools.product(range(2), (NOTHING, EVERYTHING)):
+            cell = Cell("synthetic", "symmetric:0.2", parts, seed)
+            options = [*small, f"--parts={parts}", f"--seed={seed}"]
+            rows.append(run_cell(cell, options, Path(folder)))
+    print(evidence.ablation(rows, "synthetic", "symmetric:0.2"))
+
+
+def main() -> None:
+    """Run what is missing and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="questions")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    parser.add_argument("--quick", action="store_true", help="a small study; nothing is kept")
+    a = parser.parse_args()
+    if a.quick:
+        quick()
+        return
+    if not a.render:
+        check_frozen()
+        a.out.mkdir(parents=True, exist_ok=True)
+        run_missing(a.only, a.ferplus, a.out, a.jobs)
+    evidence.render(read_results())
+
+
+if __name__ == "__main__":
+    main()

@@ -38,9 +38,11 @@ lint: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
-# The tables of docs/pages/benchmarks.md; `make bench BASE=REV` compares with a commit instead.
+# The tables of docs/pages/benchmarks.md, and a small study; `make bench BASE=REV` compares with a
+# commit instead.
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py $(if $(BASE),--base $(BASE))
+	$(if $(BASE),,$(BIN)/python benchmarks/study.py --quick)
 
 # What is built installs into an empty environment and works there.
 package: .venv/installed

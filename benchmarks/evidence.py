@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, t
 
 from pages import PAGES, write_section
 
 Row = dict[str, Any]
-RESAMPLES = 10_000
 NOTHING, EVERYTHING = "none", "supcon,arm,uerm"
 PARTS = (
     NOTHING,
@@ -32,20 +31,19 @@ class Difference(NamedTuple):
     """Accuracy of one kind of run above another's, run by run.
 
     Attributes:
-        pairs: how many pairs of runs, which differ in nothing else.
+        seeds: S.
         mean: of the differences.
-        low: end of the 95 % interval, resampling test samples and seeds.
-        high: its other end.
-        p: of a paired t test over the seeds.
-        effect: mean over standard deviation of the seeds' differences (Cohen's d_z).
+        radius: of the 95 % interval, over test samples and seeds.
+        p: of a paired t test over the seeds; NaN for one seed.
+        gained: test samples that only the better kind classifies right, over those that only the
+            other does.
     """
 
-    pairs: int
+    seeds: int
     mean: float
-    low: float
-    high: float
+    radius: float
     p: float
-    effect: float
+    gained: float
 
 
 def hits(row: Row) -> np.ndarray:
@@ -56,25 +54,25 @@ def hits(row: Row) -> np.ndarray:
 def difference(pairs: list[tuple[Row, Row]]) -> Difference:
     """Of pairs of rows of one data set, the second of each above the first.
 
-    Pairs of one seed are averaged first: they share its noise and its initial weights.
+    Pairs of one seed are averaged first: they share its noise and much of its weights. The interval
+    adds in squares that of a mean over S seeds (Student's t) and that over the test samples, which
+    all seeds share. A bootstrap of three seeds would not do: all three are the same one time in 9.
     """
     by_seed: dict[int, list[np.ndarray]] = {}
     for base, better in pairs:
         found = hits(better).astype(float) - hits(base)
         by_seed.setdefault(base["seed"], []).append(found)
-    of_sample = np.array([np.mean(found, axis=0) for found in by_seed.values()])
-    seeds, samples = of_sample.shape
-    random = np.random.default_rng(0)
-    chosen_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    chosen = random.multinomial(samples, np.full(samples, 1 / samples), RESAMPLES) / samples
-    resampled = ((chosen_seeds @ of_sample) * chosen).sum(1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    of_seed = of_sample.mean(1)
-    p, effect = math.nan, math.nan
-    if seeds > 1 and of_seed.std() > 0:
-        p = float(ttest_1samp(of_seed, 0).pvalue)
-        effect = float(of_seed.mean() / of_seed.std(ddof=1))
-    return Difference(len(pairs), float(of_seed.mean()), float(low), float(high), p, effect)
+    of_both = np.array([np.mean(found, axis=0) for found in by_seed.values()])
+    seeds, samples = of_both.shape
+    of_seed, of_sample = of_both.mean(1), of_both.mean(0)
+    radius, p = float(norm.ppf(0.975) * of_sample.std(ddof=1) / math.sqrt(samples)), math.nan
+    if seeds > 1:
+        deviation = of_seed.std(ddof=1) / math.sqrt(seeds)
+        radius = math.hypot(radius, float(t.ppf(0.975, seeds - 1) * deviation))
+        p = float(2 * t.sf(abs(of_seed.mean()) / max(deviation, 1e-9), seeds - 1))
+    everything = np.concatenate([hits(better).astype(int) - hits(base) for base, better in pairs])
+    won, lost = int((everything > 0).sum()), int((everything < 0).sum())
+    return Difference(seeds, float(of_seed.mean()), radius, p, won / lost if lost else math.inf)
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -98,18 +96,23 @@ def spread(values: Iterable[float | None]) -> str:
     return f"{statistics.mean(known):.1f}{deviation}"
 
 
+COMPARED = ("points (95 %)", "p", "gained : lost")
+
+
 def described(pairs: list[tuple[Row, Row]]) -> list[str]:
-    """Cells of a table: difference in points with its interval, p, and effect size."""
+    """Cells of a table: the columns of COMPARED."""
     if not pairs:
-        return ["-", "-", "-"]
+        return ["-"] * len(COMPARED)
     d = difference(pairs)
-    points = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-    return [points, *("-" if math.isnan(v) else f"{v:.2f}" for v in (d.p, d.effect))]
+    p = "-" if math.isnan(d.p) else f"{d.p:.3f}"
+    return [f"{100 * d.mean:+.1f} ± {100 * d.radius:.1f}", p, f"{d.gained:.2f}"]
 
 
 def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     """In Markdown."""
-    columns = list(columns)
+    columns, lines = list(columns), list(lines)
+    if not lines:
+        return "Not run yet."
     head = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return "\n".join([*head, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
 
@@ -122,17 +125,19 @@ def ablation(rows: list[Row], data: str, noise: str) -> str:
     for parts in PARTS:
         found = select(rows, parts=parts)
         if found:
-            against = ["", "", ""] if parts == NOTHING else described(paired(base, found))
-            figures = [spread(r[name] for r in found) for name in ("test", "last", "class")]
-            seconds = f"{statistics.mean(r['seconds'] for r in found):,.0f}"
-            lines.append([parts.replace(",", ", "), len(found), *figures, *against, seconds])
-    columns = ["parts", "seeds", "test accuracy", "of the last epoch", "mean class accuracy"]
-    return table([*columns, "above none, points (95 %)", "p", "d", "seconds"], lines)
+            against = [""] * len(COMPARED) if parts == NOTHING else described(paired(base, found))
+            figures = [spread(r[name] for r in found) for name in ("test", "last", "after")]
+            minutes = f"{statistics.mean(r['seconds'] for r in found) / 60:.1f}"
+            lines.append([parts.replace(",", ", "), len(found), *figures, *against, minutes])
+    columns = ["parts", "seeds", "test accuracy", "of the last epoch", "training labels right"]
+    return table([*columns, f"above none, {COMPARED[0]}", *COMPARED[1:], "minutes"], lines)
 
 
 def effects(rows: list[Row], data: str, noise: str) -> str:
     """Each part: runs with it against the same runs without, whatever the others are."""
     rows = select(rows, data=data, noise=noise, variant="")
+    complete = set.intersection(*({r["seed"] for r in select(rows, parts=p)} for p in PARTS))
+    rows = [row for row in rows if row["seed"] in complete]
     lines = []
     for part in ("supcon", "arm", "uerm"):
         pairs = []
@@ -141,8 +146,8 @@ def effects(rows: list[Row], data: str, noise: str) -> str:
             if part in parts:
                 pairs += paired(select(rows, parts=rest), select(rows, parts=parts))
         if pairs:
-            lines.append([part, len(pairs), *described(pairs)])
-    return table(["part", "pairs of runs", "effect, points (95 %)", "p", "d"], lines)
+            lines.append([part, len(complete), *described(pairs)])
+    return table(["part", "seeds", f"effect, {COMPARED[0]}", *COMPARED[1:]], lines)
 
 
 def relabeling(rows: list[Row]) -> str:
@@ -159,7 +164,8 @@ def relabeling(rows: list[Row]) -> str:
                 against = described(paired(base, found))
                 lines.append([noise, variant or "bayes", len(found), *figures, *against])
     columns = ["noise", "policy", "seeds", "labels right before", "after", "precision", "recall"]
-    return table([*columns, "test accuracy", "above none, points (95 %)", "p", "d"], lines)
+    columns += ["test accuracy", f"above none, {COMPARED[0]}", *COMPARED[1:]]
+    return table(columns, lines)
 
 
 def votes(rows: list[Row]) -> str:
@@ -170,17 +176,13 @@ def votes(rows: list[Row]) -> str:
         found = select(chosen, variant=variant)
         if found:
             base = select(chosen, variant="")
-            against = ["", "", ""] if variant == "" else described(paired(base, found))
-            logs = [
-                f"{statistics.mean(r[name] for r in found):.3f}"
-                for name in ("log_loss", "vote_log_loss")
-            ]
-            figures = [spread(r[name] for r in found) for name in ("test", "calibration")]
-            target = variant or "majority"
-            lines.append([parts, target, len(found), *figures, *logs, *against])
-    columns = ["parts", "trained on", "seeds", "test accuracy", "calibration error", "log loss"]
-    last = ["above majority, points (95 %)", "p", "d"]
-    return table([*columns, "log loss of the votes", *last], lines)
+            against = [""] * len(COMPARED) if not variant else described(paired(base, found))
+            names = ("test", "calibration", "log_loss", "vote_log_loss")
+            figures = [spread(r[name] for r in found) for name in names]
+            lines.append([parts, variant or "majority", len(found), *figures, *against])
+    columns = ["parts", "trained on", "seeds", "test accuracy", "calibration error"]
+    columns += ["100 log loss", "100 log loss of the votes"]
+    return table([*columns, f"above majority, {COMPARED[0]}", *COMPARED[1:]], lines)
 
 
 def leak(rows: list[Row]) -> str:
@@ -256,8 +258,10 @@ def draw_leak(rows: list[Row], path: Path) -> None:
     """Test accuracy of ARM over the batch size."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     measured = _leaks(rows)
+    if not measured:
+        return
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for affinity, order in dict.fromkeys(key[:2] for key in measured):
         points = {b: measured[a, o, b] for a, o, b in measured if (a, o) == (affinity, order)}
         means = [100 * statistics.mean(values) for values in points.values()]

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from pages import ROOT
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.evaluate import predict
 from unmuddle.recipes.model import Classifier
+from unmuddle.recipes.run_folder import write_whole
 from unmuddle.recipes.trained import load_split, load_trained
 
 SETTINGS = Path(__file__).with_name("study.yaml")
@@ -139,7 +141,7 @@ def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
 
 
 def figures(run: Path) -> Row:
-    """Of a finished run; `right` has a bit for every test sample, as hexadecimal digits."""
+    """Of a finished run; `right` has a 1 for every test sample classified right, else 0."""
     summary = json.loads((run / "summary.json").read_text())
     relabeling = summary["relabeling"]
     trained = load_trained(run)
@@ -148,9 +150,9 @@ def figures(run: Path) -> Row:
     log = probabilities.clamp(min=1e-12).log()
     right = probabilities.argmax(1) == labels
     row = {
+        "val": summary["val_accuracy"],
         "test": float(right.double().mean()),
         "last": summary["test_last_epoch"]["accuracy"],
-        "class": summary["test"]["mean_class_accuracy"],
         "calibration": float(multiclass_calibration_error(probabilities, labels, log.shape[1])),
         "log_loss": float(nll_loss(log, labels)),
         "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
@@ -159,7 +161,7 @@ def figures(run: Path) -> Row:
         "precision": relabeling["precision"],
         "recall": relabeling["recall"],
         "seconds": round(summary["seconds"]),
-        "dtype": "fp32" if _precision() == "no" else "bf16",
+        "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
         "right": "".join("01"[hit] for hit in right.tolist()),
     }
     return row | ({"leak": leak(trained.model, data)} if summary["parts"] == "arm" else {})
@@ -189,8 +191,16 @@ def read_results() -> list[Row]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
-def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: int) -> None:
-    """Run every cell that has no row yet, and add it."""
+def add_result(row: Row) -> None:
+    """Write the file anew, sorted, whole or not at all."""
+    rows = sorted([*read_results(), row], key=lambda row: row["name"])
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    write_whole(RESULTS, lambda partial: partial.write_text(text))
+    print({name: value for name, value in row.items() if name != "right"}, flush=True)
+
+
+def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: int) -> list[str]:
+    """Run every cell that has no row yet, and add it; returns the names of those that failed."""
     done = {row["name"] for row in read_results()}
     missing = [cell for group in groups for cell in cells(group) if cell.name() not in done]
     human = None
@@ -198,24 +208,45 @@ def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: in
         if ferplus is None:
             sys.exit("--ferplus: is needed for cells that are missing")
         human = human_labels(ferplus, out)
-    with ThreadPoolExecutor(jobs) as pool:
+    failed, provenance = [], {"commit": frozen_commit()}
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(jobs)
+    try:
         runs = {
             pool.submit(run_cell, cell, options_of(cell, ferplus, human), out): cell
             for cell in missing
         }
         for run in as_completed(runs):
             cell = runs[run]
-            row = {"name": cell.name(), "settings": settings(cell.data)[1]} | run.result()
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print({name: value for name, value in row.items() if name != "right"}, flush=True)
+            try:
+                settled = check_settings(cell, out / cell.name())
+                add_result({"name": cell.name()} | run.result() | provenance | settled)
+            except (subprocess.CalledProcessError, OSError, KeyError, ValueError) as error:
+                failed.append(f"{cell.name()}: {error!r}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
 
 
-def check_frozen() -> None:
-    """Exit where study.yaml is not as committed: settings come before test figures."""
-    changed = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", str(SETTINGS)]
-    if subprocess.run(changed, check=False).returncode:
-        sys.exit(f"{SETTINGS.name}: commit it first; settings are chosen before the test is read")
+def check_settings(cell: Cell, run: Path) -> Row:
+    """The fingerprint of the settings; raises where a run was begun with others."""
+    options, fingerprint = settings(cell.data)
+    used = yaml.safe_load((run / "config.yaml").read_text())
+    other = {name: used[name] for name, value in options.items() if used[name] != value}
+    if other:
+        raise ValueError(f"{run}: was begun with {other}; remove it")
+    return {"settings": fingerprint}
+
+
+def frozen_commit() -> str:
+    """The commit; exits where settings or package are not committed: they come before figures."""
+    git = ["git", "-C", str(ROOT)]
+    status = [*git, "status", "--porcelain", "--", str(SETTINGS), str(ROOT / "src")]
+    changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout
+    if changed:
+        sys.exit(f"commit first, settings are chosen before the test is read:\n{changed}")
+    head = [*git, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def quick() -> None:
@@ -245,11 +276,14 @@ def main() -> None:
     if a.quick:
         quick()
         return
+    failed = []
     if not a.render:
-        check_frozen()
         a.out.mkdir(parents=True, exist_ok=True)
-        run_missing(a.only, a.ferplus, a.out, a.jobs)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        failed = run_missing(a.only, a.ferplus, a.out, a.jobs)
     evidence.render(read_results())
+    if failed:
+        sys.exit("failed:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """The study: which cells there are, what is kept of a run, and what is said of the rows."""
 
 import json
+import math
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 import evidence
 import pages
@@ -45,15 +49,15 @@ def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
 
 
 def test_a_run_becomes_a_row(tmp_path) -> None:
-    cell = study.Cell("synthetic", "symmetric:0.2", "arm", 3)
-    options = ["--data=synthetic:70", "--noise=symmetric:0.2", "--parts=arm", "--epochs=1"]
-    found = study.run_cell(cell, [*options, "--seed=3"], tmp_path)
+    cell = study.Cell("digits", "symmetric:0.2", "arm", 3)
+    options = ["--data=digits", "--noise=symmetric:0.2", "--parts=arm", "--seed=3"]
+    found = study.run_cell(cell, [*options, "--epochs=1", "--batch_size=256"], tmp_path)
     summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
     assert found["test"] == pytest.approx(summary["test"]["accuracy"])
     assert evidence.hits(found).mean() == pytest.approx(found["test"])
-    assert found["data"], found["seed"] == ("synthetic", 3)
-    running = {leak["test"] for leak in found["leak"] if leak["affinity"] == "running"}
-    assert running == {pytest.approx(found["test"])}
+    assert (found["data"], found["seed"]) == ("digits", 3)
+    running = [leak["test"] for leak in found["leak"] if leak["affinity"] == "running"]
+    assert running == [pytest.approx(found["test"])] * 8
     assert len(found["leak"]) == 16
     json.dumps(found)
 
@@ -62,36 +66,105 @@ def test_settings_that_are_not_committed_are_refused(tmp_path, monkeypatch) -> N
     path = tmp_path / "study.yaml"
     path.write_text("digits: {epochs: 1}\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "settings"]):
-        subprocess.run([*git, *command], check=True)
+    subprocess.run([*git, "init", "-q"], check=True)
     monkeypatch.setattr(study, "ROOT", tmp_path)
     monkeypatch.setattr(study, "SETTINGS", path)
-    study.check_frozen()
+    with pytest.raises(SystemExit, match="commit first"):
+        study.frozen_commit()
+    for command in (["add", "."], ["commit", "-qm", "settings"]):
+        subprocess.run([*git, *command], check=True)
+    study.frozen_commit()
     path.write_text("digits: {epochs: 2}\n")
-    with pytest.raises(SystemExit, match="commit it first"):
-        study.check_frozen()
+    with pytest.raises(SystemExit, match="commit first"):
+        study.frozen_commit()
+
+
+def some_cells(monkeypatch, tmp_path: Path, outcome: Callable[[study.Cell], evidence.Row]) -> None:
+    """A study of four cells, each of which has this outcome."""
+    (tmp_path / "study.jsonl").touch()
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "study.jsonl")
+    monkeypatch.setattr(study, "frozen_commit", lambda: "abc")
+    monkeypatch.setattr(study, "check_settings", lambda *_: {"settings": "def"})
+    monkeypatch.setattr(
+        study, "cells", lambda _: [study.Cell("digits", "none", "arm", n) for n in range(4)]
+    )
+    monkeypatch.setattr(study, "run_cell", lambda cell, options, out: outcome(cell))
+
+
+def test_a_cell_that_fails_is_named_and_the_others_run_once(tmp_path, monkeypatch) -> None:
+    ran = []
+
+    def outcome(cell: study.Cell) -> evidence.Row:
+        ran.append(cell.seed)
+        if ran == [0]:
+            raise subprocess.CalledProcessError(1, "train")
+        return cell._asdict()
+
+    some_cells(monkeypatch, tmp_path, outcome)
+    (failed,) = study.run_missing(["small"], None, tmp_path, 1)
+    assert failed.startswith("digits_none_arm_0: CalledProcessError")
+    assert [row["seed"] for row in study.read_results()] == [1, 2, 3]
+    assert study.run_missing(["small"], None, tmp_path, 1) == []
+    assert ran == [0, 1, 2, 3, 0]
+    assert [row["seed"] for row in study.read_results()] == [0, 1, 2, 3]
+
+
+def test_an_interrupted_study_starts_no_more_cells(tmp_path, monkeypatch) -> None:
+    ran = []
+
+    def outcome(cell: study.Cell) -> evidence.Row:
+        ran.append(cell.seed)
+        raise KeyboardInterrupt
+
+    some_cells(monkeypatch, tmp_path, outcome)
+    with pytest.raises(KeyboardInterrupt):
+        study.run_missing(["small"], None, tmp_path, 1)
+    assert len(ran) < 4
+
+
+def test_a_run_begun_with_other_settings_is_no_cell(tmp_path) -> None:
+    cell = next(study.cells("small"))
+    options, fingerprint = study.settings(cell.data)
+    (tmp_path / "config.yaml").write_text(json.dumps(options))
+    assert study.check_settings(cell, tmp_path) == {"settings": fingerprint}
+    (tmp_path / "config.yaml").write_text(json.dumps(options | {"epochs": 999}))
+    with pytest.raises(ValueError, match="was begun with {'epochs': 999}; remove it"):
+        study.check_settings(cell, tmp_path)
 
 
 def test_a_certain_difference_has_no_interval() -> None:
     found = evidence.difference([(row([0, 0]), row([1, 1])), (row([0, 0], 1), row([1, 1], 1))])
-    assert found[:4] == (2, 1, 1, 1)
+    assert found == (2, 1, 0, pytest.approx(0, abs=1e-6), math.inf)
 
 
 def test_runs_of_one_seed_are_averaged_first() -> None:
     often = [(row([0, 0]), row([1, 1]))] * 3
     once = [(row([1, 1], 1), row([0, 0], 1))]
-    assert evidence.difference(often + once).mean == 0
+    found = evidence.difference(often + once)
+    assert (found.seeds, found.mean, found.p, found.gained) == (2, 0, 1, 3)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_p_is_that_of_a_paired_t_test() -> None:
     random = np.random.default_rng(0)
-    held = 0
-    for _ in range(200):
-        base, better = (random.random((2, 3, 300)) < [[[0.7]], [[0.75]]]).astype(int)
-        pairs = [(row(list(base[s]), s), row(list(better[s]), s)) for s in range(3)]
-        found = evidence.difference(pairs)
-        held += found.low <= 0.05 <= found.high
-    assert 0.88 <= held / 200 <= 1
+    base, better = random.integers(2, size=(2, 4, 50))
+    pairs = [(row(list(base[s]), s), row(list(better[s]), s)) for s in range(4)]
+    expected = ttest_rel(better.mean(1), base.mean(1)).pvalue
+    assert evidence.difference(pairs).p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed_spread", [0, 0.01, 0.04])
+def test_the_interval_holds_the_truth_as_often_as_it_says(seed_spread: float) -> None:
+    random = np.random.default_rng(0)
+    trials, held = 400, 0
+    for _ in range(trials):
+        chance = 0.75 + seed_spread * random.standard_normal((3, 1))
+        base = (random.random((3, 300)) < 0.7).astype(int)
+        better = (random.random((3, 300)) < chance).astype(int)
+        found = evidence.difference(
+            [(row(list(base[s]), s), row(list(better[s]), s)) for s in range(3)]
+        )
+        held += abs(found.mean - 0.05) <= found.radius
+    assert held / trials > 0.925  # three standard errors of a share of 0.95 below it
 
 
 def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:
@@ -100,9 +173,10 @@ def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:
     right = {parts: len(parts.split(",")) for parts in evidence.PARTS if parts != "none"}
     right |= {"none": 0, "arm,uerm": 1, "supcon,arm,uerm": 2}
     rows = [row([1] * n + [0] * (4 - n), parts=parts, **same) for parts, n in right.items()]
-    lines = evidence.effects(rows, "d", "n").splitlines()[2:]
-    assert [line.split("|")[1:4] for line in lines] == [
-        [" supcon ", " 4 ", " +25.0 (+0.0 to +75.0) "],
-        [" arm ", " 4 ", " +0.0 (-25.0 to +25.0) "],
-        [" uerm ", " 4 ", " +0.0 (-25.0 to +25.0) "],
+    rows.append(row([1] * 4, seed=1, parts="arm", **same))  # a seed that is not complete
+    lines = [line.split("|") for line in evidence.effects(rows, "d", "n").splitlines()[2:]]
+    assert [(line[1].strip(), line[2].strip(), line[3].split()[0]) for line in lines] == [
+        ("supcon", "1", "+25.0"),
+        ("arm", "1", "+12.5"),
+        ("uerm", "1", "+12.5"),
     ]

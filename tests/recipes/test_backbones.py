@@ -27,8 +27,8 @@ def not_a_network() -> str:
 @pytest.mark.parametrize(
     ("name", "size", "channels", "map_size"),
     [
-        ("small", 48, 256, (6, 6)),
-        ("small", 32, 256, (4, 4)),
+        ("small", 48, 192, (6, 6)),
+        ("small", 32, 192, (4, 4)),
         ("resnet18", 48, 512, (3, 3)),  # 2 x 2 without the first stride's removal
         ("resnet18", 224, 512, (7, 7)),
         ("torchvision/resnet18", 96, 512, (3, 3)),

@@ -205,6 +205,43 @@ def test_each_part_can_stand_alone(parts: str, tmp_path: Path) -> None:
     assert "test" in summary(run)
 
 
+@pytest.mark.parametrize(("parts", "views", "rows"), [("none", 3, 192), ("supcon", 1, 64)])
+def test_a_batch_has_as_many_views_as_asked_for(
+    parts: str, views: int, rows: int, tmp_path: Path, monkeypatch
+) -> None:
+    module, seen = importlib.import_module("unmuddle.recipes.train"), []
+
+    def augment(images: torch.Tensor, chances: torch.Tensor, *, mirror: bool) -> torch.Tensor:
+        seen.append(len(images))
+        return module_augment(images, chances, mirror=mirror)
+
+    module_augment = module.augment
+    monkeypatch.setattr(module, "augment", augment)
+    train(TrainConfig(**QUICK, epochs=1, parts=parts, views=views, out=str(tmp_path / "run")))
+    assert set(seen) == {rows}
+
+
+def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) -> None:
+    options = QUICK | {"data": "synthetic:128", "parts": "supcon", "epochs": 1}
+    module = importlib.import_module("unmuddle.recipes.train")
+
+    def other_labels(*args, **options):
+        splits = load_data(*args, **options)
+        splits.train.labels = splits.train.labels.roll(1)
+        return splits
+
+    def weights(targets: str, name: str) -> torch.Tensor:
+        run = train(TrainConfig(**options, targets=targets, out=str(tmp_path / targets / name)))
+        return safetensors.torch.load_file(run / "model.safetensors")["backbone.0.weight"]
+
+    first = {targets: weights(targets, "first") for targets in ("labels", "votes")}
+    monkeypatch.setattr(module, "load_data", other_labels)
+    other = {targets: weights(targets, "other") for targets in ("labels", "votes")}
+    assert torch.equal(other["votes"], first["votes"])
+    assert not torch.equal(other["labels"], first["labels"])
+    assert not torch.equal(first["votes"], first["labels"])
+
+
 def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
     run = train(
         TrainConfig(

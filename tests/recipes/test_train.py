@@ -4,6 +4,7 @@ import csv
 import importlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,17 @@ def test_every_layout_trains(name: str, make, tested: int, tmp_path: Path) -> No
     run = train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")))
     assert torch.tensor(summary(run)["test"]["confusion"]).sum() == tested
     assert not (run / "duplicates.csv").exists()
+
+
+def test_a_class_that_is_not_tested_is_told(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data")
+    shutil.rmtree(root / "test" / "glad")
+    options = QUICK | {"data": f"folder:{root}", "batch_size": 4, "image_size": 48}
+    told = io.StringIO()
+    train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")), Console(file=told))
+    assert "glad: has no test image" in told.getvalue()
+    assert "calm: has no" not in told.getvalue()
+    assert "validation image\n" not in told.getvalue()
 
 
 def test_a_balanced_sampler_shows_rare_classes_as_often() -> None:

@@ -164,6 +164,9 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         highlight=False,
     )
 
+    for name, split in (("validation", splits.val), ("test", splits.test)):
+        for missing in split.without_images(splits.classes):
+            console.print(f"{missing}: has no {name} image", markup=False)
     if config.tracker != "none":
         accelerator.init_trackers(config.tracker)
     status, started = "finished", time.perf_counter() - progress.seconds

@@ -1,6 +1,6 @@
 """What every data set is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,11 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
             None if self.sources is None else [self.sources[i] for i in ids.tolist()],
             self.transform,
         )
+
+    def without_images(self, classes: Sequence[str]) -> list[str]:
+        """Names of the classes that no image is labeled as."""
+        counts = self.labels.bincount(minlength=len(classes)).tolist()
+        return [name for name, count in zip(classes, counts, strict=True) if not count]
 
     def source(self, sample: int) -> str:
         """The file of a sample's image; nothing if it has none."""

@@ -84,12 +84,13 @@ def _small() -> nn.Module:
         BasicBlock,  # pyright: ignore[reportArgumentType]  timm annotates a class as its instance
         layers=(1, 1, 1, 1),
         channels=(24, 48, 96, 192),
-        stem_width=32,
+        stem_type="deep",  # its width is twice stem_width; one layer is enough here
+        stem_width=12,
         output_stride=16,
         num_classes=0,
         global_pool="",
     )
-    network.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
 

@@ -201,8 +201,11 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                         total = reduced(weight.sum(), accelerator, "mean").clamp(min=1e-6)
                         loss = (weight * losses).sum() / total + regularizer
                         if embeddings is not None:
+                            # A label that is not trusted pulls no samples together.
+                            trust, trusted = weight[::views], (weight[:, None] * targets)[::views]
                             pairs = embeddings.unflatten(0, (-1, views))
-                            loss = loss + config.supcon_weight * supcon(pairs, targets[::views])
+                            contrast = supcon(pairs, trusted, weight=trust)
+                            loss = loss + config.supcon_weight * contrast
                         accelerator.backward(loss)
                         average_gradients(uerm, accelerator)
                         optimizer.step()

@@ -24,6 +24,7 @@ PARTS = (
     "arm,uerm",
     EVERYTHING,
 )
+ABLATION, LEAK = "evidence-ablation.png", "evidence-leak.png"
 NOISES = ("none", "symmetric:0.1", "symmetric:0.2", "symmetric:0.3", "human")
 
 
@@ -117,25 +118,25 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     return "\n".join([*head, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
 
 
-def ablation(rows: list[Row], data: str, noise: str) -> str:
+def ablation(rows: list[Row], data: str, noise: str, split: str = "test") -> str:
     """Every choice of parts, against none."""
-    rows = select(rows, data=data, noise=noise, variant="")
+    rows = select(rows, data=data, noise=noise, split=split, variant="")
     base = select(rows, parts=NOTHING)
     lines = []
     for parts in PARTS:
         found = select(rows, parts=parts)
         if found:
             against = [""] * len(COMPARED) if parts == NOTHING else described(paired(base, found))
-            figures = [spread(r[name] for r in found) for name in ("test", "last", "after")]
+            figures = [spread(r[name] for r in found) for name in ("accuracy", "last", "after")]
             minutes = f"{statistics.mean(r['seconds'] for r in found) / 60:.1f}"
             lines.append([parts.replace(",", ", "), len(found), *figures, *against, minutes])
-    columns = ["parts", "seeds", "test accuracy", "of the last epoch", "training labels right"]
+    columns = ["parts", "seeds", f"{split} accuracy", "of the last epoch", "training labels right"]
     return table([*columns, f"above none, {COMPARED[0]}", *COMPARED[1:], "minutes"], lines)
 
 
 def effects(rows: list[Row], data: str, noise: str) -> str:
     """Each part: runs with it against the same runs without, whatever the others are."""
-    rows = select(rows, data=data, noise=noise, variant="")
+    rows = select(rows, data=data, noise=noise, split="test", variant="")
     complete = set.intersection(*({r["seed"] for r in select(rows, parts=p)} for p in PARTS))
     rows = [row for row in rows if row["seed"] in complete]
     lines = []
@@ -152,20 +153,26 @@ def effects(rows: list[Row], data: str, noise: str) -> str:
 
 def relabeling(rows: list[Row]) -> str:
     """Policies and kinds of noise: labels, and accuracy against the same without relabeling."""
-    rows = select(rows, data="ferplus")
+    rows = select(rows, data="ferplus", split="test")
     lines = []
     for noise in NOISES:
         base = select(rows, noise=noise, parts=NOTHING, variant="")
         for variant in ("", "ema_margin", "scn", "scn_all"):
             found = select(rows, noise=noise, parts="uerm", variant=variant)
             if found:
-                names = ("before", "after", "precision", "recall", "test")
+                names = ("before", "after", "precision", "recall", "accuracy")
                 figures = [spread(r[name] for r in found) for name in names]
                 against = described(paired(base, found))
                 lines.append([noise, variant or "bayes", len(found), *figures, *against])
     columns = ["noise", "policy", "seeds", "labels right before", "after", "precision", "recall"]
     columns += ["test accuracy", f"above none, {COMPARED[0]}", *COMPARED[1:]]
     return table(columns, lines)
+
+
+def plot(rows: list[Row]) -> str:
+    """The picture of the ablation, once there is something to see."""
+    found = select(rows, data="ferplus", split="test", variant="")
+    return f"![Test accuracy of every run, by its parts]({ABLATION})" if found else "Not run yet."
 
 
 def votes(rows: list[Row]) -> str:
@@ -177,7 +184,7 @@ def votes(rows: list[Row]) -> str:
         if found:
             base = select(chosen, variant="")
             against = [""] * len(COMPARED) if not variant else described(paired(base, found))
-            names = ("test", "calibration", "log_loss", "vote_log_loss")
+            names = ("accuracy", "calibration", "log_loss", "vote_log_loss")
             figures = [spread(r[name] for r in found) for name in names]
             lines.append([parts, variant or "majority", len(found), *figures, *against])
     columns = ["parts", "trained on", "seeds", "test accuracy", "calibration error"]
@@ -193,7 +200,8 @@ def leak(rows: list[Row]) -> str:
         [affinity, order, *(spread(measured[affinity, order, batch]) for batch in batches)]
         for affinity, order in dict.fromkeys(key[:2] for key in measured)
     ]
-    return table(["affinity in eval", "test samples", *(f"batch {b}" for b in batches)], lines)
+    found = table(["affinity in eval", "test samples", *(f"batch {b}" for b in batches)], lines)
+    return f"{found}\n\n![Test accuracy over batch size]({LEAK})" if measured else found
 
 
 def _leaks(rows: list[Row]) -> dict[tuple[str, str, int], list[float]]:
@@ -201,7 +209,7 @@ def _leaks(rows: list[Row]) -> dict[tuple[str, str, int], list[float]]:
     for row in select(rows, data="ferplus", noise="none", parts="arm", variant=""):
         for found in row["leak"]:
             key = (found["affinity"], found["order"], found["batch"])
-            measured.setdefault(key, []).append(found["test"])
+            measured.setdefault(key, []).append(found["accuracy"])
     return measured
 
 
@@ -212,8 +220,10 @@ def cost(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, Callable[[list[Row]], str]] = {
+    "development": lambda rows: ablation(rows, "ferplus", "symmetric:0.2", "val"),
     "ablation-noisy": lambda rows: ablation(rows, "ferplus", "symmetric:0.2"),
     "effects-noisy": lambda rows: effects(rows, "ferplus", "symmetric:0.2"),
+    "ablation-plot": plot,
     "ablation-clean": lambda rows: ablation(rows, "ferplus", "none"),
     "effects-clean": lambda rows: effects(rows, "ferplus", "none"),
     "ablation-digits": lambda rows: ablation(rows, "digits", "symmetric:0.2"),
@@ -229,8 +239,10 @@ def render(rows: list[Row]) -> None:
     """Write every table and plot of the page."""
     for name, text in SECTIONS.items():
         write_section("evidence.md", name, text(rows))
-    draw_ablation(rows, PAGES / "evidence-ablation.png")
-    draw_leak(rows, PAGES / "evidence-leak.png")
+    if select(rows, data="ferplus", split="test", variant=""):
+        draw_ablation(rows, PAGES / ABLATION)
+    if _leaks(rows):
+        draw_leak(rows, PAGES / LEAK)
 
 
 def draw_ablation(rows: list[Row], path: Path) -> None:
@@ -241,8 +253,8 @@ def draw_ablation(rows: list[Row], path: Path) -> None:
     titles = {"symmetric:0.2": "20 % of the labels wrong", "none": "labels as given"}
     for axes, (noise, title) in zip(panels, titles.items(), strict=True):
         for place, parts in enumerate(PARTS):
-            found = select(rows, data="ferplus", noise=noise, parts=parts, variant="")
-            values = [100 * row["test"] for row in found]
+            found = select(rows, data="ferplus", noise=noise, parts=parts, split="test", variant="")
+            values = [100 * row["accuracy"] for row in found]
             axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
             if values:
                 axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], "C1", lw=3)
@@ -259,8 +271,6 @@ def draw_leak(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     measured = _leaks(rows)
-    if not measured:
-        return
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for affinity, order in dict.fromkeys(key[:2] for key in measured):
         points = {b: measured[a, o, b] for a, o, b in measured if (a, o) == (affinity, order)}

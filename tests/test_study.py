@@ -32,13 +32,13 @@ def test_every_row_is_of_a_cell_and_of_the_settings_as_they_stand() -> None:
     assert len({row["name"] for row in rows}) == len(rows)
     for found in rows:
         assert found["settings"] == study.settings(cells[found["name"]].data)[1]
-        assert found["test"] == pytest.approx(evidence.hits(found).mean())
+        assert found["accuracy"] == pytest.approx(evidence.hits(found).mean())
 
 
 def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
     cells = {group: list(study.cells(group)) for group in study.GROUPS}
     sizes = {group: len(found) for group, found in cells.items()}
-    assert sizes == {"ablation": 48, "small": 80, "relabeling": 27, "votes": 6}
+    assert sizes == {"development": 24, "ablation": 48, "small": 80, "relabeling": 27, "votes": 6}
     everything = [cell for found in cells.values() for cell in found]
     assert len({cell.name() for cell in everything}) == len(everything)
     for cell in everything:
@@ -53,13 +53,23 @@ def test_a_run_becomes_a_row(tmp_path) -> None:
     options = ["--data=digits", "--noise=symmetric:0.2", "--parts=arm", "--seed=3"]
     found = study.run_cell(cell, [*options, "--epochs=1", "--batch_size=256"], tmp_path)
     summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
-    assert found["test"] == pytest.approx(summary["test"]["accuracy"])
-    assert evidence.hits(found).mean() == pytest.approx(found["test"])
+    assert found["accuracy"] == pytest.approx(summary["test"]["accuracy"])
+    assert evidence.hits(found).mean() == pytest.approx(found["accuracy"])
     assert (found["data"], found["seed"]) == ("digits", 3)
-    running = [leak["test"] for leak in found["leak"] if leak["affinity"] == "running"]
-    assert running == [pytest.approx(found["test"])] * 8
+    running = [leak["accuracy"] for leak in found["leak"] if leak["affinity"] == "running"]
+    assert running == [pytest.approx(found["accuracy"])] * 8
     assert len(found["leak"]) == 16
     json.dumps(found)
+
+
+def test_a_run_to_choose_settings_by_never_shows_its_test_figures(tmp_path) -> None:
+    cell = study.Cell("digits", "none", "none", study.DEVELOPMENT[0])
+    options = ["--data=digits", "--parts=none", "--epochs=1", "--batch_size=256"]
+    found = study.run_cell(cell, options, tmp_path)
+    summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
+    assert found["split"] == "val"
+    assert found["accuracy"] == found["last"] == pytest.approx(summary["val_accuracy"])
+    assert summary["test"]["accuracy"] not in found.values()
 
 
 def test_settings_that_are_not_committed_are_refused(tmp_path, monkeypatch) -> None:
@@ -168,7 +178,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(seed_spread: float) ->
 
 
 def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:
-    same = {"data": "d", "noise": "n", "variant": ""}
+    same = {"data": "d", "noise": "n", "split": "test", "variant": ""}
     # Each part adds one right sample of four, but arm takes it away beside uerm.
     right = {parts: len(parts.split(",")) for parts in evidence.PARTS if parts != "none"}
     right |= {"none": 0, "arm,uerm": 1, "supcon,arm,uerm": 2}

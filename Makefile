@@ -21,7 +21,7 @@ demo: .venv/installed
 test: lint docs
 	$(TEST)
 
-# Besides: every architecture that ARM is tried on.
+# Besides: every architecture that ARM is tried on, and the laws that public losses break.
 test-all: lint docs
 	$(TEST) -m ''
 

@@ -76,7 +76,7 @@ def small(line: str, data: dict[str, Path]) -> str:
     command, redirect, file = line.partition(" > ")
     if " train" in command and "--resume" not in command:
         command += " --epochs 1 --batch_size 8 --image_size 48 --pretrained false"
-        command += "" if "--data" in command else " --data synthetic:40"
+        command += "" if "--data" in command else f" --data folder:{data['folder']}"
     return command + redirect + file
 
 

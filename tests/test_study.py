@@ -16,6 +16,14 @@ import study
 from unmuddle.recipes.config import TrainConfig
 
 
+TINY = "--backbone=test_train:tiny"
+
+
+@pytest.fixture
+def _tiny_is_found(monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("recipes")))
+
+
 def row(right: list[int], seed: int = 0, **other) -> evidence.Row:
     return {"right": "".join(map(str, right)), "seed": seed} | other
 
@@ -48,10 +56,11 @@ def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
         assert given["parts"] == cell.parts
 
 
+@pytest.mark.usefixtures("_tiny_is_found")
 def test_a_run_becomes_a_row(tmp_path) -> None:
     cell = study.Cell("digits", "symmetric:0.2", "arm", 3)
     options = ["--data=digits", "--noise=symmetric:0.2", "--parts=arm", "--seed=3"]
-    found = study.run_cell(cell, [*options, "--epochs=1", "--batch_size=256"], tmp_path)
+    found = study.run_cell(cell, [*options, "--epochs=1", TINY], tmp_path)
     summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
     assert found["accuracy"] == pytest.approx(summary["test"]["accuracy"])
     assert evidence.hits(found).mean() == pytest.approx(found["accuracy"])
@@ -62,9 +71,10 @@ def test_a_run_becomes_a_row(tmp_path) -> None:
     json.dumps(found)
 
 
+@pytest.mark.usefixtures("_tiny_is_found")
 def test_a_run_to_choose_settings_by_never_shows_its_test_figures(tmp_path) -> None:
     cell = study.Cell("digits", "none", "none", study.DEVELOPMENT[0])
-    options = ["--data=digits", "--parts=none", "--epochs=1", "--batch_size=256"]
+    options = ["--data=digits", "--parts=none", "--epochs=1", TINY]
     found = study.run_cell(cell, options, tmp_path)
     summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
     assert found["split"] == "val"

@@ -223,7 +223,8 @@ def test_a_batch_has_as_many_views_as_asked_for(
 
 
 def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) -> None:
-    options = QUICK | {"data": "synthetic:128", "parts": "supcon", "epochs": 1}
+    faces = make_ferplus(tmp_path / "faces", each=4)
+    options = QUICK | {"data": f"ferplus:{faces}", "parts": "supcon", "batch_size": 8, "epochs": 1}
     module = importlib.import_module("unmuddle.recipes.train")
 
     def other_labels(*args, **options):
@@ -240,7 +241,6 @@ def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) ->
     other = {targets: weights(targets, "other") for targets in ("labels", "votes")}
     assert torch.equal(other["votes"], first["votes"])
     assert not torch.equal(other["labels"], first["labels"])
-    assert not torch.equal(first["votes"], first["labels"])
 
 
 def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:

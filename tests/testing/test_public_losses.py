@@ -18,6 +18,7 @@ def page_has(section: str) -> str:
     return pages.section(laws.PAGE, section)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_the_table_is_what_is_found() -> None:
     assert without_digits(page_has("public_losses")) == without_digits(laws.public_losses())

@@ -185,6 +185,21 @@ def test_soft_targets_lean_to_the_prediction_by_the_uncertainty() -> None:
     torch.testing.assert_close(out.targets.sum(1), torch.ones(2))
 
 
+def test_a_softened_target_is_trusted_fully_and_a_chosen_label_is_not_softened() -> None:
+    uerm = UERM(
+        torch.tensor([0, 0, 1]), 2, outcome="soft", estimator="margin", warmup_epochs=1,
+        policy=partial(ema_margin, threshold=0.1),
+    )  # fmt: skip
+    uerm.ledger.decide(torch.tensor([0]), torch.tensor([0]))
+    feed(uerm, [[0.0, 1.0]] * 3, [0, 1, 2])
+    assert [event.sample for event in uerm.end_epoch()] == [1]
+    out = feed(uerm, [[0.0, 1.0]] * 3, [0, 1, 2])
+    assert out.labels.tolist() == [0, 1, 1]
+    assert out.weight.tolist() == [1, 1, 1]
+    assert out.targets[0].tolist() == [1, 0]
+    assert out.targets[2, 0] > 0.05
+
+
 def test_observing_once_an_epoch_instead_of_batches() -> None:
     watched, shown = UERM(torch.tensor([0, 1]), 2), UERM(torch.tensor([0, 1]), 2)
     batch = (torch.zeros(2, 4), torch.randn(2, 2), torch.tensor([0, 1]))

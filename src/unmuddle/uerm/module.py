@@ -26,7 +26,8 @@ class UERMOutput(NamedTuple):
         targets: `(N, K)` distributions to train on: one-hot labels, softened for ambiguous samples
             with `outcome="soft"`.
         weight: `(N,)` in [0, 1], for a weighted mean of the samples' losses; 1 during warm-up.
-        uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it.
+        uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it; 0 where somebody
+            chose the label.
         regularizer: scalar to add to the loss; trains the attention head only.
     """
 
@@ -59,9 +60,10 @@ class UERM(nn.Module):
             [0, 1].
         quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
             evidence; `False`: they are trained on by their new label. `None`: what suits the
-            policy; the Self-Cure Network trains on them.
+            policy, the Self-Cure Network trains on them; `False` for `outcome="soft"`.
         outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
-            the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u.
+            the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u; such a
+            target says itself how far it is trusted, so weights stay 1.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
             come at the end of epoch W, or of the first where W = 0.
         momentum: of the running mean; `None`: what suits the policy, and 0 for `"scn"`, which
@@ -126,7 +128,8 @@ class UERM(nn.Module):
         self.policy, suits = choose_policy(policy)
         self.estimator, needed = choose_estimator(estimator)
         self.momentum = suits.momentum if momentum is None else momentum
-        self.quarantine = suits.quarantine if quarantine is None else quarantine
+        is_hard = outcome == "hard"
+        self.quarantine = suits.quarantine and is_hard if quarantine is None else quarantine
         needed |= set(collect)
         for name, value, allowed in (
             ("outcome", outcome, ("hard", "soft")),
@@ -254,7 +257,7 @@ class UERM(nn.Module):
                 margin=margin,
                 threshold=threshold,
             )
-            self.uncertainty.copy_(new)
+            self.uncertainty.copy_(new.masked_fill(self.ledger.pinned(), 0))
             self.weight.copy_(self._weights())
         for history, values in zip(self._histories(), folded, strict=True):
             history.put(values)
@@ -337,9 +340,9 @@ class UERM(nn.Module):
         return ids, labels[ids], margin[ids], threshold, old, new, rule
 
     def _weights(self) -> Tensor:
-        """How far each label is trusted: fully where somebody chose it."""
+        """How far each target is trusted: fully where somebody chose the label."""
         ledger = self.ledger
-        weight = 1 - self.uncertainty
+        weight = 1 - self.uncertainty if self.outcome == "hard" else torch.ones_like(self.weight)
         if self.quarantine:
             weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
         return torch.where(ledger.pinned(), 1, weight)

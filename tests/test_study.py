@@ -15,7 +15,6 @@ import pages
 import study
 from unmuddle.recipes.config import TrainConfig
 
-
 TINY = "--backbone=test_train:tiny"
 
 

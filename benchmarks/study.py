@@ -257,8 +257,8 @@ def frozen_commit() -> str:
 
 
 def quick() -> None:
-    """A small study from training to its table: digits, two epochs, two seeds."""
-    few = ["--data=digits", "--noise=symmetric:0.2", "--epochs=2", "--batch_size=128"]
+    """A small study from training to its table: digits, one epoch, two seeds."""
+    few = ["--data=digits", "--noise=symmetric:0.2", "--epochs=1", "--views=1"]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed, parts in itertools.product(range(2), (NOTHING, EVERYTHING)):

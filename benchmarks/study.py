@@ -257,11 +257,11 @@ def frozen_commit() -> str:
 
 
 def quick() -> None:
-    """A small study from training to its table: digits, one epoch, two seeds."""
+    """A small study from training to its table: digits, one epoch, one seed."""
     few = ["--data=digits", "--noise=symmetric:0.2", "--epochs=1", "--views=1"]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed, parts in itertools.product(range(2), (NOTHING, EVERYTHING)):
+        for seed, parts in itertools.product(range(1), (NOTHING, EVERYTHING)):
             cell = Cell("digits", "symmetric:0.2", parts, seed)
             options = [*few, f"--parts={parts}", f"--seed={seed}"]
             rows.append(run_cell(cell, options, Path(folder)))

@@ -31,6 +31,7 @@ from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
+from unmuddle.supcon import SupConLoss
 
 QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
 
@@ -241,6 +242,28 @@ def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) ->
     other = {targets: weights(targets, "other") for targets in ("labels", "votes")}
     assert torch.equal(other["votes"], first["votes"])
     assert not torch.equal(other["labels"], first["labels"])
+
+
+def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(
+    tmp_path: Path, monkeypatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(SupConLoss):
+        def forward(self, features, labels, *, weight):
+            seen.append((labels, weight))
+            return super().forward(features, labels, weight=weight)
+
+    monkeypatch.setattr(importlib.import_module("unmuddle.recipes.train"), "SupConLoss", Watched)
+    options = QUICK | {"parts": "supcon,uerm", "noise": "symmetric:0.2", "warmup": 0}
+    train(TrainConfig(**options, epochs=2, out=str(tmp_path / "run")))
+    assert len(seen) == 2 * (1077 // 64)
+    for labels, weight in seen:
+        assert ((labels > 0).sum(1) == (weight > 0)).all()
+        torch.testing.assert_close(labels.sum(1), weight)
+    trust = [float(weight.min()) for _, weight in seen]
+    assert min(trust[: len(seen) // 2]) == 1
+    assert max(trust[len(seen) // 2 :]) < 1
 
 
 def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:

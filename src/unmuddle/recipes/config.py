@@ -132,9 +132,10 @@ class TrainConfig:
             raise UsageError(f"--image_size: expected at least 8, got {self.image_size}")
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views: expected at least 1, got {self.views}")
-        if self.targets == "votes" and ("uerm" in self.parts or self.noise != "none"):
+        changes_labels = "uerm" in self.chosen_parts() or self.noise != "none" or self.labels
+        if self.targets == "votes" and changes_labels:
             raise UsageError(
-                "--targets votes: labels are not trained on then; leave out uerm and --noise"
+                "--targets votes: no label is trained on then; leave out uerm, --noise and --labels"
             )
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:

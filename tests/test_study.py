@@ -177,19 +177,18 @@ def test_p_is_that_of_a_paired_t_test() -> None:
     assert evidence.difference(pairs).p == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("seed_spread", [0, 0.01, 0.04])
+@pytest.mark.parametrize("seed_spread", [0, 0.01, 0.1])
 def test_the_interval_holds_the_truth_as_often_as_it_says(seed_spread: float) -> None:
     random = np.random.default_rng(0)
     trials, held = 400, 0
     for _ in range(trials):
-        chance = 0.75 + seed_spread * random.standard_normal((3, 1))
-        base = (random.random((3, 300)) < 0.7).astype(int)
-        better = (random.random((3, 300)) < chance).astype(int)
-        found = evidence.difference(
-            [(row(list(base[s]), s), row(list(better[s]), s)) for s in range(3)]
-        )
+        chance = 0.55 + seed_spread * random.standard_normal((3, 1))
+        base = (random.random((3, 1000)) < 0.5).astype(int)
+        better = (random.random((3, 1000)) < chance).astype(int)
+        pairs = [(row(list(base[s]), s), row(list(better[s]), s)) for s in range(3)]
+        found = evidence.difference(pairs)
         held += abs(found.mean - 0.05) <= found.radius
-    assert held / trials > 0.925  # three standard errors of a share of 0.95 below it
+    assert held / trials > 0.925  # more than two standard errors of a share of 0.95 below it
 
 
 def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:

@@ -191,6 +191,13 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(seed_spread: float) ->
     assert held / trials > 0.925  # more than two standard errors of a share of 0.95 below it
 
 
+def test_seeds_that_agree_leave_the_spread_of_the_test_samples() -> None:
+    base, better = np.random.default_rng(0).integers(2, size=(2, 100))
+    found = evidence.difference([(row(list(base), s), row(list(better), s)) for s in range(3)])
+    deviation = (better - base).std(ddof=1)
+    assert found.radius == pytest.approx(1.96 * deviation / 10, rel=1e-3)
+
+
 def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:
     same = {"data": "d", "noise": "n", "split": "test", "variant": ""}
     # Each part adds one right sample of four, but arm takes it away beside uerm.

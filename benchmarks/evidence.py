@@ -118,9 +118,24 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     return "\n".join([*head, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
 
 
-def ablation(rows: list[Row], data: str, noise: str, split: str = "test") -> str:
+def tries(rows: list[Row]) -> str:
+    """Runs that settings were chosen by, on validation."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in select(rows, split="val"):
+        key = tuple(row[name] for name in ("noise", "parts", "variant", "commit"))
+        found.setdefault(key, []).append(row)
+    lines = []
+    for (noise, parts, variant, commit), same in sorted(found.items()):
+        figures = [spread(r[name] for r in same) for name in ("accuracy", "last", "after")]
+        options = f"`--noise={noise} --parts={parts} {variant}`"
+        lines.append([options, len(same), *figures, commit])
+    columns = ["options", "seeds", "validation accuracy", "of the last epoch"]
+    return table([*columns, "training labels right", "commit"], lines)
+
+
+def ablation(rows: list[Row], data: str, noise: str) -> str:
     """Every choice of parts, against none."""
-    rows = select(rows, data=data, noise=noise, split=split, variant="")
+    rows = select(rows, data=data, noise=noise, split="test", variant="")
     base = select(rows, parts=NOTHING)
     lines = []
     for parts in PARTS:
@@ -130,7 +145,7 @@ def ablation(rows: list[Row], data: str, noise: str, split: str = "test") -> str
             figures = [spread(r[name] for r in found) for name in ("accuracy", "last", "after")]
             minutes = f"{statistics.mean(r['seconds'] for r in found) / 60:.1f}"
             lines.append([parts.replace(",", ", "), len(found), *figures, *against, minutes])
-    columns = ["parts", "seeds", f"{split} accuracy", "of the last epoch", "training labels right"]
+    columns = ["parts", "seeds", "test accuracy", "of the last epoch", "training labels right"]
     return table([*columns, f"above none, {COMPARED[0]}", *COMPARED[1:], "minutes"], lines)
 
 
@@ -220,7 +235,7 @@ def cost(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, Callable[[list[Row]], str]] = {
-    "development": lambda rows: ablation(rows, "ferplus", "symmetric:0.2", "val"),
+    "tries": tries,
     "ablation-noisy": lambda rows: ablation(rows, "ferplus", "symmetric:0.2"),
     "effects-noisy": lambda rows: effects(rows, "ferplus", "symmetric:0.2"),
     "ablation-plot": plot,

@@ -1,9 +1,11 @@
 """What each part does, over noise, seeds and data: every cell is a run of `unmuddle train`.
 
     python benchmarks/study.py --ferplus PATH   cells that are missing, then the page
-    python benchmarks/study.py --only ablation  one of its five questions
+    python benchmarks/study.py --only ablation  one of its four questions
     python benchmarks/study.py --render         what is there, into docs/pages/evidence.md
     python benchmarks/study.py --quick          a small one on digits; nothing is kept
+    python benchmarks/study.py --ferplus PATH --tries "--parts=uerm --warmup=0.2"
+                                                other options, scored on validation alone
 
 A cell that was stopped is resumed, and one that has a row in study.jsonl is not run again, so an
 interrupted study goes on where it was. Settings are those of study.yaml, as committed.
@@ -51,12 +53,13 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
+TRIED_ON = {"noise": "symmetric:0.2", "parts": "none"}  # where a try does not say otherwise
 # FER2013's names of the classes, and FERPlus'.
 NAMES = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
 
 
 class Cell(NamedTuple):
-    """One run."""
+    """One run; its variant is one of VARIANTS, or the options of a try."""
 
     data: str
     noise: str
@@ -67,17 +70,14 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Of its folder."""
         parts = [self.data, self.noise.replace(":", "-"), self.parts.replace(",", "-")]
-        return "_".join([*parts, *filter(None, [self.variant]), str(self.seed)])
+        variant = self.variant if self.variant in VARIANTS else f"try-{_digest(self.variant)}"
+        return "_".join([*parts, *filter(None, [variant]), str(self.seed)])
 
 
 def cells(group: str) -> Iterator[Cell]:
     """Of a question; seed by seed, so that what is there early is balanced."""
-    seeds = {"small": range(5), "development": DEVELOPMENT}.get(group, range(3))
-    for seed in seeds:
-        if group == "development":
-            for parts in PARTS:
-                yield Cell("ferplus", "symmetric:0.2", parts, seed)
-        elif group == "ablation":
+    for seed in range(5 if group == "small" else 3):
+        if group == "ablation":
             for noise, parts in itertools.product(("symmetric:0.2", "none"), PARTS):
                 yield Cell("ferplus", noise, parts, seed)
         elif group == "small":
@@ -95,22 +95,39 @@ def cells(group: str) -> Iterator[Cell]:
                 yield Cell("ferplus", "none", parts, seed, "votes")
 
 
-GROUPS = ("development", "ablation", "small", "relabeling", "votes")
+GROUPS = ("ablation", "small", "relabeling", "votes")
+
+
+def tries(text: str) -> Iterator[Cell]:
+    """Runs with the settings of FERPlus but for the options in a text, one for each seed."""
+    given = (option.removeprefix("--").split("=", 1) for option in text.split())
+    options = TRIED_ON | settings("ferplus")[0] | dict(given)
+    noise, parts = options.pop("noise"), options.pop("parts")
+    variant = " ".join(f"--{name}={value}" for name, value in sorted(options.items()))
+    for seed in DEVELOPMENT:
+        yield Cell("ferplus", noise, parts, seed, variant)
 
 
 def settings(data: str) -> tuple[dict[str, Any], str]:
     """Options of every cell on a data set, and their fingerprint."""
     options = yaml.safe_load(SETTINGS.read_text())[data]
-    return options, hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+    return options, _digest(json.dumps(options, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str]:
     """What `unmuddle train` is told."""
     data = f"ferplus:{ferplus}" if cell.data == "ferplus" else cell.data
     noise = f"file:{human}" if cell.noise == "human" else cell.noise
-    common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
     own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
-    return [*common, *own, *VARIANTS[cell.variant], f"--precision={_precision()}"]
+    own.append(f"--precision={_precision()}")
+    if cell.variant not in VARIANTS:
+        return [*own, *cell.variant.split()]
+    common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
+    return [*own, *common, *VARIANTS[cell.variant]]
 
 
 def _precision() -> str:
@@ -136,7 +153,7 @@ def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
     path = out / cell.name()
     started = (path / "config.yaml").exists()
     if started:
-        check_settings(cell, path)
+        check_options(options, path)
     given = [f"--resume={path}"] if started else [*options, f"--out={path}"]
     subprocess.run(
         [sys.executable, "-m", "unmuddle", "train", "--quiet", *given],
@@ -208,10 +225,10 @@ def add_result(row: Row) -> None:
     print({name: value for name, value in row.items() if name != "right"}, flush=True)
 
 
-def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: int) -> list[str]:
+def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: int) -> list[str]:
     """Run every cell that has no row yet, and add it; returns the names of those that failed."""
     done = {row["name"] for row in read_results()}
-    missing = [cell for group in groups for cell in cells(group) if cell.name() not in done]
+    missing = [cell for cell in wanted if cell.name() not in done]
     human = None
     if any(cell.data == "ferplus" for cell in missing):
         if ferplus is None:
@@ -237,11 +254,15 @@ def run_missing(groups: Iterable[str], ferplus: Path | None, out: Path, jobs: in
     return failed
 
 
-def check_settings(cell: Cell, run: Path) -> None:
-    """Raise a ValueError where a run was begun with other settings than those of now."""
-    options, _ = settings(cell.data)
+def check_options(options: list[str], run: Path) -> None:
+    """Raise a ValueError where a run was begun with other options than those given now."""
     used = yaml.safe_load((run / "config.yaml").read_text())
-    other = {name: used[name] for name, value in options.items() if used[name] != value}
+    given = dict(option.removeprefix("--").split("=", 1) for option in options)
+    other = {
+        name: used[name]
+        for name, value in given.items()
+        if name not in ("data", "noise") and str(used[name]) != value  # those two hold paths
+    }
     if other:
         raise ValueError(f"{run}: was begun with {other}; remove it")
 
@@ -277,6 +298,7 @@ def main() -> None:
     )
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="questions")
+    parser.add_argument("--tries", nargs="+", help="options of runs to choose settings by")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--render", action="store_true", help="run nothing")
@@ -289,7 +311,8 @@ def main() -> None:
     if not a.render:
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        failed = run_missing(a.only, a.ferplus, a.out, a.jobs)
+        chosen = map(tries, a.tries) if a.tries else map(cells, a.only)
+        failed = run_missing(itertools.chain(*chosen), a.ferplus, a.out, a.jobs)
     evidence.render(read_results())
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))

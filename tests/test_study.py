@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import ttest_rel
 
 import evidence
@@ -39,14 +40,16 @@ def test_every_row_is_of_a_cell_and_of_the_settings_as_they_stand() -> None:
     rows = study.read_results()
     assert len({row["name"] for row in rows}) == len(rows)
     for found in rows:
-        assert found["settings"] == study.settings(cells[found["name"]].data)[1]
+        assert (found["split"] == "test") == (found["name"] in cells)
+        if found["split"] == "test":
+            assert found["settings"] == study.settings(cells[found["name"]].data)[1]
         assert found["accuracy"] == pytest.approx(evidence.hits(found).mean())
 
 
 def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
     cells = {group: list(study.cells(group)) for group in study.GROUPS}
     sizes = {group: len(found) for group, found in cells.items()}
-    assert sizes == {"development": 24, "ablation": 48, "small": 80, "relabeling": 27, "votes": 6}
+    assert sizes == {"ablation": 48, "small": 80, "relabeling": 27, "votes": 6}
     everything = [cell for found in cells.values() for cell in found]
     assert len({cell.name() for cell in everything}) == len(everything)
     for cell in everything:
@@ -120,10 +123,10 @@ def test_a_cell_that_fails_is_named_and_the_others_run_once(tmp_path, monkeypatc
         return cell._asdict()
 
     some_cells(monkeypatch, tmp_path, outcome)
-    (failed,) = study.run_missing(["small"], None, tmp_path, 1)
+    (failed,) = study.run_missing(study.cells("small"), None, tmp_path, 1)
     assert failed.startswith("digits_none_arm_0: CalledProcessError")
     assert [row["seed"] for row in study.read_results()] == [1, 2, 3]
-    assert study.run_missing(["small"], None, tmp_path, 1) == []
+    assert study.run_missing(study.cells("small"), None, tmp_path, 1) == []
     assert ran == [0, 1, 2, 3, 0]
     assert [row["seed"] for row in study.read_results()] == [0, 1, 2, 3]
 
@@ -140,21 +143,35 @@ def test_an_interrupted_study_starts_no_more_cells(tmp_path, monkeypatch) -> Non
 
     some_cells(monkeypatch, tmp_path, outcome)
     with pytest.raises(KeyboardInterrupt):
-        study.run_missing(["small"], None, tmp_path, 1)
+        study.run_missing(study.cells("small"), None, tmp_path, 1)
     assert len(ran) <= 2
 
 
 def test_a_run_begun_with_other_settings_is_not_gone_on_with(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: pytest.fail("went on"))
     cell = next(study.cells("small"))
-    options, _ = study.settings(cell.data)
+    options = ["--data=digits", "--epochs=3", "--lr=0.003", "--precision=no"]
     config = tmp_path / cell.name() / "config.yaml"
     config.parent.mkdir()
-    config.write_text(json.dumps(options))
-    study.check_settings(cell, config.parent)
-    config.write_text(json.dumps(options | {"epochs": 999}))
+    begun = {"data": "digits", "epochs": 3, "lr": 0.003, "precision": "no", "seed": 5}
+    config.write_text(yaml.safe_dump(begun))
+    study.check_options(options, config.parent)
+    config.write_text(yaml.safe_dump(begun | {"epochs": 999}))
     with pytest.raises(ValueError, match="was begun with {'epochs': 999}; remove it"):
-        study.run_cell(cell, [], tmp_path)
+        study.run_cell(cell, options, tmp_path)
+
+
+def test_a_try_replaces_settings_and_keeps_to_its_own_seeds() -> None:
+    settled = study.settings("ferplus")[0]
+    found = list(study.tries("--parts=uerm --epochs=7 --warmup=0.2"))
+    assert [cell.seed for cell in found] == list(study.DEVELOPMENT)
+    options = study.options_of(found[0], Path("faces"), None)
+    given = dict(option.removeprefix("--").split("=", 1) for option in options)
+    expected = {"parts": "uerm", "noise": "symmetric:0.2", "epochs": "7", "warmup": "0.2"}
+    expected |= {"lr": str(settled["lr"]), "data": "ferplus:faces"}
+    assert given.items() >= expected.items()
+    names = {cell.name() for text in ("--epochs=7", "--epochs=8") for cell in study.tries(text)}
+    assert len(names) == 6
 
 
 def test_a_certain_difference_has_no_interval() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import safetensors.torch
@@ -213,14 +213,26 @@ def test_a_batch_has_as_many_views_as_asked_for(
 ) -> None:
     module, seen = importlib.import_module("unmuddle.recipes.train"), []
 
-    def augment(images: torch.Tensor, chances: torch.Tensor, *, mirror: bool) -> torch.Tensor:
+    def augment(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         seen.append(len(images))
-        return module_augment(images, chances, mirror=mirror)
+        return module_augment(images, *args, **options)
 
     module_augment = module.augment
     monkeypatch.setattr(module, "augment", augment)
     train(TrainConfig(**QUICK, epochs=1, parts=parts, views=views, out=str(tmp_path / "run")))
     assert set(seen) == {rows}
+
+
+def test_images_are_augmented_as_strongly_as_asked_for(tmp_path: Path, monkeypatch) -> None:
+    module, seen = importlib.import_module("unmuddle.recipes.train"), []
+
+    def augment(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        seen.append(options["strength"])
+        return images.float()
+
+    monkeypatch.setattr(module, "augment", augment)
+    train(TrainConfig(**QUICK, epochs=1, parts="none", augment=0.25, out=str(tmp_path / "run")))
+    assert set(seen) == {0.25}
 
 
 def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) -> None:

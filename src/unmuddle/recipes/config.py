@@ -29,6 +29,7 @@ class TrainConfig:
         epochs: passes over the training samples
         batch_size: samples a batch, of all processes together
         views: augmented views of each sample in a batch; default: 2 with supcon, 1 without
+        augment: strength of turns, shifts and erased boxes, from 0 to 1; mirroring stays
         accumulate: batches whose gradients make one step of the optimizer
         lr: peak learning rate of AdamW's one-cycle schedule
         weight_decay: of AdamW
@@ -61,6 +62,7 @@ class TrainConfig:
     epochs: int = 15
     batch_size: int = 32
     views: int | None = None
+    augment: float = 1.0
     accumulate: int = 1
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -145,8 +147,11 @@ class TrainConfig:
                 raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
-        if not 0 <= self.warmup <= 1:
-            raise UsageError(f"--warmup: expected a share from 0 to 1, got {self.warmup}")
+        for name in ("warmup", "augment"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(
+                    f"--{name}: expected a number from 0 to 1, got {getattr(self, name)}"
+                )
         if not 0 <= self.average < 1:
             raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
         if self.tracker == "tensorboard" and find_spec("tensorboard") is None:

@@ -27,16 +27,18 @@ def standardize(images: Tensor) -> Tensor:
     return (pixels - mean) / (deviation + 0.05)
 
 
-def augment(images: Tensor, chances: Tensor, *, mirror: bool) -> Tensor:
+def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 1) -> Tensor:
     """`standardize`, then turn, zoom, move, mirror and rescale each image, and erase a box in half.
 
     Args:
         images: `(N, 3, H, W)` uint8.
         chances: `(N, CHANCES)` uniform in [0, 1), which decide what happens to each image.
         mirror: whether an image means the same mirrored.
+        strength: of all but mirroring; 0: none.
     """
     chances = chances.to(images.device)
-    turn, zoom, flip, right, down, contrast = (2 * chances[:, :6] - 1).unbind(1)
+    flip = 2 * chances[:, 2] - 1
+    turn, zoom, right, down, contrast = (strength * (2 * chances[:, [0, 1, 3, 4, 5]] - 1)).unbind(1)
     angle, scale = turn * TURN, 1 + zoom * ZOOM
     sign = 1 - 2 * (flip < 0).float() if mirror else torch.ones_like(scale)
     cosine, sine = angle.cos() * scale, angle.sin() * scale
@@ -51,13 +53,13 @@ def augment(images: Tensor, chances: Tensor, *, mirror: bool) -> Tensor:
     moved = grid_sample(
         standardize(images), grid, padding_mode="reflection", align_corners=False
     ) * (1 + BRIGHTNESS * contrast[:, None, None, None])
-    return moved.masked_fill(_boxes(chances[:, 6:], *images.shape[2:]), 0)
+    return moved.masked_fill(_boxes(chances[:, 6:], strength * ERASED, *images.shape[2:]), 0)
 
 
-def _boxes(chances: Tensor, height: int, width: int) -> Tensor:
+def _boxes(chances: Tensor, share: float, height: int, width: int) -> Tensor:
     """`(N, 1, H, W)` True in a random box of a share of the images."""
     erased, *box = chances.unbind(1)
-    inside = (erased < ERASED)[:, None, None]
+    inside = (erased < share)[:, None, None]
     for dim, side, centre, length in ((1, height, *box[:2]), (2, width, *box[2:])):
         half = side * (BOX[0] + (BOX[1] - BOX[0]) * length) / 2
         places = torch.arange(side, device=chances.device).float() + 0.5

@@ -189,6 +189,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                         images.repeat_interleave(views, 0),
                         _chances(len(ids), config.seed, number, accelerator),
                         mirror=splits.mirror,
+                        strength=config.augment,
                     )
                     with accelerator.accumulate(trained):
                         logits, features, embeddings = trained(images)

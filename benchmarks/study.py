@@ -53,7 +53,8 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
-TRIED_ON = {"noise": "symmetric:0.2", "parts": "none"}  # where a try does not say otherwise
+# Where a try does not say otherwise.
+TRIED_ON = {"data": "ferplus", "noise": "symmetric:0.2", "parts": "none"}
 # FER2013's names of the classes, and FERPlus'.
 NAMES = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
 
@@ -99,13 +100,15 @@ GROUPS = ("ablation", "small", "relabeling", "votes")
 
 
 def tries(text: str) -> Iterator[Cell]:
-    """Runs with the settings of FERPlus but for the options in a text, one for each seed."""
-    given = (option.removeprefix("--").split("=", 1) for option in text.split())
-    options = TRIED_ON | settings("ferplus")[0] | dict(given)
-    noise, parts = options.pop("noise"), options.pop("parts")
+    """Runs with the settings of a data set but for the options in a text, one for each seed."""
+    if not all(option.startswith("--") and "=" in option for option in text.split()):
+        sys.exit(f"--tries {text!r}: expected --NAME=VALUE, several in one pair of quotes")
+    given = TRIED_ON | dict(o.removeprefix("--").split("=", 1) for o in text.split())
+    data, noise, parts = (given.pop(name) for name in TRIED_ON)
+    options = settings(data)[0] | given
     variant = " ".join(f"--{name}={value}" for name, value in sorted(options.items()))
     for seed in DEVELOPMENT:
-        yield Cell("ferplus", noise, parts, seed, variant)
+        yield Cell(data, noise, parts, seed, variant)
 
 
 def settings(data: str) -> tuple[dict[str, Any], str]:

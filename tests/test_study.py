@@ -172,6 +172,8 @@ def test_a_try_replaces_settings_and_keeps_to_its_own_seeds() -> None:
     assert given.items() >= expected.items()
     names = {cell.name() for text in ("--epochs=7", "--epochs=8") for cell in study.tries(text)}
     assert len(names) == 6
+    with pytest.raises(SystemExit, match="expected --NAME=VALUE"):
+        list(study.tries("--epochs 7"))
 
 
 def test_a_certain_difference_has_no_interval() -> None:

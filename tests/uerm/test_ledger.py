@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -151,6 +152,12 @@ def test_compare_without_changes_has_no_precision() -> None:
     assert found.right_after == 1
     assert found.precision != found.precision
     assert found.recall != found.recall
+
+
+def test_names_are_no_labels() -> None:
+    for names in (["anger", "fear"], np.array(["anger", "fear"]), None):
+        with pytest.raises(ValueError, match="labels: expected a vector of integers, got"):
+            LabelLedger(names, 2)
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,10 @@ class LabelLedger(nn.Module):
 
 def _integers(name: str, values: Tensor, stop: int) -> Tensor:
     """`values` as int64, if they are `(m,)` integers in `[0, stop)`."""
-    values = torch.as_tensor(values)
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # as names of classes
+        raise ValueError(f"{name}: expected a vector of integers, got {values!r:.40}") from error
     if values.ndim != 1 or (len(values) and values.dtype not in INTEGERS):
         raise ValueError(
             f"{name}: expected a vector of integers, got {values.dtype} {tuple(values.shape)}"

@@ -122,7 +122,6 @@ class UERM(nn.Module):
         queue: int = 4096,
     ) -> None:
         super().__init__()
-        labels = torch.as_tensor(labels)
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
         self.policy, suits = choose_policy(policy)
@@ -161,7 +160,7 @@ class UERM(nn.Module):
         self.class_floor = class_floor
         self.feature_dim = feature_dim if needed else None
         self.outcome = outcome
-        n, device = len(labels), labels.device
+        n, device = len(self.ledger), self.ledger.current_labels.device
         entries = min(k, num_classes)
 
         def distributions() -> DenseHistory | TopKHistory:

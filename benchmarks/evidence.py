@@ -127,7 +127,7 @@ def tries(rows: list[Row]) -> str:
     lines = []
     for (data, noise, parts, variant, commit), same in sorted(found.items()):
         figures = [spread(r[name] for r in same) for name in ("accuracy", "last", "after")]
-        options = f"`--data={data} --noise={noise} --parts={parts} {variant}`"
+        options = f"`data={data} noise={noise} parts={parts} {variant}`"
         lines.append([options, len(same), *figures, commit])
     columns = ["options", "seeds", "validation accuracy", "of the last epoch"]
     return table([*columns, "training labels right", "commit"], lines)

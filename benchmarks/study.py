@@ -4,7 +4,7 @@
     python benchmarks/study.py --only ablation  one of its four questions
     python benchmarks/study.py --render         what is there, into docs/pages/evidence.md
     python benchmarks/study.py --quick          a small one on digits; nothing is kept
-    python benchmarks/study.py --ferplus PATH --tries "--parts=uerm --warmup=0.2"
+    python benchmarks/study.py --ferplus PATH --tries "parts=uerm warmup=0.2"
                                                 other options, scored on validation alone
 
 A cell that was stopped is resumed, and one that has a row in study.jsonl is not run again, so an
@@ -101,12 +101,12 @@ GROUPS = ("ablation", "small", "relabeling", "votes")
 
 def tries(text: str) -> Iterator[Cell]:
     """Runs with the settings of a data set but for the options in a text, one for each seed."""
-    if not all(option.startswith("--") and "=" in option for option in text.split()):
-        sys.exit(f"--tries {text!r}: expected --NAME=VALUE, several in one pair of quotes")
-    given = TRIED_ON | dict(o.removeprefix("--").split("=", 1) for o in text.split())
+    if not all("=" in option for option in text.split()):
+        sys.exit(f"--tries {text!r}: expected NAME=VALUE, several in one pair of quotes")
+    given = TRIED_ON | dict(option.split("=", 1) for option in text.split())
     data, noise, parts = (given.pop(name) for name in TRIED_ON)
     options = settings(data)[0] | given
-    variant = " ".join(f"--{name}={value}" for name, value in sorted(options.items()))
+    variant = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     for seed in DEVELOPMENT:
         yield Cell(data, noise, parts, seed, variant)
 
@@ -128,7 +128,7 @@ def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str
     own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
     own.append(f"--precision={_precision()}")
     if cell.variant not in VARIANTS:
-        return [*own, *cell.variant.split()]
+        return [*own, *(f"--{option}" for option in cell.variant.split())]
     common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
     return [*own, *common, *VARIANTS[cell.variant]]
 

@@ -163,17 +163,17 @@ def test_a_run_begun_with_other_settings_is_not_gone_on_with(tmp_path, monkeypat
 
 def test_a_try_replaces_settings_and_keeps_to_its_own_seeds() -> None:
     settled = study.settings("ferplus")[0]
-    found = list(study.tries("--parts=uerm --epochs=7 --warmup=0.2"))
+    found = list(study.tries("parts=uerm epochs=7 warmup=0.2"))
     assert [cell.seed for cell in found] == list(study.DEVELOPMENT)
     options = study.options_of(found[0], Path("faces"), None)
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     expected = {"parts": "uerm", "noise": "symmetric:0.2", "epochs": "7", "warmup": "0.2"}
     expected |= {"lr": str(settled["lr"]), "data": "ferplus:faces"}
     assert given.items() >= expected.items()
-    names = {cell.name() for text in ("--epochs=7", "--epochs=8") for cell in study.tries(text)}
+    names = {cell.name() for text in ("epochs=7", "epochs=8") for cell in study.tries(text)}
     assert len(names) == 6
-    with pytest.raises(SystemExit, match="expected --NAME=VALUE"):
-        list(study.tries("--epochs 7"))
+    with pytest.raises(SystemExit, match="expected NAME=VALUE"):
+        list(study.tries("epochs 7"))
 
 
 def test_a_certain_difference_has_no_interval() -> None:

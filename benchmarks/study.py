@@ -264,7 +264,7 @@ def check_options(options: list[str], run: Path) -> None:
     other = {
         name: used[name]
         for name, value in given.items()
-        if name not in ("data", "noise") and str(used[name]) != value  # those two hold paths
+        if name not in ("data", "noise") and type(used[name])(value) != used[name]  # with paths
     }
     if other:
         raise ValueError(f"{run}: was begun with {other}; remove it")

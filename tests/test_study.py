@@ -150,7 +150,7 @@ def test_an_interrupted_study_starts_no_more_cells(tmp_path, monkeypatch) -> Non
 def test_a_run_begun_with_other_settings_is_not_gone_on_with(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: pytest.fail("went on"))
     cell = next(study.cells("small"))
-    options = ["--data=digits", "--epochs=3", "--lr=0.003", "--precision=no"]
+    options = ["--data=digits", "--epochs=3", "--lr=3e-3", "--precision=no"]
     config = tmp_path / cell.name() / "config.yaml"
     config.parent.mkdir()
     begun = {"data": "digits", "epochs": 3, "lr": 0.003, "precision": "no", "seed": 5}

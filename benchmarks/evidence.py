@@ -122,13 +122,14 @@ def tries(rows: list[Row]) -> str:
     """Runs that settings were chosen by, on validation."""
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in select(rows, split="val"):
-        key = tuple(row[name] for name in ("data", "noise", "parts", "variant", "commit"))
+        key = tuple(row[name] for name in ("data", "noise", "parts", "variant"))
         found.setdefault(key, []).append(row)
     lines = []
-    for (data, noise, parts, variant, commit), same in sorted(found.items()):
+    for (data, noise, parts, variant), same in sorted(found.items()):
         figures = [spread(r[name] for r in same) for name in ("accuracy", "last", "after")]
         options = f"`data={data} noise={noise} parts={parts} {variant}`"
-        lines.append([options, len(same), *figures, commit])
+        commits = ", ".join(sorted({r["commit"] for r in same}))
+        lines.append([options, len(same), *figures, commits])
     columns = ["options", "seeds", "validation accuracy", "of the last epoch"]
     return table([*columns, "training labels right", "commit"], lines)
 

@@ -127,9 +127,9 @@ def tries(rows: list[Row]) -> str:
     lines = []
     for (data, noise, parts, variant), same in sorted(found.items()):
         figures = [spread(r[name] for r in same) for name in ("accuracy", "last", "after")]
-        options = f"`data={data} noise={noise} parts={parts} {variant}`"
+        options = [f"data={data}", f"noise={noise}", f"parts={parts}", *variant.split()]
         commits = ", ".join(sorted({r["commit"] for r in same}))
-        lines.append([options, len(same), *figures, commits])
+        lines.append([" ".join(f"`{o}`" for o in options), len(same), *figures, commits])
     columns = ["options", "seeds", "validation accuracy", "of the last epoch"]
     return table([*columns, "training labels right", "commit"], lines)
 

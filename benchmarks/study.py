@@ -36,6 +36,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import evidence
 from evidence import EVERYTHING, NOTHING, PARTS, Row
 from pages import ROOT
+from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.evaluate import predict
 from unmuddle.recipes.model import Classifier
@@ -53,6 +54,7 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
+SETTLED = tuple(yaml.safe_load(SETTINGS.read_text()))
 # Where a try does not say otherwise.
 TRIED_ON = {"data": "ferplus", "noise": "symmetric:0.2", "parts": "none"}
 # FER2013's names of the classes, and FERPlus'.
@@ -101,10 +103,15 @@ GROUPS = ("ablation", "small", "relabeling", "votes")
 
 def tries(text: str) -> Iterator[Cell]:
     """Runs with the settings of a data set but for the options in a text, one for each seed."""
-    if not all("=" in option for option in text.split()):
-        sys.exit(f"--tries {text!r}: expected NAME=VALUE, several in one pair of quotes")
+    known = set(vars(TrainConfig())) - {"seed", "out"}
+    for option in text.split():
+        name, equals, _ = option.partition("=")
+        if not equals or name not in known:
+            sys.exit(f"--tries {text!r}: {option}: expected NAME=VALUE, an option of train")
     given = TRIED_ON | dict(option.split("=", 1) for option in text.split())
     data, noise, parts = (given.pop(name) for name in TRIED_ON)
+    if data not in SETTLED:
+        sys.exit(f"--tries {text!r}: data: expected one of {', '.join(SETTLED)}, got {data}")
     options = settings(data)[0] | given
     variant = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     for seed in DEVELOPMENT:
@@ -264,10 +271,14 @@ def check_options(options: list[str], run: Path) -> None:
     other = {
         name: used[name]
         for name, value in given.items()
-        if name not in ("data", "noise") and type(used[name])(value) != used[name]  # with paths
+        if name not in ("data", "noise") and not _same(used[name], value)  # those hold paths
     }
     if other:
         raise ValueError(f"{run}: was begun with {other}; remove it")
+
+
+def _same(used: Any, given: str) -> bool:
+    return float(given) == used if isinstance(used, float) else given == str(used)
 
 
 def frozen_commit() -> str:

@@ -153,9 +153,11 @@ def test_a_run_begun_with_other_settings_is_not_gone_on_with(tmp_path, monkeypat
     options = ["--data=digits", "--epochs=3", "--lr=3e-3", "--precision=no"]
     config = tmp_path / cell.name() / "config.yaml"
     config.parent.mkdir()
-    begun = {"data": "digits", "epochs": 3, "lr": 0.003, "precision": "no", "seed": 5}
+    begun = {"data": "digits", "epochs": 3, "lr": 0.003, "precision": "no", "views": None}
     config.write_text(yaml.safe_dump(begun))
     study.check_options(options, config.parent)
+    with pytest.raises(ValueError, match="was begun with {'views': None}"):
+        study.check_options(["--views=1"], config.parent)
     config.write_text(yaml.safe_dump(begun | {"epochs": 999}))
     with pytest.raises(ValueError, match="was begun with {'epochs': 999}; remove it"):
         study.run_cell(cell, options, tmp_path)
@@ -172,8 +174,12 @@ def test_a_try_replaces_settings_and_keeps_to_its_own_seeds() -> None:
     assert given.items() >= expected.items()
     names = {cell.name() for text in ("epochs=7", "epochs=8") for cell in study.tries(text)}
     assert len(names) == 6
-    with pytest.raises(SystemExit, match="expected NAME=VALUE"):
-        list(study.tries("epochs 7"))
+
+
+@pytest.mark.parametrize("text", ["epochs 7", "epoch=7", "seed=0", "data=ferplus:faces"])
+def test_a_try_that_cannot_be_run_as_said_is_refused(text: str) -> None:
+    with pytest.raises(SystemExit, match=rf"--tries '{text}': .*expected"):
+        list(study.tries(text))
 
 
 def test_a_certain_difference_has_no_interval() -> None:

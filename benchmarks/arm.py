@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from timing import compared, take_turns
+from timing import DEVICE, compared, take_turns
 from unmuddle import ARM, attach_arm, fold_arm
 from unmuddle.arm import FeatureMap, find_features
 
@@ -48,9 +48,9 @@ class AveragePooling(nn.Module):
 def alone(training: bool) -> dict[str, Any]:
     """The module at the paper's size; in eval, folded."""
     torch.manual_seed(0)
-    arm = ARM(512, (7, 7))
+    arm = ARM(512, (7, 7)).to(DEVICE)
     loop = PerChannel(copy.deepcopy(arm))
-    x = torch.randn(64, 512, 7, 7, requires_grad=True)
+    x = torch.randn(64, 512, 7, 7, device=DEVICE, requires_grad=True)
     if training:
         torch.testing.assert_close(arm(x), loop(x), rtol=1e-3, atol=1e-3)
 
@@ -74,9 +74,10 @@ def whole_network(training: bool, size: int = 224, batch: int = 16) -> dict[str,
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    pooled = AveragePooling(find_features(resnet18()), 512, 7)
-    amended = attach_arm(resnet18(), 7, input_size=size)
-    images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % 7
+    pooled = AveragePooling(find_features(resnet18()), 512, 7).to(DEVICE)
+    amended = attach_arm(resnet18(), 7, input_size=size).to(DEVICE)
+    images = torch.randn(batch, 3, size, size, device=DEVICE)
+    labels = torch.arange(batch, device=DEVICE) % 7
 
     def step(model: nn.Module) -> None:
         cross_entropy(model(images), labels).backward()

@@ -20,7 +20,7 @@ from torch import nn
 
 from timing import ALONE, compared, take_turns
 from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.data import load_data
+from unmuddle.recipes.data import files, load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
 
@@ -55,7 +55,8 @@ def _images_per_second(parts: str, backbone: str) -> list[float]:
 
 
 def a_loaded_batch(workers: int) -> dict[str, Any]:
-    """Decoding a batch of 128 PNG files."""
+    """Decoding a batch of 128 PNG files, of a set too large to be kept in memory."""
+    files.IN_MEMORY = 0
     faces = load_data("synthetic:2000").train
     with tempfile.TemporaryDirectory() as folder:
         for number in range(len(faces)):

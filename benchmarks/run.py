@@ -3,6 +3,7 @@
     python benchmarks/run.py               all; the tables go into docs/pages/benchmarks.md
     python benchmarks/run.py --only arm    one of supcon, arm, uerm, recipe
     python benchmarks/run.py --base REV    ours, at a commit and as it stands, by turns
+    python benchmarks/run.py --device cuda the loss, ARM and UERM on a GPU
 
 Results with hardware, versions and commit are in benchmarks/results.json.
 """
@@ -25,6 +26,7 @@ import unmuddle
 from pages import PAGES, ROOT, write_section
 
 GROUPS = ("supcon", "arm", "uerm", "recipe")
+ON_GPU = ("supcon", "arm", "uerm")
 RESULTS = Path(__file__).with_name("results.json")
 LEAST_BAND = 0.05  # of a ratio between commits: what two runs of one differ by in any case
 ROUNDS = 2  # of each commit
@@ -41,16 +43,20 @@ def check_agreement() -> None:
         sys.exit("not measured, since something disagrees:\n" + "\n".join(wrong))
 
 
-def environment() -> dict[str, str]:
+def environment(device: str) -> dict[str, str]:
     """What the figures depend on."""
     import torch
 
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    return {
+    where = {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} threads",
+    }
+    if device == "cuda":
+        where = {"gpu": torch.cuda.get_device_name()}
+    return where | {
         "torch": f"torch {torch.__version__}",
         "python": f"Python {platform.python_version()}",
         "commit": f"commit {commit}",
@@ -71,9 +77,18 @@ def cases(groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         yield from ((group, name) for name in import_module(group).CASES)
 
 
-def measured(group: str, name: str, source: Path = ROOT / "src", *, alone: bool = False) -> Row:
+def measured(
+    group: str,
+    name: str,
+    source: Path = ROOT / "src",
+    *,
+    alone: bool = False,
+    device: str = "cpu",
+) -> Row:
     """A case, in a process of its own, of the package in `source`; `alone`: without its peers."""
-    extra = {"PYTHONPATH": str(source)} | ({"UNMUDDLE_BENCH_ALONE": "1"} if alone else {})
+    path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    extra = {"PYTHONPATH": path, "UNMUDDLE_BENCH_DEVICE": device}
+    extra |= {"UNMUDDLE_BENCH_ALONE": "1"} if alone else {}
     command = [sys.executable, __file__, "--case", group, name]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | extra
@@ -152,16 +167,17 @@ def save(results: dict[str, Any]) -> None:
         draw(results["supcon"]["rows"], PAGES / "bench-supcon.png")
 
 
-def measure_all(groups: tuple[str, ...]) -> None:
+def measure_all(groups: tuple[str, ...], device: str) -> None:
     """Every case against its peers; saved group by group."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    where = environment()
+    where = environment(device)
     for group in groups:
         rows: dict[str, Row] = {}
         for _, name in cases((group,)):
-            rows[name] = measured(group, name)
+            rows[name] = measured(group, name, device=device)
             print(f"{group}: {table({name: rows[name]}).splitlines()[-1]}", flush=True)
-        results[group] = {"environment": where, "rows": rows}
+        key = group if device == "cpu" else f"{group}-{device}"
+        results[key] = {"environment": where, "rows": rows}
         save(results)
 
 
@@ -211,6 +227,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=GROUPS, help="one group")
     parser.add_argument("--base", metavar="REV", help="commit to compare with")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the tensors")
     parser.add_argument("--case", nargs=2, metavar=("GROUP", "NAME"), help="print one as JSON")
     a = parser.parse_args()
     if a.case:
@@ -218,11 +235,14 @@ def main() -> int:
         row = import_module(group).CASES[name]()
         print(json.dumps(row | {"package": str(Path(unmuddle.__file__).resolve())}))
         return 0
-    groups = (a.only,) if a.only else GROUPS
+    possible = GROUPS if a.device == "cpu" else ON_GPU
+    groups = (a.only,) if a.only else possible
+    if not set(groups) <= set(possible):
+        parser.error(f"--device {a.device}: measures {', '.join(possible)}")
     check_agreement()
     if a.base:
         return compare(a.base, groups)
-    measure_all(groups)
+    measure_all(groups, a.device)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timing import ALONE, compared, extra_megabytes, take_turns
+from timing import ALONE, DEVICE, compared, extra_megabytes, take_turns
 from unmuddle import supcon_loss
 
 TEMPERATURE = 0.07
@@ -25,7 +25,7 @@ def dense_eager(features: Tensor, labels: Tensor) -> Tensor:
     z = torch.nn.functional.normalize(features)
     logits = z @ z.T / TEMPERATURE
     logits = logits - logits.amax(1, keepdim=True).detach()
-    others = ~torch.eye(len(z), dtype=torch.bool)
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     positive = (labels[:, None] == labels) & others
     log_probability = logits - (logits.exp() * others).sum(1, keepdim=True).log()
     return -((log_probability * positive).sum(1) / positive.sum(1)).mean()
@@ -53,7 +53,8 @@ def losses(n: int) -> dict[str, Loss]:
 def measure(n: int, dim: int) -> dict[str, Any]:
     """Times of a training step of each candidate, and the megabytes that one takes."""
     torch.manual_seed(n)
-    features, labels = torch.randn(n, dim, requires_grad=True), torch.randint(8, (n,))
+    features = torch.randn(n, dim, device=DEVICE, requires_grad=True)
+    labels = torch.randint(8, (n,), device=DEVICE)
 
     def step(loss: Loss) -> Tensor:
         return torch.autograd.grad(loss(features, labels), features)[0]

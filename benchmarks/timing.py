@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Set by `run.py --base`, which compares ours with ours.
 ALONE = "UNMUDDLE_BENCH_ALONE" in os.environ
+DEVICE = os.environ.get("UNMUDDLE_BENCH_DEVICE", "cpu")  # set by `run.py --device`
 
 Calls = dict[str, Callable[..., object]]
 
@@ -25,6 +28,8 @@ def take_turns(calls: Calls, *, repeats: int) -> dict[str, list[float]]:
         for name, call in turns:
             start = time.perf_counter()
             call()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
             if repeat > 0:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -44,8 +49,13 @@ def compared(seconds: dict[str, list[float]], **more: Any) -> dict[str, Any]:
 
 
 def extra_megabytes(call: Callable[[], object]) -> float:
-    """The process's peak in one call minus its level before (Linux)."""
+    """The peak in one call minus the level before: the device's, on a CPU the process's (Linux)."""
     gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        level = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - level) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     level = _megabytes("VmRSS")

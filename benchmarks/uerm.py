@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from timing import compared, take_turns
+from timing import DEVICE, compared, take_turns
 from unmuddle import UERM
 
 BATCH, SIDE, CLASSES = 64, 112, 8
@@ -25,9 +25,10 @@ def a_batch(mode: str) -> dict[str, Any]:
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    network = resnet18(num_classes=CLASSES)
+    network = resnet18(num_classes=CLASSES).to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
-    images, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
+    images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
+    labels = torch.randint(CLASSES, (BATCH,), device=DEVICE)
 
     def step() -> None:
         cross_entropy(network(images), labels).backward()
@@ -35,10 +36,11 @@ def a_batch(mode: str) -> dict[str, Any]:
         optimizer.zero_grad()
 
     samples = 12_271  # RAF-DB's training faces
-    uerm = UERM(torch.randint(CLASSES, (samples,)), CLASSES, **MODES[mode])
-    features, logits = torch.randn(BATCH, 512), torch.randn(BATCH, CLASSES)
+    uerm = UERM(torch.randint(CLASSES, (samples,)), CLASSES, **MODES[mode]).to(DEVICE)
+    features = torch.randn(BATCH, 512, device=DEVICE)
+    logits = torch.randn(BATCH, CLASSES, device=DEVICE)
     calls = {
-        "unmuddle": lambda: uerm(features, logits, torch.randperm(samples)[:BATCH]),
+        "unmuddle": lambda: uerm(features, logits, torch.randperm(samples, device=DEVICE)[:BATCH]),
         "ResNet-18 step": step,
     }
     return compared(take_turns(calls, repeats=5))
@@ -47,15 +49,16 @@ def a_batch(mode: str) -> dict[str, Any]:
 def end_of_epoch(policy: str, samples: int = 300_000) -> dict[str, Any]:
     """`end_epoch` when a fifth of the labels is contradicted."""
     torch.manual_seed(0)
-    given = torch.randint(CLASSES, (samples,))
-    wrong = torch.rand(samples) < 0.2
+    given = torch.randint(CLASSES, (samples,), device=DEVICE)
+    wrong = torch.rand(samples, device=DEVICE) < 0.2
     leaning = torch.where(wrong, (given + 1) % CLASSES, given)
-    logits = torch.randn(samples, CLASSES)
-    logits[torch.arange(samples), leaning] += 4
+    logits = torch.randn(samples, CLASSES, device=DEVICE)
+    ids = torch.arange(samples, device=DEVICE)
+    logits[ids, leaning] += 4
 
     def fresh() -> UERM:
         uerm = UERM(given, CLASSES, policy=policy, warmup_epochs=0)
-        uerm.observe(torch.zeros(samples, 1), logits, torch.arange(samples))
+        uerm.observe(logits, logits, ids)
         return uerm
 
     rounds = [fresh() for _ in range(4)]
@@ -64,11 +67,13 @@ def end_of_epoch(policy: str, samples: int = 300_000) -> dict[str, Any]:
 
 def state_of_imagenet(samples: int = 1_281_167, classes: int = 1000) -> dict[str, Any]:
     """A batch on a top-k state that is allocated and touched; its megabytes."""
-    uerm = UERM(torch.randint(classes, (samples,)), classes, history="topk", dtype=torch.float16)
+    given = torch.randint(classes, (samples,), device=DEVICE)
+    uerm = UERM(given, classes, history="topk", dtype=torch.float16)
     state: dict[str, Tensor] = uerm.state_dict()
     megabytes = sum(v.numel() * v.element_size() for v in state.values()) / 1e6
-    ids = torch.arange(0, samples, samples // 256)[:256]
-    batch = (torch.zeros(256, 1), torch.randn(256, classes), ids)
+    ids = torch.arange(0, samples, samples // 256, device=DEVICE)[:256]
+    logits = torch.randn(256, classes, device=DEVICE)
+    batch = (logits, logits, ids)
     seconds = take_turns({"unmuddle": lambda: uerm(*batch)}, repeats=9)
     return compared(seconds, megabytes={"unmuddle": megabytes})
 

@@ -1,7 +1,10 @@
 import os
 
-# The kernels run on this machine in Triton's interpreter; set before anything imports Triton.
-os.environ["TRITON_INTERPRET"] = "1"
+import torch
+
+# Without a GPU the kernels run in Triton's interpreter; set before anything imports Triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # What torch.compile kept on disk may stem from another state of the code.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"

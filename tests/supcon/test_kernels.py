@@ -1,11 +1,10 @@
-"""The Triton kernels: values in the interpreter, resources of the code compiled for real GPUs."""
+"""The Triton kernels: values on a GPU, without one in the interpreter; resources on real GPUs."""
 
 import itertools
 import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,21 @@ from unmuddle.testing import parametrize_with_laws
 
 triton = pytest.importorskip("triton")
 KNOWS_PAIRS = ["int", "views", "keys", "unlabelled keys"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
+def kernels(*tensors: Tensor, **options) -> Tensor:
+    """The loss by the kernels, of CPU tensors."""
+    there = [t.to(DEVICE) for t in tensors]
+    options = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
+    return supcon_loss(*there, **options, impl="triton").cpu()
+
+
+def reference(*tensors: Tensor, **options) -> Tensor:
+    return supcon_loss(*tensors, **options, impl="reference")
+
+
+def run(loss, drawn, dtype: torch.dtype, **options) -> list[Tensor]:
     """Value and gradients of features, temperature and keys, in fp64."""
     leaves = [
         drawn.features.to(dtype),
@@ -32,12 +43,12 @@ def run(drawn, dtype: torch.dtype, **options) -> list[Tensor]:
         arguments["keys"] = leaves[2]
     for leaf in leaves:
         leaf.requires_grad_()
-    value = supcon_loss(leaves[0], **arguments, temperature=leaves[1], **options)
+    value = loss(leaves[0], **arguments, temperature=leaves[1], **options)
     return [t.double() for t in (value.detach(), *torch.autograd.grad(value, leaves))]
 
 
 @parametrize_with_laws(
-    partial(supcon_loss, impl="triton"),
+    kernels,
     kinds=("pairwise", "normalised", "supervised", "contrastive", "soft", "views"),
 )
 def test_laws(law) -> None:
@@ -52,8 +63,8 @@ def test_kernels_agree_with_the_reference(kind: str, n: int, dim: int, temperatu
     modes = itertools.product(["out", "in"], ["all", "negatives"])
     for positives, denominator in modes if kind in KNOWS_PAIRS else [("out", "all")]:
         options = {"temperature": temperature, "positives": positives, "denominator": denominator}
-        truth = run(drawn, torch.float64, impl="reference", **options)
-        got = run(drawn, torch.float32, impl="triton", **options)
+        truth = run(reference, drawn, torch.float64, **options)
+        got = run(kernels, drawn, torch.float32, **options)
         for mine, true in zip(got, truth, strict=True):
             scale = float(true.abs().max()) + 1 / temperature
             assert float((mine - true).abs().max()) < 3e-6 * scale
@@ -63,9 +74,9 @@ def test_kernels_agree_with_the_reference(kind: str, n: int, dim: int, temperatu
 def test_half_precision_kernels_agree_within_its_rounding(dtype: torch.dtype) -> None:
     drawn = draw("int", 70, 33, seed=0, dtype=torch.float32)
     drawn = drawn._replace(features=drawn.features.to(dtype))
-    truth = run(drawn, torch.float64, impl="reference", temperature=0.2)
-    got = run(drawn, dtype, impl="triton", temperature=0.2)
-    assert supcon_loss(drawn.features, **drawn.arguments, impl="triton").dtype == torch.float32
+    truth = run(reference, drawn, torch.float64, temperature=0.2)
+    got = run(kernels, drawn, dtype, temperature=0.2)
+    assert kernels(drawn.features, **drawn.arguments).dtype == torch.float32
     eps = torch.finfo(dtype).eps
     for mine, true in zip(got, truth, strict=True):
         assert float((mine - true).abs().max()) < 8 * eps * float(true.abs().max())
@@ -76,17 +87,17 @@ def test_a_tiny_loss_does_not_vanish_in_half_precision() -> None:
     gradients = []
     for scale in (1.0, 2.0**-20):
         x = drawn.features.clone().requires_grad_()
-        with torch.autocast("cpu", torch.float16):
-            loss = scale * supcon_loss(x, **drawn.arguments, impl="triton")
+        with torch.autocast(DEVICE, torch.float16):
+            loss = scale * kernels(x, **drawn.arguments)
         gradients.append(torch.autograd.grad(loss, x)[0] / scale)
     torch.testing.assert_close(*gradients)
 
 
 def test_autocast_multiplies_in_its_dtype() -> None:
     features, labels = torch.randn(40, 16), torch.arange(40) % 3
-    single = supcon_loss(features, labels, impl="triton")
-    with torch.autocast("cpu", torch.float16):
-        half = supcon_loss(features, labels, impl="triton")
+    single = kernels(features, labels)
+    with torch.autocast(DEVICE, torch.float16):
+        half = kernels(features, labels)
     assert half.dtype == torch.float32
     assert half != single
     torch.testing.assert_close(half, single, rtol=1e-2, atol=0)
@@ -105,22 +116,22 @@ def nan_memory():
 @pytest.mark.usefixtures("nan_memory")
 def test_what_was_not_written_is_not_read(temperature: float) -> None:
     drawn = draw("keys", 67, 5, seed=1, dtype=torch.float32)
-    results = run(drawn, torch.float32, impl="triton", temperature=temperature)
+    results = run(kernels, drawn, torch.float32, temperature=temperature)
     assert all(result.isfinite().all() for result in results)
 
 
 def test_nan_in_gives_nan_out() -> None:
     features = torch.randn(9, 4)
     features[2, 1] = torch.nan
-    assert supcon_loss(features, torch.arange(9) % 3, impl="triton").isnan()
+    assert kernels(features, torch.arange(9) % 3).isnan()
 
 
 def test_what_the_kernels_do_not_take_is_an_error() -> None:
     soft, features = torch.rand(6, 3), torch.randn(6, 4)
     with pytest.raises(ValueError, match="impl: 'triton' takes .* with integer labels only"):
-        supcon_loss(features, soft, positives="in", impl="triton")
+        kernels(features, soft, positives="in")
     with pytest.raises(ValueError, match="impl: 'triton' takes D <= 2048, got D = 2049"):
-        supcon_loss(torch.randn(6, 2049), torch.arange(6) % 2, impl="triton")
+        kernels(torch.randn(6, 2049), torch.arange(6) % 2)
 
 
 def test_outside_of_the_interpreter_a_cpu_tensor_is_an_error() -> None:

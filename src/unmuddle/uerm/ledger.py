@@ -227,7 +227,7 @@ class LabelLedger(nn.Module):
             self.current_labels[ids],
             proposals.labels[ids],
             proposals.margin[ids],
-            torch.as_tensor(proposals.threshold).expand(len(self))[ids],
+            torch.as_tensor(proposals.threshold, device=ids.device).expand(len(self))[ids],
             (unknown if uncertainty is None else uncertainty)[ids],
         )
         lists: list[list[Any]] = [column.tolist() for column in columns]

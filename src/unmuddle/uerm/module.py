@@ -333,7 +333,7 @@ class UERM(nn.Module):
         evidence = self._evidence(folded)
         labels, margin, threshold, rule = self._proposals(evidence, folded)
         ids = (labels != evidence.current).nonzero()[:, 0]
-        threshold = torch.as_tensor(threshold).expand(len(labels))[ids]
+        threshold = torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids]
         old = evidence.uncertainty[ids]
         new = self._estimate(evidence._replace(current=labels))
         return ids, labels[ids], margin[ids], threshold, old, new, rule

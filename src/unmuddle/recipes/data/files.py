@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from unmuddle.recipes.errors import UsageError
 
 SHOWN = 20  # names shown of each kind of problem
+IN_MEMORY = 2**29  # bytes of decoded images that are kept, instead of decoding anew each epoch
 
 
 Box = tuple[int, int, int, int]
@@ -28,6 +29,7 @@ class ImageFiles:
         size: pixels a side.
         boxes: what to cut out of each: left, top, right, bottom in pixels.
         digests: equal for images of equal pixels; `read_images` finds them.
+        decoded: the images themselves, where they are kept.
     """
 
     def __init__(
@@ -36,18 +38,20 @@ class ImageFiles:
         size: int,
         boxes: Sequence[Box] | None = None,
         digests: Sequence[bytes] = (),
+        decoded: Tensor | None = None,
     ) -> None:
         self.paths = paths
         self.size = size
         self.boxes = boxes
         self.digests = digests
+        self.decoded = decoded
 
     def __getitem__(self, index: int) -> Tensor:
+        if self.decoded is not None:
+            return self.decoded[index]
         with Image.open(self.paths[index]) as image:
             rgb = _cut(image, self.boxes[index] if self.boxes else None)
-        if rgb.size != (self.size, self.size):
-            rgb = rgb.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        return torch.from_numpy(_scaled(rgb, self.size)).permute(2, 0, 1)
 
     def subset(self, ids: Tensor) -> "ImageFiles":
         """Some of them."""
@@ -57,6 +61,7 @@ class ImageFiles:
             self.size,
             [self.boxes[i] for i in chosen] if self.boxes else None,
             [self.digests[i] for i in chosen],
+            None if self.decoded is None else self.decoded[ids],
         )
 
 
@@ -68,15 +73,24 @@ def find_images(folder: Path) -> list[Path]:
 def read_images(
     paths: Sequence[Path], size: int, problems: "Problems", boxes: Sequence[Box] | None = None
 ) -> ImageFiles:
-    """Decode every file once, and note those that are missing or do not decode."""
+    """Decode every file once, keep small sets, and note files that are missing or do not decode."""
+    keeps = len(paths) * 3 * size**2 <= IN_MEMORY
+    pixels = np.zeros((len(paths) if keeps else 0, size, size, 3), np.uint8)
     digests: list[bytes] = []
+
+    def read(index: int) -> tuple[bytes, str | None]:
+        kept = pixels[index] if keeps else None
+        return _read(paths[index], boxes[index] if boxes else None, kept)
+
     with ThreadPoolExecutor() as pool:
-        found = pool.map(_digest, paths, boxes or [None] * len(paths))
+        # On small images threads would mostly wait for one another.
+        found = (map if keeps else pool.map)(read, range(len(paths)))
         for path, (digest, problem) in zip(paths, found, strict=True):
             digests.append(digest)
             if problem:
                 problems.add(problem, str(path))
-    return ImageFiles(paths, size, boxes, digests)
+    decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2) if keeps else None
+    return ImageFiles(paths, size, boxes, digests, decoded)
 
 
 class Problems:
@@ -107,14 +121,25 @@ def _cut(image: Image.Image, box: Box | None) -> Image.Image:
     return rgb if box is None else rgb.crop(box)
 
 
-def _digest(path: Path, box: Box | None) -> tuple[bytes, str | None]:
+def _scaled(rgb: Image.Image, size: int) -> np.ndarray:
+    """`(size, size, 3)` uint8."""
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(rgb)
+
+
+def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> tuple[bytes, str | None]:
+    """Digest and problem of a file; its image goes into `kept`."""
     try:
         if not path.is_file():
             return b"", "missing image"
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 return b"", "image of more than 8 bits a channel"
-            return digest(np.array(_cut(image, box))), None
+            rgb = _cut(image, box)
+            if kept is not None:
+                kept[:] = _scaled(rgb, len(kept))
+            return digest(np.array(rgb)), None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return b"", "unreadable or truncated image"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators import Operators
 from unmuddle import UERM
-from unmuddle.uerm import Evidence, Proposals, ema_margin, odds
+from unmuddle.uerm import Evidence, Proposals, ema_margin, mislabeled
 
 FREE = {"max_fraction": 1.0, "class_floor": 0.0}  # of these few samples any may change
 
@@ -74,11 +74,11 @@ def test_a_contradicted_label_is_relabeled_and_recorded(quarantine: bool) -> Non
     assert uerm.ledger.original().tolist() == [0, 1, 1]
 
 
-def test_by_default_a_label_weighs_by_its_odds() -> None:
+def test_by_default_a_label_weighs_by_how_likely_it_is_right() -> None:
     uerm = UERM(torch.tensor([0, 1, 0]), 2, warmup_epochs=0)
     feed(uerm, [[2.0, 0.0], [0.6, 0.0], [0.0, 0.5]], [0, 1, 2])
     assert uerm.end_epoch() == []
-    torch.testing.assert_close(uerm.uncertainty, odds(uerm.evidence()))
+    torch.testing.assert_close(uerm.uncertainty, mislabeled(uerm.evidence()))
     torch.testing.assert_close(uerm.weight, 1 - uerm.uncertainty)
 
 

@@ -74,8 +74,8 @@ class TrainConfig:
     temperature: float = 0.1
     relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
     relabel_estimator: Literal[
-        "odds", "mislabeled", "margin", "entropy", "neighbours", "attention"
-    ] = "odds"
+        "mislabeled", "odds", "margin", "entropy", "neighbours", "attention"
+    ] = "mislabeled"
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
     relabel_outcome: Literal["hard", "soft"] = "hard"
     warmup: float = 0.4

@@ -114,7 +114,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     uerm = UERM(
         training.labels,
         num_classes,
-        estimator=config.relabel_estimator if relabels else "odds",
+        estimator=config.relabel_estimator if relabels else "mislabeled",
         policy=config.relabel_policy,
         outcome=config.relabel_outcome,
         warmup_epochs=warmup if relabels else config.epochs + 1,

@@ -55,7 +55,7 @@ class UERM(nn.Module):
         num_classes: K.
         policy: `"bayes"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
             `Evidence -> Proposals`.
-        estimator: `"odds"`, `"mislabeled"`, `"margin"`, `"entropy"`, `"neighbours"`,
+        estimator: `"mislabeled"`, `"odds"`, `"margin"`, `"entropy"`, `"neighbours"`,
             `"attention"`, several names for their mean, or any callable `Evidence -> (n,)` in
             [0, 1].
         quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
@@ -107,7 +107,7 @@ class UERM(nn.Module):
         num_classes: int,
         *,
         policy: PolicyName | Policy = "bayes",
-        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "odds",
+        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
         quarantine: bool | None = None,
         outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,

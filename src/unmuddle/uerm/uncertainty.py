@@ -21,7 +21,7 @@ def odds(evidence: Evidence) -> Tensor:
     """`v^2 / (v^2 + (e p[y])^2)` for the current label y and `v = max_{k != y} p[k]`.
 
     1/2 where another class is e times as likely as the label. Unlike `mislabeled` it does not wait
-    for the noise to show: distrust costs a right label little, trust in a wrong one more.
+    for the noise to show, and distrusts right labels of hard samples besides.
 
     Examples:
         >>> from unmuddle.uerm import Distribution
@@ -92,7 +92,7 @@ def _mean(estimators: Sequence[Estimator], evidence: Evidence) -> Tensor:
     return torch.stack([estimator(evidence) for estimator in estimators]).mean(0)
 
 
-EstimatorName = Literal["odds", "mislabeled", "margin", "entropy", "neighbours", "attention"]
+EstimatorName = Literal["mislabeled", "odds", "margin", "entropy", "neighbours", "attention"]
 _ESTIMATORS: dict[str, Estimator] = {
     "odds": odds,
     "mislabeled": mislabeled,

@@ -45,7 +45,9 @@ def environment() -> dict[str, str]:
     for device in _devices()[1:]:
         found[str(device)] = torch.cuda.get_device_name(device) if _is_cuda(device) else "yes"
     for device in _devices():
-        found[f"SupConLoss on {device}"] = f"auto is {choose_impl('auto', device)}"
+        small, large = choose_impl("auto", device, pairs=1), choose_impl("auto", device)
+        also = "" if small == large else f", for small batches {small}"
+        found[f"SupConLoss on {device}"] = f"auto is {large}{also}"
     return found
 
 

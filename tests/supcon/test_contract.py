@@ -10,6 +10,7 @@ from torch import nn
 from unmuddle import SupConLoss, supcon_loss
 from unmuddle.supcon import choose_impl
 from unmuddle.supcon.backends import tiled
+from unmuddle.supcon.functional import HAS_TRITON
 
 IMPLS = ["reference", "tiled"]
 both_impls = pytest.mark.parametrize("impl", IMPLS)
@@ -300,6 +301,9 @@ def test_temperature_can_be_a_trained_parameter() -> None:
 
 def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
     assert choose_impl("auto") == "tiled"
+    assert choose_impl("auto", "cuda") == ("triton" if HAS_TRITON else "tiled")
+    assert choose_impl("auto", "cuda", pairs=2048**2) == "tiled"
+    assert choose_impl("auto", "cuda", dim=2049) == "tiled"
     assert [choose_impl(name) for name in IMPLS] == IMPLS
     with pytest.raises(ValueError, match="impl: expected one of .* got 'fast'"):
         choose_impl("fast")

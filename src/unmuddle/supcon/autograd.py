@@ -22,8 +22,7 @@ def weighted_sum(
     weights: AnchorWeights,
 ) -> Tensor:
     """`sum_i w_i L_i` over the anchors of all processes."""
-    is_small = compute.is_one_tile(contrast.x.shape[0], options)
-    if is_small and not torch.compiler.is_compiling() and not _is_transformed():
+    if options.one_tile and not torch.compiler.is_compiling() and not _is_transformed():
         return _SmallBatch.apply(*contrast, inv_temperature, options, weights)
     losses, has_loss = anchor_losses(contrast, inv_temperature, options, shard, keys=keys)
     return torch.dot(losses, weights.of(has_loss))

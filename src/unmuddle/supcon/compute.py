@@ -37,7 +37,7 @@ def losses(
     """`(n,)` losses of our anchors, 0 where there is none."""
     z, norm = _rows(contrast.x, inv_temperature, options)
     problem = Problem.build(z, contrast, inv_temperature, options)
-    if is_one_tile(z.shape[0], options):
+    if options.one_tile:
         tile = one_tile.forward(problem, options.positives, options.denominator, EACH)
         has_loss = tile.counts.sign().squeeze(1)
         return tile.terms.sum(1), Saved(has_loss, z.new_empty(2, 0), norm, tile.coefficients)
@@ -88,7 +88,7 @@ def _gradients(
     has_loss, lse, norm, kept = saved
     z = contrast.x.to(inv_temperature.dtype)
     z = z / norm if options.normalize else z
-    if is_one_tile(z.shape[0], options):
+    if options.one_tile:
         dz = one_tile.pull(z, kept * grad[:, None])
     else:
         problem = Problem.build(z, contrast, inv_temperature, options)
@@ -127,15 +127,9 @@ def value_and_gradients(
     return tile.terms.sum(), dx.to(contrast.x.dtype), dt
 
 
-def is_one_tile(total: int, options: Options) -> bool:
-    """Whether all pairs fit one tile, which has an algorithm of its own."""
-    is_small = options.anchors * total <= one_tile.MAX_PAIRS
-    return options.impl == "tiled" and is_small and not options.sharded
-
-
 def kept_shape(total: int, options: Options) -> tuple[int, ...]:
     """Of `Saved.kept`."""
-    if is_one_tile(total, options):
+    if options.one_tile:
         return options.anchors, total
     n = options.last - options.first
     return (tiled.kept_size(n, total) if options.impl == "tiled" and options.keep else 0,)

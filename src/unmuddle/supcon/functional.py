@@ -148,7 +148,8 @@ def supcon_loss(
         batch = batch.checked()
     contrast = batch.contrast_set(ignore_index)
     anchors = batch.features.shape[0] * batch.views()
-    backend = _choose_backend(impl, contrast, positives, denominator)
+    is_small = shard is None and one_tile.holds(anchors * len(contrast.x), contrast.x.device)
+    backend = _choose_backend(impl, contrast, positives, denominator, is_small)
     autocast = is_autocast(features)
     dtype = _working_dtype(contrast.x, anchors, temperature, backend, autocast)
     if isinstance(temperature, Tensor):
@@ -165,6 +166,7 @@ def supcon_loss(
         denominator=denominator,
         product_dtype=_product_dtype(features, dtype, autocast),
         impl=backend,
+        one_tile=backend == "tiled" and is_small,
         keep=torch.is_grad_enabled()
         and (contrast.x.requires_grad or inv_temperature.requires_grad),
     )
@@ -203,7 +205,9 @@ def supcon_loss(
     return loss
 
 
-def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominator: str) -> str:
+def _choose_backend(
+    impl: Impl, contrast: ContrastSet, positives: str, denominator: str, is_small: bool
+) -> str:
     x, labels = contrast.x, contrast.labels
     if x.shape[0] < 2:
         return "reference"  # no pair, nothing to be fast at
@@ -211,7 +215,7 @@ def _choose_backend(impl: Impl, contrast: ContrastSet, positives: str, denominat
         return impl
     is_classed = labels is not None and labels.ndim == 1
     is_default = positives == "out" and denominator == "all"
-    return _fastest(x.is_cuda, x.shape[1], not (is_classed or is_default))
+    return _fastest(x.is_cuda and not is_small, x.shape[1], not (is_classed or is_default))
 
 
 def _working_dtype(
@@ -249,6 +253,7 @@ def choose_impl(
     impl: Impl = "auto",
     device: torch.device | str = "cpu",
     *,
+    pairs: int = 2**62,
     dim: int = 128,
     weighs_pairs: bool = False,
 ) -> str:
@@ -257,6 +262,8 @@ def choose_impl(
     Args:
         impl: the option of `supcon_loss`.
         device: of the features.
+        pairs: of rows, N² without keys; a small batch on a GPU is left to `"tiled"`, which holds it
+            in one tile. Default: a large one.
         dim: D.
         weighs_pairs: soft labels or a mask together with positives="in" or
             denominator="negatives", which the kernels do not know.
@@ -268,11 +275,13 @@ def choose_impl(
     _check_choice("impl", impl)
     if impl != "auto":
         return impl
-    return _fastest(torch.device(device).type == "cuda", dim, weighs_pairs)
+    device = torch.device(device)
+    is_large = not one_tile.holds(pairs, device)
+    return _fastest(device.type == "cuda" and is_large, dim, weighs_pairs)
 
 
-def _fastest(is_cuda: bool, dim: int, weighs_pairs: bool) -> str:
-    suits_kernels = is_cuda and dim <= MAX_KERNEL_DIM and not weighs_pairs
+def _fastest(is_large_on_cuda: bool, dim: int, weighs_pairs: bool) -> str:
+    suits_kernels = is_large_on_cuda and dim <= MAX_KERNEL_DIM and not weighs_pairs
     return "triton" if suits_kernels and HAS_TRITON else "tiled"
 
 

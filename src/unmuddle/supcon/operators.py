@@ -12,7 +12,7 @@ from unmuddle.supcon.problem import ContrastSet, Options
 CONTRAST = "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor inv_temperature"
 OPTIONS = (
     "SymInt anchors, SymInt first, SymInt last, bool sharded, bool normalize, str positives, "
-    "str denominator, ScalarType product_dtype, str impl, bool keep"
+    "str denominator, ScalarType product_dtype, str impl, bool one_tile, bool keep"
 )
 SAVED = "Tensor has_loss, Tensor lse, Tensor norm, Tensor kept"
 
@@ -34,11 +34,10 @@ def supcon(*arguments: Any) -> tuple[Tensor, ...]:
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     x, inv_temperature, options = arguments[0], arguments[4], Options(*arguments[6:])
     total, dtype, n = x.shape[0], inv_temperature.dtype, options.last - options.first
-    is_one_tile = compute.is_one_tile(total, options)
     return (
         x.new_empty(n, dtype=dtype),
         x.new_empty(n, dtype=dtype),
-        x.new_empty(2, 0 if is_one_tile else n, dtype=dtype),
+        x.new_empty(2, 0 if options.one_tile else n, dtype=dtype),
         x.new_empty(total if options.normalize else 0, 1, dtype=dtype),
         x.new_empty(compute.kept_shape(total, options), dtype=dtype),
     )

@@ -41,6 +41,7 @@ class Options(NamedTuple):
         denominator: "all" or "negatives".
         product_dtype: of the operands of the large products, where the backend has a choice.
         impl: "tiled" or "triton".
+        one_tile: all pairs fit one tile, which has an algorithm of its own.
         keep: there will be a backward, which similarities may be kept for.
     """
 
@@ -53,6 +54,7 @@ class Options(NamedTuple):
     denominator: str
     product_dtype: torch.dtype
     impl: str
+    one_tile: bool
     keep: bool
 
 

@@ -13,6 +13,8 @@ from unmuddle.supcon.problem import Problem
 from unmuddle.supcon.reduction import AnchorWeights
 
 MAX_PAIRS = 512**2  # 1 MB of fp32 coefficients; beyond, tiles are faster
+# 16 MB; a step on a GPU is mostly the launches of its operations, and this one has the fewest.
+MAX_PAIRS_GPU = 2048**2
 
 
 class Tile(NamedTuple):
@@ -27,6 +29,11 @@ class Tile(NamedTuple):
     terms: Tensor
     counts: Tensor
     coefficients: Tensor
+
+
+def holds(pairs: int, device: torch.device) -> bool:
+    """Whether a batch of so many pairs is small."""
+    return pairs <= (MAX_PAIRS if device.type == "cpu" else MAX_PAIRS_GPU)
 
 
 def forward(problem: Problem, positives: str, denominator: str, weights: AnchorWeights) -> Tile:

@@ -231,8 +231,14 @@ def _leaks(rows: list[Row]) -> dict[tuple[str, str, int], list[float]]:
 
 def cost(rows: list[Row]) -> str:
     """How long it took."""
-    hours = sum(row["seconds"] for row in rows) / 3600
-    return f"{len(rows)} runs, {hours:.1f} hours of one CPU core."
+    seconds: dict[str, list[int]] = {}
+    for row in rows:
+        seconds.setdefault(row["device"], []).append(row["seconds"])
+    lines = [
+        [device, len(found), f"{sum(found) / 3600:.1f}", f"{statistics.median(found) / 60:.1f}"]
+        for device, found in sorted(seconds.items())
+    ]
+    return table(["device", "runs", "hours, one run after another", "minutes a run"], lines)
 
 
 SECTIONS: dict[str, Callable[[list[Row]], str]] = {

@@ -198,6 +198,7 @@ def figures(run: Path, split: Literal["val", "test"]) -> Row:
         "precision": relabeling["precision"],
         "recall": relabeling["recall"],
         "seconds": round(summary["seconds"]),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
         "right": "".join("01"[hit] for hit in right.tolist()),
     }

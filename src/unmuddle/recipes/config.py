@@ -24,7 +24,6 @@ class TrainConfig:
             that returns a network from images to a feature map
         sampler: every sample once an epoch, or every class as often as the others
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
-        arm_features: ARM's instead of average-pooled ones, as published, or beside them
         targets: train on labels, or on the distribution of the annotators' votes
         out: folder of the run to write; default: runs/DATA-PARTS-TIME
         epochs: passes over the training samples
@@ -58,7 +57,6 @@ class TrainConfig:
     backbone: str = "small"
     sampler: Literal["none", "balanced"] = "none"
     parts: str = "supcon,arm,uerm"
-    arm_features: Literal["instead", "beside"] = "instead"
     targets: Literal["labels", "votes"] = "labels"
     out: str | None = None
     epochs: int = 15

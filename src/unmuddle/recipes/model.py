@@ -1,8 +1,7 @@
 """A backbone with the parts put in: ARM or average pooling, classifier, projection head."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -29,23 +28,13 @@ class Prediction(NamedTuple):
 class Classifier(nn.Module):
     """Images `(N, 3, S, S)` -> `Prediction`."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        arm: Literal["instead", "beside"] | None,
-        supcon: bool,
-    ) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, *, arm: bool, supcon: bool) -> None:
         super().__init__()
         channels = backbone.channels
         self.backbone = backbone.network
         self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.arm = ARM(channels, backbone.map_size) if arm else None
-        self.is_beside = arm == "beside"
-        self.feature_dim = (self.arm.out_features if self.arm else 0) + (
-            channels if arm != "instead" else 0
-        )
+        self.feature_dim = self.arm.out_features if self.arm else channels
         self.classifier = nn.Linear(self.feature_dim, num_classes)
         self.projection = (
             nn.Sequential(
@@ -58,9 +47,8 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """Classify a batch; the projection head reads the averaged map, with ARM or without."""
         feature_map = self.backbone(images)
-        pooled = self.average(feature_map)
-        features = self.arm(feature_map) if self.arm else pooled
-        if self.is_beside:
-            features = torch.cat([pooled, features], 1)
-        embeddings = normalize(self.projection(pooled)) if self.projection else None
+        features = self.arm(feature_map) if self.arm else self.average(feature_map)
+        embeddings = (
+            normalize(self.projection(self.average(feature_map))) if self.projection else None
+        )
         return Prediction(self.classifier(features), features, embeddings)

@@ -100,10 +100,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     backbone = build_backbone(
         config.backbone, size, pretrained=config.pretrained, weights=config.weights
     )
-    model = Classifier(
-        backbone, num_classes, arm=config.arm_features if "arm" in parts else None,
-        supcon="supcon" in parts,
-    )  # fmt: skip
+    model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
     if accelerator.num_processes > 1:
         synchronize_norms(model, accelerator.device)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it

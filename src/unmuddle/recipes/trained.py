@@ -58,10 +58,7 @@ def load_trained(run: Path) -> Trained:
         raise UsageError(f"--run {run}: model.safetensors is not readable: {error}") from error
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)
-    model = Classifier(
-        backbone, len(classes), arm=config.arm_features if "arm" in parts else None,
-        supcon="supcon" in parts,
-    )  # fmt: skip
+    model = Classifier(backbone, len(classes), arm="arm" in parts, supcon="supcon" in parts)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -341,3 +341,17 @@ def test_a_diverged_run_says_so_and_keeps_its_folder(capsys: pytest.CaptureFixtu
     assert run([*arguments, "--backbone", "test_cli:small_net", "--parts", "none"]) == 1
     assert "the loss is not finite; try a lower --lr" in capsys.readouterr().out
     assert '"diverged"' in Path("r/summary.json").read_text()
+
+
+def test_a_clone_on_the_path_runs_without_being_installed() -> None:
+    code = (
+        "from importlib import metadata\n"
+        "found = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'unmuddle': raise metadata.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "metadata.version = version\n"
+        "import unmuddle.cli; unmuddle.cli.main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "unmuddle 0+not.installed\n")

@@ -44,7 +44,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Parts load on first use, so that one part never pulls in another.
     if name == "__version__":
-        return metadata.version("unmuddle")
+        try:
+            return metadata.version("unmuddle")
+        except metadata.PackageNotFoundError:
+            return "0+not.installed"  # on the path, as src of a clone
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unmuddle' has no attribute {name!r}")

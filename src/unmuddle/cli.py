@@ -5,11 +5,12 @@ import sys
 from argparse import ArgumentError, ArgumentParser
 from dataclasses import replace
 from importlib import import_module
-from importlib.metadata import version
 from json import dumps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from unmuddle import __version__
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
@@ -172,7 +173,7 @@ def _parser() -> Any:
 
     parser = Parser(
         prog="unmuddle",
-        version=version("unmuddle"),
+        version=__version__,
         usage="unmuddle COMMAND [--help] ...",
         description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
         formatter_class=Help,

@@ -18,7 +18,7 @@ from layouts import (
     save_image,
     truncate,
 )
-from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data import LabeledImages, files, load_data
 from unmuddle.recipes.data.duplicates import describe, find_duplicates
 from unmuddle.recipes.data.ferplus import majority
 from unmuddle.recipes.data.noise import add_noise, check_noise, pair_noise, symmetric_noise
@@ -143,6 +143,27 @@ def test_affectnet_faces_are_cut_out(tmp_path: Path) -> None:
     with Image.open(test.source(0)) as image:
         face = image.convert("RGB").crop((4, 6, 54, 46)).resize((40, 40), Image.Resampling.BILINEAR)
     assert np.array_equal(test[0][0].permute(1, 2, 0).numpy(), np.array(face))
+
+
+@pytest.mark.parametrize(("name", "make"), [("affectnet", make_affectnet), ("rafdb", make_rafdb)])
+def test_a_small_set_is_decoded_once_to_what_a_large_one_is_each_time(
+    name: str, make, tmp_path: Path, monkeypatch
+) -> None:
+    root = make(tmp_path)
+    small = load_data(f"{name}:{root}", image_size=40)
+    monkeypatch.setattr(files, "IN_MEMORY", 0)
+    large = load_data(f"{name}:{root}", image_size=40)
+    for kept, read in (
+        (small.train, large.train),
+        (small.val, large.val),
+        (small.test, large.test),
+    ):
+        assert (kept.images.decoded is None, read.images.decoded is None) == (False, True)
+        assert kept.images.digests == read.images.digests
+        assert all(torch.equal(kept[i][0], read[i][0]) for i in range(len(read)))
+    for path in root.rglob("*.jp*g"):
+        path.unlink()
+    assert small.train[0][0].shape == (3, 40, 40)
 
 
 @pytest.mark.parametrize("name", ["fer2013.csv", "icml_face_data.csv"])

@@ -56,7 +56,7 @@ class TrainConfig:
     labels: str | None = None
     backbone: str = "small"
     sampler: Literal["none", "balanced"] = "none"
-    parts: str = "supcon,arm,uerm"
+    parts: str = "supcon,uerm"
     targets: Literal["labels", "votes"] = "labels"
     out: str | None = None
     epochs: int = 15

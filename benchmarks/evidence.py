@@ -204,7 +204,7 @@ def votes(rows: list[Row]) -> str:
             figures = [spread(r[name] for r in found) for name in names]
             lines.append([parts, variant or "majority", len(found), *figures, *against])
     columns = ["parts", "trained on", "seeds", "test accuracy", "calibration error"]
-    columns += ["100 log loss", "100 log loss of the votes"]
+    columns += ["log loss x 100", "log loss of the votes x 100"]
     return table([*columns, f"above majority, {COMPARED[0]}", *COMPARED[1:]], lines)
 
 

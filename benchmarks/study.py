@@ -250,7 +250,8 @@ def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: i
     if any(cell.data == "ferplus" for cell in missing):
         if ferplus is None:
             sys.exit("--ferplus: is needed for cells that are missing")
-        human = human_labels(ferplus, out)
+        if any(cell.noise == "human" for cell in missing):
+            human = human_labels(ferplus, out)
     failed, provenance = [], {"commit": frozen_commit()}
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(jobs)

@@ -27,7 +27,10 @@ ACCELERATE = (
     "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
     "--dynamo_backend no --main_process_port {port} -m unmuddle"
 )
-OPTIONS = "--data digits --backbone exact:network --batch_size 64 --lr 1e-2 --noise symmetric:0.2"
+OPTIONS = (
+    "--data digits --backbone exact:network --batch_size 64 --lr 1e-2 --noise symmetric:0.2 "
+    "--parts supcon,arm,uerm"
+)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
 

@@ -23,7 +23,7 @@ from unmuddle.recipes.train import train
 
 QUICK = TrainConfig(
     data="digits", noise="symmetric:0.2", backbone="test_train:tiny", batch_size=128, lr=1e-2,
-    epochs=4, warmup=0.5,
+    epochs=4, warmup=0.5, parts="supcon,arm,uerm",
 )  # fmt: skip
 TIMES = {"seconds", "samples_per_second"}
 FORKS = multiprocessing.get_context("forkserver")

@@ -33,6 +33,7 @@ from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
 from unmuddle.supcon import SupConLoss
 
+EVERYTHING = "supcon,arm,uerm"
 QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
 
 
@@ -69,7 +70,10 @@ def metrics(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "full"
-    return train(TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", out=str(run)))
+    config = TrainConfig(
+        **QUICK, parts=EVERYTHING, epochs=12, noise="symmetric:0.2", out=str(run)
+    )  # fmt: skip
+    return train(config)
 
 
 def test_the_full_method_learns_and_repairs_labels(full_run: Path) -> None:
@@ -127,7 +131,9 @@ def test_ledger_csv_replays_to_the_labels_that_were_scored(full_run: Path) -> No
 
 def test_saved_config_and_weights_can_be_used_again(full_run: Path) -> None:
     config = TrainConfig(**yaml.safe_load((full_run / "config.yaml").read_text()))
-    assert config == TrainConfig(**QUICK, epochs=12, noise="symmetric:0.2", out=str(full_run))
+    assert config == TrainConfig(
+        **QUICK, parts=EVERYTHING, epochs=12, noise="symmetric:0.2", out=str(full_run)
+    )
     state = safetensors.torch.load_file(full_run / "model.safetensors")
     assert "arm.weight" in state
     assert "projection.0.weight" in state
@@ -188,7 +194,9 @@ def test_a_compiled_network_trains_to_the_same_weights(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(torch, "compile", compile_without_changes)
     plain, fast = (
-        train(TrainConfig(**QUICK, epochs=1, compile=flag, out=str(tmp_path / name)))
+        train(
+            TrainConfig(**QUICK, parts=EVERYTHING, epochs=1, compile=flag, out=str(tmp_path / name))
+        )
         for name, flag in (("plain", False), ("fast", True))
     )
     assert [type(module).__name__ for module in compiled] == ["Classifier"]
@@ -281,8 +289,8 @@ def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(
 def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
     run = train(
         TrainConfig(
-            **QUICK, epochs=2, warmup=0, workers=1, relabel_estimator="attention",
-            relabel_policy="scn", out=str(tmp_path / "run"),
+            **QUICK, parts=EVERYTHING, epochs=2, warmup=0, workers=1,
+            relabel_estimator="attention", relabel_policy="scn", out=str(tmp_path / "run"),
         )
     )  # fmt: skip
     with (run / "ledger.csv").open() as file:

@@ -136,8 +136,8 @@ class Blocks(NamedTuple):
 def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
     """The fastest sizes tried that are right and spill no register.
 
-    Of 64 rows a warp group of Hopper makes one product. Several groups on them, in three TF32
-    products, gave wrong gradients with Triton 3.6; fp32 stays below what is given to a group.
+    64 rows of fp32 go to Hopper's warp groups of four. With eight warps Triton 3.6 made wrong
+    gradients of them (three TF32 products); 16 rows take the instructions of older cards.
     """
     out = min(max(triton.next_power_of_2(dim), 16), 128)
     if dtype == torch.float64:

@@ -4,6 +4,7 @@ import csv
 import json
 import operator
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -265,15 +266,9 @@ class LabelLedger(nn.Module):
 
     def _events(self, since: int = 0) -> Iterator[Event]:
         rules = self._rules()
-        integers = self.event_integers[since:].tolist()
-        scores = self.event_scores[since:].tolist()
-        for number, (row, (uncertainty, margin, threshold)) in enumerate(
-            zip(integers, scores, strict=True), start=since
-        ):
-            sample, epoch, old, new, code = row
-            yield Event(
-                number, sample, epoch, old, new, uncertainty, margin, threshold, rules[code]
-            )
+        *integers, codes = self.event_integers[since:].T.tolist()
+        columns = (*integers, *self.event_scores[since:].T.tolist(), [rules[c] for c in codes])
+        return map(Event._make, zip(count(since), *columns, strict=False))
 
     def _last_epoch(self) -> int:
         return int(self.event_integers[-1, 1]) if len(self.event_integers) else 0

@@ -43,8 +43,6 @@ class TrainConfig:
         relabel_estimator: how UERM estimates uncertainty
         relabel_evidence: predictions of averaged weights once an epoch, or of the batches
         relabel_outcome: train on labels, or on distributions where they are uncertain
-        relabel_fraction: most labels that UERM may change, as a share; 0: it weighs them alone
-        relabel_train: train on changed labels too
         warmup: share of the epochs before UERM may relabel
         seed: of weights, noise, order and augmentation
         precision: of the network's products; the losses are fp32
@@ -80,8 +78,6 @@ class TrainConfig:
     ] = "mislabeled"
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
     relabel_outcome: Literal["hard", "soft"] = "hard"
-    relabel_fraction: float = 0.5
-    relabel_train: bool = False
     warmup: float = 0.4
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"

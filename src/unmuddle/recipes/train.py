@@ -117,8 +117,6 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         estimator=config.relabel_estimator if relabels else "mislabeled",
         policy=config.relabel_policy,
         outcome=config.relabel_outcome,
-        max_fraction=config.relabel_fraction,
-        quarantine=False if config.relabel_train else None,
         warmup_epochs=warmup if relabels else config.epochs + 1,
         feature_dim=model.feature_dim,
     )

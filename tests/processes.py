@@ -15,7 +15,11 @@ def run(test: Callable[..., None], sizes: tuple[int, ...], *arguments: object) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (test, sizes, port, arguments), nprocs=len(sizes))
+    # Forked from a process that has imported what takes seconds, and has done nothing else.
+    mp.set_forkserver_preload(["torch._dynamo", "pytest", "unmuddle.uerm"])
+    mp.start_processes(
+        _process, (test, sizes, port, arguments), nprocs=len(sizes), start_method="forkserver"
+    )
 
 
 def _process(rank: int, test: Callable[..., None], sizes: tuple, port: int, arguments) -> None:

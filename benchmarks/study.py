@@ -56,6 +56,8 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
+PATHS = ("data", "noise", "labels")  # options whose values hold paths
+TWICE = "--labels=relabeled"  # train, and once more on what that run made of the labels
 SETTLED = tuple(yaml.safe_load(SETTINGS.read_text()))
 # Where a try does not say otherwise.
 TRIED_ON = {"data": "ferplus", "noise": "symmetric:0.2", "parts": "none"}
@@ -163,6 +165,17 @@ def human_labels(ferplus: Path, out: Path) -> Path:
 def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
     """Train, or go on where it was stopped; a row of results."""
     path = out / cell.name()
+    first = [option for option in options if option != TWICE]
+    if first != options:
+        before = path.with_name(f"{path.name}_first")
+        _train(first, before)
+        options = [*first, f"--labels={before / 'relabeled.csv'}"]
+    _train(options, path)
+    split = "val" if cell.seed in DEVELOPMENT else "test"
+    return cell._asdict() | {"split": split} | figures(path, split)
+
+
+def _train(options: list[str], path: Path) -> None:
     started = (path / "config.yaml").exists()
     if started:
         check_options(options, path)
@@ -173,8 +186,6 @@ def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    split = "val" if cell.seed in DEVELOPMENT else "test"
-    return cell._asdict() | {"split": split} | figures(path, split)
 
 
 def figures(run: Path, split: Literal["val", "test"]) -> Row:
@@ -279,7 +290,7 @@ def check_options(options: list[str], run: Path) -> None:
     other = {
         name: used[name]
         for name, value in given.items()
-        if name not in ("data", "noise") and not _same(used[name], value)  # those hold paths
+        if name not in PATHS and not _same(used[name], value)
     }
     if other:
         raise ValueError(f"{run}: was begun with {other}; remove it")

@@ -13,9 +13,10 @@ from unmuddle.cli import main
 from unmuddle.recipes.audit import audit
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
-from unmuddle.recipes.decisions import Row, read_decisions, write_rows
+from unmuddle.recipes.decisions import Row, read_decisions, rows_of, write_rows
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.train import train
+from unmuddle.uerm import LabelLedger
 
 SMALL = {"backbone": "small", "epochs": 2, "image_size": 16, "batch_size": 8, "warmup": 0.5}
 
@@ -116,6 +117,16 @@ GOOD = [
     Row(1, "b", "glad", "calm", "reject"),
     Row(2, "c", "calm", "glad", ""),
 ]
+
+
+def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
+    data, classes = labeled()
+    ledger = LabelLedger(data.labels, len(classes))
+    ledger.record(torch.tensor([0]), torch.tensor([1]), epoch=1, rule="bayes")
+    ledger.decide(torch.tensor([1]), torch.tensor([1]))
+    write_rows(tmp_path / "labels.csv", rows_of(ledger, data, classes))
+    ids, labels = read_decisions(tmp_path / "labels.csv", data, classes)
+    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
 
 
 def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(config)
 
 
+def test_labels_of_a_run_are_those_of_the_next(full_run: Path, tmp_path: Path) -> None:
+    labels, options = full_run / "relabeled.csv", {**QUICK, "parts": "none", "epochs": 1}
+    options |= {"noise": "symmetric:0.2", "out": str(tmp_path / "again")}
+    again = train(TrainConfig(**options, labels=str(labels)))
+    repaired = [summary(run)["relabeling"]["right_after"] for run in (full_run, again)]
+    assert repaired[0] == repaired[1]
+    assert (again / "relabeled.csv").read_text() == labels.read_text()
+
+
 def test_the_full_method_learns_and_repairs_labels(full_run: Path) -> None:
     found = summary(full_run)
     assert found["status"] == "finished"

@@ -1,10 +1,11 @@
 """The file in which somebody accepts or rejects suggested labels.
 
-`unmuddle audit` writes it, a person fills in its last column, `unmuddle train --labels` reads it.
+`unmuddle audit` writes it, a person fills in its last column, `unmuddle train --labels` reads it;
+or a run writes it, all accepted, of what it relabeled.
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.data.files import Problems
 from unmuddle.recipes.errors import UsageError
+from unmuddle.uerm import LabelLedger
 
 ACCEPT, REJECT = "accept", "reject"
 
@@ -42,6 +44,14 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows(rows)
+
+
+def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
+    """Every label that was changed or decided on, accepted as it stands."""
+    before, now = ledger.original(), ledger.labels()
+    ids = ((now != before) | ledger.pinned()).nonzero()[:, 0]
+    for i, old, new in zip(ids.tolist(), before[ids].tolist(), now[ids].tolist(), strict=True):
+        yield Row(i, data.source(i), classes[old], classes[new], ACCEPT)
 
 
 def check_undecided(path: Path) -> None:

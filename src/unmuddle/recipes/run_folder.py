@@ -16,6 +16,7 @@ from torch import Tensor
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.data.duplicates import Copy
+from unmuddle.recipes.decisions import rows_of, write_rows
 from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import UERM
 
@@ -171,9 +172,11 @@ class RunFolder:
         """Write the weights of the best epoch."""
         _save_tensors(self.path / "model.safetensors", weights)
 
-    def save_relabeling(self, uerm: UERM) -> None:
-        """Write every label change so far, and what is known of every sample."""
+    def save_relabeling(self, uerm: UERM, data: LabeledImages, classes: tuple[str, ...]) -> None:
+        """Write every label change so far, what came of them, and what is known of every sample."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
+        rows = rows_of(uerm.ledger, data, classes)
+        write_whole(self.path / "relabeled.csv", lambda file: write_rows(file, rows))
         _save_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:

@@ -150,7 +150,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         if copies:
             run.save_duplicates(copies)
             console.print(f"{describe(copies)}: {run.path / 'duplicates.csv'}", soft_wrap=True)
-        run.save_relabeling(uerm)
+        run.save_relabeling(uerm, training, splits.classes)
         if progress.best:
             run.save_weights(progress.best)
     console.print(
@@ -255,7 +255,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                 if is_first:
                     if progress.best_epoch == epoch:
                         run.save_weights(progress.best)
-                    run.save_relabeling(uerm)
+                    run.save_relabeling(uerm, training, splits.classes)
                     run.add_metrics(entry)
                     checkpoint.save(run.checkpoint, progress)
                 accelerator.log({k: v for k, v in entry.items() if v is not None}, step=epoch)

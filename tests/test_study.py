@@ -182,6 +182,18 @@ def test_a_try_that_cannot_be_run_as_said_is_refused(text: str) -> None:
         list(study.tries(text))
 
 
+def test_a_second_training_is_given_the_labels_of_the_first(tmp_path, monkeypatch) -> None:
+    trained = []
+    monkeypatch.setattr(study, "_train", lambda options, path: trained.append((options, path)))
+    monkeypatch.setattr(study, "figures", lambda run, split: {"run": run, "split": split})
+    cell = next(study.tries("data=digits parts=uerm labels=relabeled"))
+    row = study.run_cell(cell, study.options_of(cell, None, None), tmp_path)
+    (first, before), (second, after) = trained
+    assert row["run"] == after != before
+    assert row["split"] == "val"
+    assert second == [*first, f"--labels={before}/relabeled.csv"]
+
+
 def test_a_certain_difference_has_no_interval() -> None:
     found = evidence.difference([(row([0, 0]), row([1, 1])), (row([0, 0], 1), row([1, 1], 1))])
     assert found == (2, 1, 0, pytest.approx(0, abs=1e-6), math.inf)

@@ -97,6 +97,7 @@ def cells(group: str) -> Iterator[Cell]:
                 yield Cell("ferplus", noise, parts, seed)
             for variant in ("ema_margin", "scn", "scn_all"):
                 yield Cell("ferplus", "symmetric:0.2", "uerm", seed, variant)
+            yield Cell("ferplus", "human", "uerm", seed, "ema_margin")
         elif group == "votes":
             for parts in ("none", "supcon"):
                 yield Cell("ferplus", "none", parts, seed, "votes")

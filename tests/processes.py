@@ -1,5 +1,6 @@
 """Run a test in several real processes of `torch.distributed`."""
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -9,14 +10,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Forks a process that has imported what takes seconds, and has done nothing else.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch._dynamo", "pytest", "sklearn.datasets", "unmuddle.cli", "unmuddle.recipes.train"]
+)
+
 
 def run(test: Callable[..., None], sizes: tuple[int, ...], *arguments: object) -> None:
     """Call `test(sizes, *arguments)` in one process for each size."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Forked from a process that has imported what takes seconds, and has done nothing else.
-    mp.set_forkserver_preload(["torch._dynamo", "pytest", "unmuddle.uerm"])
     mp.start_processes(
         _process, (test, sizes, port, arguments), nprocs=len(sizes), start_method="forkserver"
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -10,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from processes import FORKS
 from unmuddle.cli import main
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.errors import UsageError
@@ -26,8 +27,6 @@ QUICK = TrainConfig(
     epochs=4, warmup=0.5, parts="supcon,arm,uerm",
 )  # fmt: skip
 TIMES = {"seconds", "samples_per_second"}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["unmuddle.recipes.train", "test_train"])
 
 
 def work(out: Path, resume: bool, dies_at_write: int | None = None) -> None:
@@ -48,7 +47,7 @@ def work(out: Path, resume: bool, dies_at_write: int | None = None) -> None:
     train(dataclasses.replace(QUICK, out=str(out)), Console(quiet=True), resume=resume)
 
 
-def start(out: Path, *arguments: object) -> multiprocessing.process.BaseProcess:
+def start(out: Path, *arguments: object) -> BaseProcess:
     process = FORKS.Process(target=work, args=(out, *arguments))
     process.start()
     return process

@@ -19,7 +19,8 @@ class TrainConfig:
             affectnet, affectnet7 (without contempt), fer2013
         noise: none, symmetric:P (any other class), pair:P (the next one), file:CSV (name, label) or
             file:TXT (as RAF-DB's noise01.txt)
-        labels: CSV of accepted and rejected labels, as unmuddle audit writes it
+        labels: CSV of accepted and rejected labels, as unmuddle audit writes it, or relabeled.csv
+            of a run
         backbone: small, a timm or torchvision name (torchvision/NAME to insist), or MODULE:CALLABLE
             that returns a network from images to a feature map
         sampler: every sample once an epoch, or every class as often as the others

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.data.duplicates import Copy
-from unmuddle.recipes.decisions import rows_of, write_rows
+from unmuddle.recipes.decisions import Row, rows_of
 from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import UERM
 
@@ -176,7 +176,7 @@ class RunFolder:
         """Write every label change so far, what came of them, and what is known of every sample."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         rows = rows_of(uerm.ledger, data, classes)
-        write_whole(self.path / "relabeled.csv", lambda file: write_rows(file, rows))
+        write_table(self.path / "relabeled.csv", Row._fields, rows)
         _save_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from layouts import make_folder
@@ -89,11 +90,81 @@ def test_an_audit_does_not_write_over_decisions(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_audit_does_not_write_over_decisions_of_a_spreadsheet(
+    encoding: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "suspects.csv"
+    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)])
+    path.write_text(path.read_text().replace(",", ";"), encoding=encoding)
+    before = path.read_bytes()
+    assert main(["audit", "--run", str(run), "--out", str(tmp_path)]) == 2
+    assert "give another --out, or move it" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_has_seen_nothing_yet_has_no_clean_labels(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    state = safetensors.torch.load_file(copy / "uerm.safetensors")
+    state["predictions.seen"].zero_()
+    safetensors.torch.save_file(state, copy / "uerm.safetensors")
+    with pytest.raises(UsageError, match="has not looked at a training sample yet"):
+        audit(None, copy)
+
+
+@pytest.mark.parametrize("name", ["ledger.current_labels", "ledger.rule_names", "predictions.seen"])
+def test_a_state_that_lacks_something_is_named(name: str, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    state = safetensors.torch.load_file(copy / "uerm.safetensors")
+    for broken in ({}, {name: state[name][:1]}):
+        kept = {key: value for key, value in state.items() if key != name}
+        if name == "ledger.rule_names" and broken:
+            continue  # of any length
+        safetensors.torch.save_file(kept | broken, copy / "uerm.safetensors")
+        with pytest.raises(UsageError, match=r"no readable uerm\.safetensors"):
+            audit(None, copy)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("was trained on other images: 0, here are", "sample,source\n"),
+        ("was trained on other images: 1, here are", "sample,source\n0,x.png\n"),
+        ("no readable samples.csv", "sample,source\n0\n"),
+    ],
+)
+def test_a_broken_list_of_samples_is_named(
+    message: str, text: str, run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "samples.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        audit(None, copy)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (r"config\.yaml is not readable", "epochs: many"),
+        (r"config\.yaml is not readable", "image_size: '16'"),
+        ("--data: expected text, got 5", "data: 5"),
+    ],
+)
+def test_options_of_another_type_are_named(
+    message: str, line: str, run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(f"{text}{line}\n")  # the last one counts
+    with pytest.raises(UsageError, match=message):
+        audit(None, copy)
+
+
 def test_images_in_another_order_are_refused(run: Path, data: str, tmp_path: Path) -> None:
     root = shutil.copytree(data.removeprefix("folder:"), tmp_path / "copy")
     audit(f"folder:{root}", run)  # the same images in another place will do
     (root / "train" / "calm" / "00.png").rename(root / "train" / "calm" / "05b.png")
-    with pytest.raises(UsageError, match="was trained on other images: . of .* names differ"):
+    with pytest.raises(UsageError, match="was trained on other images: .* names differ"):
         audit(f"folder:{root}", run)
 
 
@@ -135,12 +206,27 @@ def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
     assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
 
 
-def test_sources_may_be_named_from_another_folder(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    here = [row._replace(source=str(tmp_path / row.source)) for row in GOOD]
-    write_rows(tmp_path / "labels.csv", here)  # as `audit` writes them; the data set has "a", "b"
+def test_the_data_may_have_moved(tmp_path: Path) -> None:
+    elsewhere = [row._replace(source=f"/elsewhere/{row.source}") for row in GOOD]
+    write_rows(tmp_path / "labels.csv", elsewhere)
     ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
     assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+
+
+def test_blank_lines_count(tmp_path: Path) -> None:
+    write_rows(tmp_path / "labels.csv", [GOOD[0]._replace(suggested="sad")])
+    header, row = (tmp_path / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text(f"{header}\n\n\n{row}\n")
+    with pytest.raises(UsageError, match="line 4: suggested 'sad'"):
+        read_decisions(tmp_path / "labels.csv", *labeled())
+
+
+def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> None:
+    data, classes = labeled()
+    write_rows(tmp_path / "labels.csv", rows_of(LabelLedger(data.labels, 2), data, classes))
+    ids, labels = read_decisions(tmp_path / "labels.csv", data, classes)
+    LabelLedger(data.labels, 2).decide(ids, labels)
+    assert len(ids) == len(labels) == 0
 
 
 def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
@@ -156,8 +242,11 @@ def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
     [
         ("sample that is not a number below 3: 1", "sample '3'", GOOD[0]._replace(sample=3)),
         ("sample that is not a number below 3: 1", "sample 'x'", GOOD[0]._replace(sample="x")),
+        ("sample that is not a number below 3: 1", "sample '-1'", GOOD[0]._replace(sample=-1)),
+        ("sample that is not a number below 3: 1", "sample '999", GOOD[0]._replace(sample="9" * 5000)),
         ("source that is another image", "source 'z'", GOOD[0]._replace(source="z")),
-        ("label that is another one here; give the run's own --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
+        ("source that is another image", r"source 'a\x00'", GOOD[0]._replace(source="a\0")),
+        ("label that is another one here; give the run's own --data, --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
         ("suggested label that is none of calm", "suggested 'sad'", GOOD[0]._replace(suggested="sad")),
         ("decision that is none of accept", "decision 'yes'", GOOD[0]._replace(decision="yes")),
         ("decided twice: 1", "sample 1", GOOD[1]),
@@ -167,7 +256,7 @@ def test_rows_that_do_not_fit_are_named(message: str, found: str, row: Row, tmp_
     write_rows(tmp_path / "labels.csv", [*GOOD[1:], row])
     with pytest.raises(UsageError, match=message) as error:
         read_decisions(tmp_path / "labels.csv", *labeled())
-    assert f"row 4: {found}" in str(error.value)
+    assert f"line 4: {found}" in str(error.value)
 
 
 def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
@@ -197,7 +286,7 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
     [
         ("--run {tmp}: holds no run: no config.yaml", ["--run", "{tmp}"]),
         ("--limit: expected at least 1, got 0", ["--run", "{run}", "--limit", "0"]),
-        ("--run {run}: was trained on other labels", ["--run", "{run}", "--data", "digits"]),
+        ("--run {run}: was trained on other images", ["--run", "{run}", "--data", "digits"]),
         ("--out {run}/config.yaml", ["--run", "{run}", "--out", "{run}/config.yaml"]),
         ("unknown data set", ["--run", "{run}", "--data", "nothing"]),
     ],

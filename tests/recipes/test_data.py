@@ -1,5 +1,6 @@
 """Data sets: what they hold, and that a broken layout is told whole before training."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +331,14 @@ def test_images_that_occur_twice_are_found_within_and_across_splits(tmp_path: Pa
         "3 images occur more than once, 1 of them in several splits, 1 with different labels"
     )
     assert find_duplicates(load_data("digits")) == []
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "train" / "calm" / "00.png").rename(tmp_path / "train" / "calm" / name)
+    with pytest.raises(UsageError, match="name that is not UTF-8: 1"):
+        load_data(f"folder:{tmp_path}")
 
 
 def test_a_broken_folder_is_told_whole_in_one_error(tmp_path: Path) -> None:

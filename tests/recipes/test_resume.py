@@ -1,6 +1,7 @@
 """A run killed at any moment goes on to what it would have been, bit for bit."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -18,7 +19,10 @@ from rich.console import Console
 from processes import FORKS
 from unmuddle.cli import main
 from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipes.data import load_data
+from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.evaluate import evaluate
 from unmuddle.recipes.run_folder import RunFolder
 from unmuddle.recipes.train import train
 
@@ -123,6 +127,42 @@ def stopped(out: Path) -> Path:
     process.kill()
     process.join()
     return out
+
+
+def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, labels = tmp_path / "run", tmp_path / "labels.csv"
+    labels.write_text("sample,source,label,suggested,decision\n0,,{},{},accept\n".format(*given(0)))
+    config = dataclasses.replace(
+        QUICK, out=str(run), labels=str(labels), relabel_policy="scn_all",
+        relabel_evidence="batches",
+    )  # fmt: skip
+    calls = itertools.count(1)
+
+    def interrupted(*args: object):
+        if next(calls) == 2:  # whose labels have changed already
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr("unmuddle.recipes.train.evaluate", interrupted)
+    train(config, Console(quiet=True))
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["relabeling"]["changed"]) == ("interrupted", 1)
+    assert len((run / "ledger.csv").read_text().splitlines()) == 2
+
+    labels.unlink()
+    train(config, Console(quiet=True), resume=True)
+    assert json.loads((run / "summary.json").read_text())["relabeling"]["changed"] > 1
+    assert ",decide\n" in (run / "ledger.csv").read_text()
+
+
+def given(sample: int) -> tuple[str, str]:
+    """Names of the label that a sample of QUICK is given, and of another."""
+    splits = load_data(QUICK.data, seed=QUICK.seed)
+    add_noise(splits.train, splits.classes, QUICK.noise, QUICK.seed)
+    label = int(splits.train.labels[sample])
+    return splits.classes[label], splits.classes[label - 1]
 
 
 def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> None:

@@ -64,3 +64,5 @@ def test_what_cannot_be_wrapped_is_named() -> None:
         LedgerDataset(TensorDataset(*[torch.zeros(2)] * 3))[0]
     with pytest.raises(TypeError, match=r"expected items \(x, y\), got <class 'torch.Tensor'>"):
         LedgerDataset(torch.zeros(3))[0]
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+        LedgerDataset(TensorDataset(torch.zeros(3), torch.zeros(3)))[0:2]

@@ -44,7 +44,7 @@ def test_revert_by_sample_event_and_epoch() -> None:
     assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 2]
     ledger.revert(ids=torch.tensor([0, 1, 3]))
     assert torch.equal(ledger.labels(), ledger.original())
-    assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 6
+    assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 5
     assert ledger.pinned().tolist() == [True, True, False, True, False, True]
 
 
@@ -54,6 +54,19 @@ def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() 
     apply(ledger, {0: 2}, epoch=3)
     ledger.revert(epoch=3)
     assert ledger.labels()[0] == 0
+
+
+def test_reverting_an_epoch_leaves_what_somebody_chose() -> None:
+    ledger = new_ledger()  # 0 1 2 0 1 2
+    apply(ledger, {0: 1}, epoch=2)
+    apply(ledger, {1: 2, 2: 0, 3: 2}, epoch=4)
+    ledger.revert(ids=[0])
+    ledger.decide([1, 4], [0, 2])
+    chosen = ledger.labels()
+    ledger.revert(epoch=4)
+    assert ledger.labels().tolist() == [0, 0, 2, 0, 2, 2]
+    assert torch.equal(ledger.labels()[[0, 1, 4]], chosen[[0, 1, 4]])
+    assert [e.sample for e in ledger.events(since=7)] == [2, 3]
 
 
 change = st.tuples(st.integers(0, N - 1), st.integers(0, K - 1))
@@ -91,6 +104,28 @@ def test_state_dict_round_trip_into_a_fresh_ledger() -> None:
     assert len(ledger.events()) == 3
 
 
+def test_a_state_taken_before_keeps_labels_that_belong_to_its_events() -> None:
+    ledger = new_ledger()
+    state = ledger.state_dict()
+    apply(ledger, {0: 1}, epoch=1)
+    other = new_ledger()
+    other.load_state_dict(state)
+    assert torch.equal(other.labels(), other.original())
+
+
+@pytest.mark.parametrize("name", ["current_labels", "event_integers"])
+def test_a_state_whose_events_do_not_lead_to_its_labels_is_refused(name: str) -> None:
+    ledger, other = new_ledger(), new_ledger()
+    apply(ledger, {0: 1, 5: 0}, epoch=1)
+    for broken in (new_ledger().state_dict()[name], None):
+        with pytest.raises(RuntimeError, match="current_labels"):
+            other.load_state_dict(ledger.state_dict() | {name: broken})
+    beyond = ledger.state_dict()["event_integers"] * 9
+    with pytest.raises(RuntimeError, match="not what the events make of the original labels"):
+        other.load_state_dict(ledger.state_dict() | {"event_integers": beyond})
+    assert not other.events()
+
+
 def test_state_of_other_labels_is_refused() -> None:
     other = LabelLedger(torch.arange(N).flip(0) % K, K)
     with pytest.raises(RuntimeError, match="original_labels: 4 of 6 differ"):
@@ -111,6 +146,21 @@ def test_ids_may_be_a_list() -> None:
     assert torch.equal(ledger.labels(), ledger.original())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_narrow_integers_count_as_far_as_they_reach(dtype: torch.dtype) -> None:
+    labels = torch.tensor([0, 5, 120], dtype=dtype)
+    assert LabelLedger(labels, 70_000).labels().tolist() == [0, 5, 120]
+    assert LabelLedger(torch.tensor([0, 255], dtype=torch.uint8), 256).labels().max() == 255
+
+
+def test_a_ledger_written_in_inference_mode_goes_on_outside() -> None:
+    ledger = new_ledger()
+    with torch.inference_mode():
+        apply(ledger, {0: 1}, epoch=1)
+    ledger.load_state_dict(new_ledger().state_dict())
+    assert torch.equal(ledger.labels(), ledger.original())
+
+
 def test_exports(tmp_path: Path) -> None:
     ledger = new_ledger()
     apply(ledger, {0: 1, 4: 2}, epoch=1)
@@ -127,6 +177,14 @@ def test_exports(tmp_path: Path) -> None:
         (0, None, 1),
         (1, None, 2),
     ]
+
+
+def test_an_infinite_score_is_valid_json(tmp_path: Path) -> None:
+    ledger = new_ledger()
+    score = torch.tensor([torch.inf])
+    ledger.record(torch.tensor([0]), torch.tensor([1]), epoch=1, rule="sure", margin=score)
+    ledger.to_jsonl(tmp_path / "ledger.jsonl")
+    assert "Infinity" not in (tmp_path / "ledger.jsonl").read_text()
 
 
 def test_suggestions_are_ranked_by_margin() -> None:
@@ -183,6 +241,16 @@ def test_wrong_records_are_named_and_change_nothing(
     with pytest.raises(ValueError, match=message):
         ledger.record(torch.tensor(ids), torch.tensor(labels), epoch=1, rule=rule)
     assert all(torch.equal(value, before[name]) for name, value in ledger.state_dict().items())
+
+
+def test_scores_of_another_shape_are_named_and_rules_are_names() -> None:
+    ledger = new_ledger()
+    ids, labels = torch.tensor([0, 1]), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match=r"margin: expected shape \(m,\) = \(2,\), got \(3,\)"):
+        ledger.record(ids, labels, epoch=1, rule="r", margin=torch.zeros(3))
+    with pytest.raises(ValueError, match="rule: expected a name of one line, .* got 3"):
+        ledger.record(ids, labels, epoch=1, rule=3)
+    assert not ledger.events()
 
 
 def test_other_wrong_input_is_named() -> None:

@@ -59,8 +59,10 @@ class Histories(RuleBasedStateMachine):
     @rule(epoch=st.integers(1, 4))
     def revert_epoch(self, epoch: int) -> None:
         before: dict[int, int] = {}
-        for sample, when, old, _, _ in self.events:
-            if when == epoch:
+        by_hand = ("revert", "decide")
+        last_rule = {sample: name for sample, _, _, _, name in self.events}
+        for sample, when, old, _, name in self.events:
+            if when == epoch and name not in by_hand and last_rule[sample] not in by_hand:
                 before.setdefault(sample, old)
         last = self.last_epoch()
         self.ledger.revert(epoch=epoch)

@@ -103,6 +103,22 @@ def test_unseen_samples_are_never_relabeled() -> None:
     assert uerm.ledger.labels().tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("history", ["full", "topk"])
+@pytest.mark.parametrize("estimator", ["mislabeled", "odds", "entropy", "neighbours", "attention"])
+def test_a_sample_never_seen_is_trusted_as_given(estimator: str, history: str) -> None:
+    options = {"estimator": estimator, "feature_dim": 4, "history": history, "k": 2}
+    for outcome in ("hard", "soft"):
+        uerm = UERM(torch.arange(6) % 3, 3, warmup_epochs=0, outcome=outcome, **options)
+        feed(uerm, [[0.0, 1.0, 2.0]] * 4, [0, 1, 2, 3])
+        uerm.end_epoch()
+        out = feed(uerm.eval(), [[0.0, 1.0, 2.0]] * 6, list(range(6)))
+        assert out.uncertainty[4:].tolist() == [0, 0]
+        assert out.weight[4:].tolist() == [1, 1]
+        assert torch.equal(out.targets[4:], torch.eye(3)[[1, 2]])
+        assert out.uncertainty[:4].any()
+        torch.testing.assert_close(out.targets.sum(1), torch.ones(6))
+
+
 def test_a_reverted_label_stays() -> None:
     uerm = UERM(torch.tensor([1]), 2, warmup_epochs=0, **FREE)
     feed(uerm, [[9.0, 0.0]], [0])
@@ -145,6 +161,12 @@ def test_ids_of_any_integer_type(dtype: torch.dtype) -> None:
     assert out.labels.tolist() == [0, 1]
     uerm.end_epoch()
     assert uerm.predictions.seen.tolist() == [1, 0, 1]
+
+
+def test_narrow_ids_of_many_samples() -> None:
+    uerm = UERM(torch.zeros(70_000, dtype=torch.int64), 2)
+    ids = torch.tensor([5000], dtype=torch.int16)
+    assert uerm(torch.zeros(1, 4), torch.zeros(1, 2), ids).labels.tolist() == [0]
 
 
 def test_a_failing_policy_counts_no_epoch_and_changes_nothing() -> None:
@@ -330,9 +352,81 @@ def test_a_state_that_does_not_fit_is_refused_whole(message: str, other: dict) -
 
 
 @pytest.mark.parametrize(
+    ("message", "saved", "other"),
+    [
+        ("importance.mean: expected no such tensor; was it saved by a UERM of other options",
+         {"num_classes": 3, "estimator": "attention", "feature_dim": 4}, {"num_classes": 3}),
+        ("classes: of more than 3 classes; was it saved by a UERM of other options",
+         {"num_classes": 9, "history": "topk", "k": 3},
+         {"num_classes": 3, "history": "topk", "k": 3}),
+    ],
+)  # fmt: skip
+def test_a_state_that_holds_more_is_refused_whole(message: str, saved: dict, other: dict) -> None:
+    full = UERM(torch.tensor([0, 1, 1]), warmup_epochs=0, **saved)
+    feed(full, [[9.0] + [0.0] * (full.num_classes - 2) + [1.0]] * 3, [0, 1, 2])
+    full.end_epoch()
+    uerm = UERM(torch.tensor([0, 1, 1]), **other)
+    with pytest.raises(RuntimeError, match=message):
+        uerm.load_state_dict(full.state_dict())
+    assert uerm.epoch == 0
+    assert not uerm.ledger.events()
+    assert not uerm.predictions.mean.any()
+
+
+def test_inside_a_larger_model_it_loads_what_is_its_own() -> None:
+    def new() -> torch.nn.ModuleDict:
+        return torch.nn.ModuleDict({"net": torch.nn.Linear(2, 2), "uerm": UERM([0, 1], 2)})
+
+    saved = new()
+    feed(saved["uerm"], [[9.0, 0.0]], [0])
+    saved["uerm"].end_epoch()
+    model = new()
+    model.load_state_dict(saved.state_dict())
+    assert model["uerm"].epoch == 1
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
+@pytest.mark.parametrize(
+    "options", [{"outcome": "soft"}, {"estimator": ("neighbours", "attention")}]
+)
+def test_it_keeps_its_precision_inside_a_model_of_another(convert: str, options: dict) -> None:
+    uerm = UERM(torch.arange(60) % 3, 3, warmup_epochs=0, feature_dim=4, **options)
+    expected = {name: value.dtype for name, value in uerm.state_dict().items()}
+    getattr(torch.nn.Sequential(uerm), convert)()
+    assert {name: value.dtype for name, value in uerm.state_dict().items()} == expected
+    dtype = getattr(torch.zeros(()), convert)().dtype
+    for _ in range(2):
+        uerm(torch.randn(60, 4, dtype=dtype), torch.randn(60, 3, dtype=dtype), torch.arange(60))
+        uerm.end_epoch()
+    assert uerm.weight.isfinite().all()
+    assert next(iter(uerm.to("meta").state_dict().values())).device.type == "meta"
+
+
+def test_an_epoch_ends_in_inference_mode_too() -> None:
+    def run(mode: bool) -> UERM:
+        uerm = UERM(torch.tensor([0, 1, 1]), 2, warmup_epochs=0, **FREE)
+        for _ in range(2):
+            feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+            with torch.inference_mode(mode):
+                uerm.end_epoch()
+                uerm.suggest()
+        uerm.load_state_dict(uerm.state_dict())
+        return uerm
+
+    assert run(True).ledger.events() == run(False).ledger.events() != []
+
+
+@pytest.mark.parametrize(
     ("message", "options"),
     [
         ("estimator: expected numbers from 0 to 1", {"estimator": lambda e: e.uncertainty + 2}),
+        (r"estimator: expected \(n,\), got float", {"estimator": lambda e: 0.5}),
+        ("policy: expected Proposals, got tuple", {"policy": lambda e: (e.current, e.uncertainty)}),
+        ("policy: expected Proposals, got NoneType", {"policy": lambda e: None}),
+        (r"policy: expected margin of shape \(n,\), got float",
+         {"policy": lambda e: Proposals(e.current, 0.5, 0.0, "mine")}),
+        (r"policy: expected one threshold, or thresholds of shape \(n,\) = \(2,\), got \(3,\)",
+         {"policy": lambda e: Proposals(e.current, e.uncertainty, torch.zeros(3), "mine")}),
         ("estimator: expected numbers from 0 to 1", {"estimator": lambda e: e.uncertainty * torch.nan}),
         ("policy: expected integer labels from 0 to 1",
          {"policy": lambda e: Proposals(e.current + 5, e.uncertainty, 0.0, "mine")}),
@@ -364,6 +458,16 @@ def test_a_policy_may_write_to_its_evidence() -> None:
     assert [(e.sample, e.old, e.new) for e in uerm.end_epoch()] == [(1, 1, 0)]
     assert uerm.predictions.mean.any()
     assert uerm.ledger.original().tolist() == [0, 1]
+
+
+def test_an_estimator_may_write_to_its_evidence() -> None:
+    def in_place(evidence: Evidence) -> Tensor:
+        return evidence.predictions.probabilities.mul_(0.5)[:, 0]
+
+    uerm = UERM(torch.tensor([0, 1]), 2, estimator=in_place, warmup_epochs=0)
+    feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
+    uerm.end_epoch()
+    torch.testing.assert_close(uerm.predictions.mean.sum(1), torch.ones(2))
 
 
 def test_features_of_another_width_are_refused_before_anything_is_counted() -> None:
@@ -468,6 +572,7 @@ def test_wrong_options_are_named(message: str, options: dict) -> None:
          (torch.zeros(3, 4), torch.zeros(2, 2), torch.tensor([0, 1]))),
         (r"ids: expected \(N,\) integers, got torch.float32",
          (torch.zeros(2, 4), torch.zeros(2, 2), torch.tensor([0.0, 1.0]))),
+        ("ids: expected a tensor, got list", (torch.zeros(2, 4), torch.zeros(2, 2), [0, 1])),
     ],
 )  # fmt: skip
 def test_wrong_batches_are_named(message: str, batch: tuple[Tensor, Tensor, Tensor]) -> None:

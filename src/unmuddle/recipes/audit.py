@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import safetensors.torch
@@ -39,7 +40,8 @@ class Suspect:
 def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     """The `limit` training labels that are most likely wrong, worst first.
 
-    Any run will do, one without UERM too: its predictions are recorded all the same. Labels that
+    Any run that has ended will do, one without UERM too: its predictions are recorded all the same,
+    at the end. One that was stopped will once it has looked at its training samples. Labels that
     somebody decided on before the run are left out.
 
     Args:
@@ -63,7 +65,7 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     given = training.labels
     likely = posterior(predictions, given, fit_noise(predictions, given, len(classes)))
     wrong, (confidence, rival) = 1 - likely.of(given), likely.rival(given)
-    suggested_labels = torch.where((seen > 0) & ~ledger.pinned(), rival, given)
+    suggested_labels = torch.where(seen & ~ledger.pinned(), rival, given)
     proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
 
     suspects: list[Suspect] = []
@@ -87,34 +89,41 @@ def _check_images(run: Path, data: LabeledImages) -> None:
     try:
         with (run / "samples.csv").open(newline="", encoding="utf-8") as file:
             names = [Path(row["source"]).name for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"--run {run}: no readable samples.csv: {error}") from error
     here = [Path(data.source(i)).name for i in range(len(data))]
-    differing = sum(a != b for a, b in zip(names, here, strict=False))
-    if len(names) == len(here) and differing:
+    differing = sum(a != b for a, b in zip_longest(names, here))
+    if differing:
         raise UsageError(
-            f"--run {run}: was trained on other images: {differing} of {len(here)} names differ"
+            f"--run {run}: was trained on other images: {len(names)}, here are {len(here)}; "
+            f"{differing} names differ"
         )
 
 
 def _read_state(
     run: Path, data: LabeledImages, num_classes: int
 ) -> tuple[Distribution, Tensor, LabelLedger]:
-    """Mean predictions, in how many epochs each sample was seen, the ledger when the run ended."""
+    """Mean predictions, whether each sample was seen, the ledger when the run ended."""
     path = run / "uerm.safetensors"
     try:
         state = safetensors.torch.load_file(path)
         mean, seen = state["predictions.mean"], state["predictions.seen"]
         given = state["ledger.original_labels"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
-    if mean.shape != (len(data), num_classes) or not torch.equal(given, data.labels):
-        raise UsageError(
-            f"--run {run}: was trained on other labels: {len(given)} of {mean.shape[1]} classes, "
-            f"not the {len(data)} of {num_classes} classes of this data set"
+        if not torch.equal(given, data.labels) or mean.shape != (len(data), num_classes):
+            raise UsageError(
+                f"--run {run}: was trained on other labels: {len(given)} of {mean.shape[1]} "
+                f"classes, not the {len(data)} of {num_classes} classes of this data set"
+            )
+        ledger = LabelLedger(given, num_classes)
+        ledger.load_state_dict(
+            {k.removeprefix("ledger."): v for k, v in state.items() if k.startswith("ledger.")}
         )
-    ledger = LabelLedger(given, num_classes)
-    ledger.load_state_dict(
-        {k.removeprefix("ledger."): v for k, v in state.items() if k.startswith("ledger.")}
-    )
-    return Distribution(mean), seen, ledger
+        was_seen = seen.view_as(given) > 0
+    except (OSError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
+    if not was_seen.any():
+        raise UsageError(
+            f"--run {run}: has not looked at a training sample yet; "
+            f"unmuddle train --resume {run} goes on"
+        )
+    return Distribution(mean), was_seen, ledger

@@ -125,8 +125,11 @@ class TrainConfig:
     def check(self) -> None:
         """Raise a UsageError that names the first value out of its range."""
         for field in fields(self):
-            if getattr(self, field.name) is None and field.default is not None:
+            value = getattr(self, field.name)
+            if value is None and field.default is not None:
                 raise UsageError(f"--{field.name}: expected a value, got null")
+            if isinstance(field.default, str) and not isinstance(value, str):
+                raise UsageError(f"--{field.name}: expected text, got {value!r}")
         self.chosen_parts()
         for name, least in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("workers", 0)):
             if getattr(self, name) < least:

@@ -58,8 +58,11 @@ def check_undecided(path: Path) -> None:
     """Raise a UsageError if the file is there and holds decisions, which must not be lost."""
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        decided = sum(bool(row.get("decision")) for row in csv.DictReader(file))
+    try:
+        rows = _read_rows(path)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; give another --out, or move it") from error
+    decided = sum(bool(row["decision"]) for _, row in rows)
     if decided:
         raise UsageError(f"{path}: holds {decided} decisions; give another --out, or move it")
 
@@ -73,42 +76,55 @@ def read_decisions(
         UsageError: not such a file, or not of this data; lists everything that does not fit.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            # Spreadsheets write what their country separates by.
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
-            found, rows = reader.fieldnames or (), list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"--labels {path}: not readable: {error}") from error
-    missing = [name for name in Row._fields if name not in found]
-    if missing:
-        raise UsageError(
-            f"--labels {path}: lacks the columns {', '.join(missing)}; "
-            f"its first row holds {', '.join(found) or 'nothing'}"
-        )
+        rows = _read_rows(path)
+    except ValueError as error:
+        raise UsageError(f"--labels {path}: {error}") from error
 
     problems, decided = Problems(), dict[int, int]()
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if row["decision"] == "":
             continue
         problem = _problem(row, data, classes)
         if problem:
             column, kind = problem
-            problems.add(kind, f"row {number}: {column} {row[column]!r}")
+            problems.add(kind, f"line {number}: {column} {row[column]!r}")
         else:
             sample = int(row["sample"])
             if sample in decided:
-                problems.add("decided twice", f"row {number}: sample {sample}")
+                problems.add("decided twice", f"line {number}: sample {sample}")
             chosen = row["suggested"] if row["decision"] == ACCEPT else row["label"]
             decided[sample] = classes.index(chosen)
     problems.raise_if_any(f"--labels {path}")
-    if not decided:
+    if rows and not decided:
         raise UsageError(f"--labels {path}: no row says accept or reject")
     return (
         torch.tensor(list(decided), dtype=torch.int64),
         torch.tensor(list(decided.values()), dtype=torch.int64),
     )
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
+    """Rows by column, each with the number of its line.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            # Spreadsheets write what their country separates by.
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+            found, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"not readable: {error}") from error
+    missing = [name for name in Row._fields if name not in found]
+    if missing:
+        raise ValueError(
+            f"lacks the columns {', '.join(missing)}; "
+            f"its first row holds {', '.join(found) or 'nothing'}"
+        )
+    return rows
 
 
 def _problem(
@@ -117,20 +133,17 @@ def _problem(
     """The column that does not fit, and why."""
     if None in row or None in row.values():
         return "sample", "row of another length than the header"
-    if not row["sample"].isdecimal() or int(row["sample"]) >= len(data):
+    own, number = "give the run's own --data, --noise and --seed", row["sample"]
+    if not number.isdecimal() or len(number) > 18 or int(number) >= len(data):
         return "sample", f"sample that is not a number below {len(data)}"
-    sample = int(row["sample"])
-    if not _is_same_file(row["source"], data.source(sample)):
-        return "source", "source that is another image in the data"
+    sample = int(number)
+    # By its name: the data may have moved.
+    if Path(row["source"]).name != Path(data.source(sample)).name:
+        return "source", f"source that is another image in the data; {own}"
     if row["label"] != classes[int(data.labels[sample])]:
-        return "label", "label that is another one here; give the run's own --noise and --seed"
+        return "label", f"label that is another one here; {own}"
     if row["suggested"] not in classes:
         return "suggested", f"suggested label that is none of {', '.join(classes)}"
     if row["decision"] not in (ACCEPT, REJECT):
         return "decision", f"decision that is none of {ACCEPT}, {REJECT} or nothing"
     return None
-
-
-def _is_same_file(one: str, other: str) -> bool:
-    """However the data set was named."""
-    return one == other or (one != "" and Path(one).resolve() == Path(other).resolve())

@@ -86,9 +86,11 @@ def read_config(run: Path, option: str = "--run") -> TrainConfig:
         raise UsageError(f"{option} {run}: {what}")
     try:
         config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        config.check()
+    except UsageError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UsageError(f"{option} {run}: config.yaml is not readable: {error}") from error
-    config.check()
     return config
 
 

@@ -80,7 +80,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     training = splits.train
     add_noise(training, splits.classes, config.noise, config.seed)
     decided = None
-    if config.labels is not None:
+    is_resumed = resume and run.checkpoint.exists()
+    if config.labels is not None and not is_resumed:  # or they are in the checkpoint
         decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
         console.print(f"--labels {config.labels}: {len(decided[0])} decisions", markup=False)
     votes = training.votes if config.targets == "votes" else None
@@ -138,7 +139,6 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         model, optimizer, schedule, *loaders
     )
     train_loader, known_loader, val_loader, test_loader = loaders
-    is_resumed = resume and run.checkpoint.exists()
     progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
 
     if is_first:
@@ -272,6 +272,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                 )
     except KeyboardInterrupt:
         status = "interrupted"
+        if run.checkpoint.exists():  # of the epoch that was under way nothing stays
+            progress = checkpoint.load(run.checkpoint)
         console.print(f"interrupted; unmuddle train --resume {run.path} goes on", markup=False)
 
     summary: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """`LedgerDataset`: a data set that also says which sample each item is."""
 
+import operator
 from collections.abc import Sized
 from typing import Any
 
@@ -41,7 +42,7 @@ class LedgerDataset(Dataset[tuple[Any, Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, Any, int]:
         """`(x, y, id)`; a negative index counts from the end, its id does not."""
-        index = range(self._length)[index]
+        index = range(self._length)[operator.index(index)]
         item: Any = self.dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             kind = f"{len(item)} of them" if isinstance(item, (tuple, list)) else type(item)

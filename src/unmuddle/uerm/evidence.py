@@ -56,6 +56,34 @@ class Distribution(NamedTuple):
         """
         return self.of(labels) - self.rival(labels)[0]
 
+    def rows(self, ids: Tensor) -> "Distribution":
+        """Those of samples `ids` `(m,)`."""
+        classes = None if self.classes is None else self.classes[ids]
+        return Distribution(self.probabilities[ids], classes)
+
+    def with_label(self, labels: Tensor, num_classes: int) -> "Distribution":
+        """The same, with each sample's label `(n,)` among its entries.
+
+        Where it is none of the k largest, it takes the place of the least of them, with an even
+        share of what these leave to all other classes, and no more than that entry had.
+
+        Examples:
+            >>> p = Distribution(torch.tensor([[0.6, 0.3]]), torch.tensor([[4, 1]]))
+            >>> p.with_label(torch.tensor([2]), num_classes=7)
+            Distribution(probabilities=tensor([[0.6000, 0.0200]]), classes=tensor([[4, 2]]))
+        """
+        if self.classes is None:
+            return self
+        p, k = self.probabilities.float(), self.classes.shape[1]
+        missing = ~(self.classes == labels[:, None]).any(1, keepdim=True)
+        least, entry = p.min(1, keepdim=True)
+        share = (1 - p.sum(1, keepdim=True)).clamp(min=0) / max(num_classes - k, 1)
+        label = labels[:, None].to(self.classes.dtype)
+        return Distribution(
+            torch.where(missing, p.scatter(1, entry, share.minimum(least)), p),
+            torch.where(missing, self.classes.scatter(1, entry, label), self.classes),
+        )
+
 
 class Evidence(NamedTuple):
     """What is known of n samples and K classes.

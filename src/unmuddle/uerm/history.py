@@ -1,7 +1,7 @@
 """Running means over epochs of a distribution for each of n samples.
 
 Within an epoch, sums are kept as integers: what order, batches or processes they were made in
-makes no difference to a single bit of them.
+makes no difference to a single bit of them, while they are whole.
 """
 
 from typing import NamedTuple
@@ -61,9 +61,10 @@ class DenseHistory(nn.Module):
 
 
 class TopKHistory(nn.Module):
-    """The k largest entries of each mean: `10 n k` bytes, for many classes.
+    """The k largest entries of each mean: 12 n k bytes, 10 n k with float16 means; for large K.
 
-    What falls out of the k largest is forgotten. `dtype` is that of the means.
+    What falls out of the k largest is forgotten, so the order in which a sample's predictions come
+    can matter. `dtype` is that of the means.
     """
 
     mean: Tensor

@@ -43,7 +43,8 @@ class AttentionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Importances `(N,)` of features `(N, D)`."""
-        return self.linear(features.detach())[:, 0].float().sigmoid()
+        features = features.detach().to(self.linear.weight.dtype)
+        return self.linear(features)[:, 0].float().sigmoid()
 
     @staticmethod
     def loss(importance: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

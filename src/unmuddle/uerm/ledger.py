@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import operator
 from collections.abc import Iterator
 from itertools import count
@@ -98,10 +99,11 @@ class LabelLedger(nn.Module):
             margin: `(m,)` by which the rule preferred the new label.
             threshold: `(m,)` or one number; the bound that the margin passed.
         """
-        if not rule or "\n" in rule or rule in BY_HAND:
+        if not isinstance(rule, str) or not rule or "\n" in rule or rule in BY_HAND:
             raise ValueError(f"rule: expected a name of one line, not of {BY_HAND}, got {rule!r}")
         self._append(ids, labels, _whole("epoch", epoch), rule, (uncertainty, margin, threshold))
 
+    @torch.inference_mode(False)
     def _append(
         self,
         ids: Tensor,
@@ -124,6 +126,11 @@ class LabelLedger(nn.Module):
             )
             for score in scores
         ]
+        for name, column in zip(("uncertainty", "margin", "threshold"), columns, strict=True):
+            if column.ndim and column.shape != ids.shape:
+                raise ValueError(
+                    f"{name}: expected shape (m,) = {tuple(ids.shape)}, got {tuple(column.shape)}"
+                )
         score_rows = torch.stack([column.expand(ids.shape) for column in columns], 1)
         names = self._rules()
         code = names.index(rule) if rule in names else len(names)
@@ -134,7 +141,8 @@ class LabelLedger(nn.Module):
             self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
         self.event_integers = torch.cat([self.event_integers, integers])
         self.event_scores = torch.cat([self.event_scores, score_rows])
-        self.current_labels[ids] = labels
+        # Not in place: a state dict taken before keeps labels that belong to its events.
+        self.current_labels = self.current_labels.index_copy(0, ids, labels)
 
     def decide(self, ids: Tensor, labels: Tensor) -> None:
         """Somebody has looked: samples `ids` `(m,)` have `labels` `(m,)`, changed or confirmed.
@@ -149,9 +157,10 @@ class LabelLedger(nn.Module):
     ) -> None:
         """Undo changes: of samples (back to their original labels), of one event, or of one epoch.
 
-        For an event or an epoch the samples return to the label they had before it. Every sample
-        named gets an event of rule "revert", in the epoch of the last event, also where its label
-        stays the same: somebody chose it, and `UERM` leaves it alone from then on.
+        For an event or an epoch the samples return to the label they had before it. Of an epoch
+        only what rules changed is undone, and no label that somebody chose since. Every sample
+        concerned gets an event of rule "revert", in the epoch of the last event, also where its
+        label stays the same: somebody chose it, and `UERM` leaves it alone from then on.
         """
         if sum(given is not None for given in (ids, event, epoch)) != 1:
             raise ValueError("revert: give exactly one of ids, event, epoch")
@@ -169,12 +178,9 @@ class LabelLedger(nn.Module):
 
     def pinned(self) -> Tensor:
         """`(n,)` True where a sample's last event is a revert or decision: somebody chose it."""
-        samples = self.event_integers[:, 0]
         by_hand = self.event_integers[:, 4] < len(BY_HAND)
-        last = torch.full_like(self.current_labels, -1)
-        last.scatter_reduce_(0, samples, torch.arange(len(samples), device=last.device), "amax")
         # Samples without an event look up the False put at the end.
-        return torch.cat([by_hand, by_hand.new_zeros(1)])[last]
+        return torch.cat([by_hand, by_hand.new_zeros(1)])[_last(self.event_integers, len(self))]
 
     def events(self, since: int = 0) -> list[Event]:
         """The events from number `since` on, oldest first."""
@@ -182,10 +188,7 @@ class LabelLedger(nn.Module):
 
     def replay(self) -> Tensor:
         """`(n,)` labels that the events make of the original ones; equals `labels()`."""
-        labels = self.original()
-        for sample, _, _, new, _ in self.event_integers.tolist():
-            labels[sample] = new
-        return labels
+        return _replayed(self.original_labels, self.event_integers)
 
     def to_csv(self, path: str | Path) -> None:
         """Write the events with a header row."""
@@ -195,10 +198,13 @@ class LabelLedger(nn.Module):
             writer.writerows(self._events())
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the events, one JSON object a line; an unknown score is null."""
+        """Write the events, one JSON object a line; an unknown or infinite score is null."""
         with Path(path).open("w", encoding="utf-8") as file:
             for event in self._events():
-                known = {k: None if v != v else v for k, v in event._asdict().items()}
+                known = {
+                    name: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for name, value in event._asdict().items()
+                }
                 file.write(json.dumps(known) + "\n")
 
     def flow(self) -> Tensor:
@@ -278,7 +284,9 @@ class LabelLedger(nn.Module):
 
     def _rows(self, event: int | None, epoch: int | None) -> Tensor:
         if event is None:
-            return self.event_integers[self.event_integers[:, 1] == _whole("epoch", epoch)]
+            samples, epochs, _, _, rules = self.event_integers.T
+            by_rule = (rules >= len(BY_HAND)) & ~self.pinned()[samples]
+            return self.event_integers[by_rule & (epochs == _whole("epoch", epoch))]
         event = _whole("event", event)
         if event >= len(self.event_integers):
             raise ValueError(
@@ -293,7 +301,11 @@ class LabelLedger(nn.Module):
         return ids
 
     def check_state(self, state_dict: dict[str, Any], prefix: str = "") -> None:
-        """Raise a RuntimeError if a saved state is not of this ledger's labels and classes."""
+        """Raise a RuntimeError if a saved state belongs to another ledger, or to other events.
+
+        Its original labels have to be those of this ledger, and its current ones what its events
+        make of them.
+        """
         name = prefix + "original_labels"
         saved, given = state_dict.get(name), self.original_labels
         if not isinstance(saved, Tensor) or saved.shape != given.shape:
@@ -306,9 +318,18 @@ class LabelLedger(nn.Module):
                 "this ledger was made with; is the data set in another order?"
             )
         current = state_dict.get(prefix + "current_labels")
-        if isinstance(current, Tensor) and bool((current >= self.num_classes).any()):
+        events = state_dict.get(prefix + "event_integers")
+        if not isinstance(current, Tensor) or not isinstance(events, Tensor):
+            raise RuntimeError(f"{prefix}current_labels, event_integers: expected tensors")
+        if bool((current >= self.num_classes).any()):
             raise RuntimeError(
                 f"{prefix}current_labels: a ledger of more than {self.num_classes} classes"
+            )
+        events = events.to(given)
+        inside = ((events[:, 0] >= 0) & (events[:, 0] < len(given))).all()
+        if not inside or not torch.equal(_replayed(given, events), current.to(given)):
+            raise RuntimeError(
+                f"{prefix}current_labels: not what the events make of the original labels"
             )
 
     def _load_from_state_dict(
@@ -333,10 +354,25 @@ def _integers(name: str, values: Tensor, stop: int) -> Tensor:
         raise ValueError(
             f"{name}: expected a vector of integers, got {values.dtype} {tuple(values.shape)}"
         )
+    values = values.to(torch.int64)
     outside = values[(values < 0) | (values >= stop)]
     if len(outside):
         raise ValueError(f"{name}: expected integers from 0 to {stop - 1}, got {int(outside[0])}")
-    return values.to(torch.int64)
+    return values
+
+
+def _last(events: Tensor, samples: int) -> Tensor:
+    """`(n,)` number of each sample's last event; -1 where it has none."""
+    number = torch.arange(len(events), device=events.device)
+    none = torch.full((samples,), -1, device=events.device)
+    return none.scatter_reduce(0, events[:, 0], number, "amax")
+
+
+def _replayed(original: Tensor, events: Tensor) -> Tensor:
+    """`(n,)` labels that the events make of the original ones."""
+    last = _last(events, len(original))
+    new = torch.cat([events[:, 3], events.new_zeros(1)])[last]
+    return torch.where(last >= 0, new, original)
 
 
 def _whole(name: str, value: Any) -> int:

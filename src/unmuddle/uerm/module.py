@@ -1,6 +1,6 @@
 """`UERM(nn.Module)`: watches predictions, proposes relabels once an epoch, records them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +25,10 @@ class UERMOutput(NamedTuple):
         labels: `(N,)` labels as they stand.
         targets: `(N, K)` distributions to train on: one-hot labels, softened for ambiguous samples
             with `outcome="soft"`.
-        weight: `(N,)` in [0, 1], for a weighted mean of the samples' losses; 1 during warm-up.
+        weight: `(N,)` in [0, 1], for a weighted mean of the samples' losses; 1 during warm-up and
+            for samples never seen before.
         uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it; 0 where somebody
-            chose the label.
+            had chosen the label, and for samples never seen.
         regularizer: scalar to add to the loss; trains the attention head only.
     """
 
@@ -42,9 +43,11 @@ class UERM(nn.Module):
     """Uncertainty-estimation-based relabeling module: owns the labels of n training samples.
 
     Every training batch adds its predictions to this epoch's mean of each sample; views of a sample
-    count alike, and a row that is not finite does not count. `end_epoch` folds that into a running
-    mean over epochs, `p <- momentum · p + (1 - momentum) · epoch's mean`, lets the policy decide on
-    the evidence, and records each change in `ledger`. In eval mode nothing is updated.
+    count alike, and a row with NaN or infinity does not count. `end_epoch` folds that into a
+    running mean over epochs, `p <- momentum · p + (1 - momentum) · epoch's mean`, lets the policy
+    decide on the evidence, and records each change in `ledger`. In eval mode nothing is updated.
+
+    Its state keeps its precision: `.half()`, `.bfloat16()` and `.double()` leave it as it is.
 
     In a distributed run the processes share their evidence in `end_epoch`, which all of them call,
     and have the same labels after it as one process would. Leave the module out of
@@ -186,6 +189,15 @@ class UERM(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("one_hot", torch.eye(num_classes, device=device), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UERM":
+        """Move to a device, as `nn.Module` does, but never to another dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(moved, recurse)
+
     def forward(
         self, features: Tensor, logits: Tensor, ids: Tensor, *, observe: bool = True
     ) -> UERMOutput:
@@ -203,8 +215,10 @@ class UERM(nn.Module):
         uncertainty = self.uncertainty[ids]
         targets = self.one_hot[labels]
         if self.outcome == "soft":
-            # Uncertainty is 0 during warm-up.
-            targets = targets.lerp(self.predictions.rows(ids), uncertainty[:, None])
+            # Uncertainty is 0 during warm-up. What a top-k history forgot counts for all alike.
+            mean = self.predictions.rows(ids)
+            mean = mean + (1 - mean.sum(1, keepdim=True)) / self.num_classes
+            targets = targets.lerp(mean, uncertainty[:, None])
 
         regularizer = uncertainty.new_zeros(())
         if self.attention is not None:
@@ -303,17 +317,19 @@ class UERM(nn.Module):
                 means[self.importance].probabilities[:, 0] if self.importance is not None else None
             ),
         )
-        return evidence._replace(uncertainty=self._estimate(evidence))
+        return evidence._replace(uncertainty=self._estimate(evidence, folded))
 
-    def _estimate(self, evidence: Evidence) -> Tensor:
-        found = _checked("estimator", "(n,)", self.estimator(evidence), evidence.current)
+    def _estimate(self, evidence: Evidence, folded: list[Folded]) -> Tensor:
+        found = _checked("estimator", "(n,)", self.estimator(evidence.copy()), evidence.current)
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise ValueError("estimator: expected numbers from 0 to 1, got others or NaN")
-        return found.detach().float()
+        return found.detach().float().masked_fill(folded[0].seen == 0, 0)
 
     def _proposals(self, evidence: Evidence, folded: list[Folded]) -> Proposals:
         """The policy's proposals within what may change."""
         proposals = self.policy(evidence.copy())
+        if not isinstance(proposals, Proposals):
+            raise ValueError(f"policy: expected Proposals, got {type(proposals).__name__}")
         labels = _checked("policy", "labels of shape (n,)", proposals.labels, evidence.current)
         margin = _checked("policy", "margin of shape (n,)", proposals.margin, evidence.current)
         if labels.dtype not in INTEGERS or bool(
@@ -322,6 +338,9 @@ class UERM(nn.Module):
             raise ValueError(f"policy: expected integer labels from 0 to {self.num_classes - 1}")
         if bool(margin.isnan().any()):
             raise ValueError("policy: expected numbers as margin, got NaN")
+        threshold = torch.as_tensor(proposals.threshold, device=labels.device)
+        if threshold.ndim:
+            _checked("policy", "one threshold, or thresholds of shape (n,)", threshold, labels)
         proposals = proposals._replace(margin=margin.float())
         free = (folded[0].seen > 0) & ~self.ledger.pinned()
         proposals = proposals._replace(labels=torch.where(free, labels, evidence.current))
@@ -335,7 +354,7 @@ class UERM(nn.Module):
         ids = (labels != evidence.current).nonzero()[:, 0]
         threshold = torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids]
         old = evidence.uncertainty[ids]
-        new = self._estimate(evidence._replace(current=labels))
+        new = self._estimate(evidence._replace(current=labels), folded)
         return ids, labels[ids], margin[ids], threshold, old, new, rule
 
     def _weights(self) -> Tensor:
@@ -350,19 +369,30 @@ class UERM(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # A state is loaded whole or not at all.
+        other_options = "was it saved by a UERM of other options?"
         self.ledger.check_state(state_dict, f"{prefix}ledger.")
-        for name, value in self.state_dict().items():
+        own = self.state_dict()
+        for name in state_dict:
+            if name.startswith(prefix) and name.removeprefix(prefix) not in own:
+                raise RuntimeError(f"{name}: expected no such tensor; {other_options}")
+        for name, value in own.items():
             saved = state_dict.get(prefix + name)
             grows = name.startswith("ledger.")
             if not isinstance(saved, Tensor) or (saved.shape != value.shape and not grows):
                 found = None if saved is None else tuple(saved.shape)
                 raise RuntimeError(
-                    f"{prefix}{name}: expected {tuple(value.shape)}, got {found}; "
-                    "was it saved by a UERM of other options?"
+                    f"{prefix}{name}: expected {tuple(value.shape)}, got {found}; {other_options}"
+                )
+            if name.endswith("classes") and bool((saved >= self.num_classes).any()):
+                raise RuntimeError(
+                    f"{prefix}{name}: of more than {self.num_classes} classes; {other_options}"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_batch(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
+        for name, given in (("features", features), ("logits", logits), ("ids", ids)):
+            if not isinstance(given, Tensor):
+                raise ValueError(f"{name}: expected a tensor, got {type(given).__name__}")
         if ids.ndim != 1 or ids.dtype not in INTEGERS:
             raise ValueError(f"ids: expected (N,) integers, got {ids.dtype} {tuple(ids.shape)}")
         n = len(ids)
@@ -383,11 +413,13 @@ class UERM(nn.Module):
         samples = len(self.ledger)
         # Checked on the device: the batch path never waits for the host.
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            ((ids >= 0) & (ids < samples)).all(), f"ids: expected 0 <= id < {samples}"
+            ((ids >= 0) & (ids.long() < samples)).all(), f"ids: expected 0 <= id < {samples}"
         )
 
 
 def _checked(name: str, expected: str, values: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name}: expected {expected}, got {type(values).__name__}")
     if values.shape != like.shape:
         raise ValueError(f"{name}: expected {expected} = ({len(like)},), got {tuple(values.shape)}")
     return values

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from unmuddle.uerm.evidence import Distribution
 
-FITTED = 16_384  # samples that a fit looks at, spread evenly over all
+FITTED = 16_384  # samples that a fit looks at, drawn from all
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
 
 
@@ -36,12 +36,14 @@ class NoiseModel(NamedTuple):
     bias: Tensor
 
 
+@torch.inference_mode(False)
 def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
     """The most likely noise model, given labels `(n,)` and what was predicted of their samples.
 
     With priors that matter for some hundred samples or less: ε around 0.1, β around 2, b around 0.
     Predictions of a model that has learned the labels by heart hide their noise; so does noise
-    that always takes one class for the same other one, when the predictions have taken it over.
+    that always takes one class for the same other one, when the predictions have taken it over, or
+    there are but two classes: b, a class that is met less often, says the same.
 
     Examples:
         >>> p, y = torch.eye(2)[torch.arange(1000) % 2], torch.arange(1000) % 2
@@ -49,12 +51,11 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
         >>> round(float(fit_noise(Distribution(p), y, 2).rate), 2)
         0.2
     """
-    step = -(-max(len(labels), 1) // FITTED)
-    classes, y = predictions.classes, labels[::step]
-    p = Distribution(
-        predictions.probabilities[::step], None if classes is None else classes[::step]
-    )
-    log_p, is_label = _log(p, torch.float64), _is_label(p, y, num_classes)
+    if len(labels) > FITTED:
+        drawn = _drawn(len(labels)).to(labels.device)
+        predictions, labels = predictions.rows(drawn), labels[drawn]
+    p = predictions.with_label(labels, num_classes)
+    log_p, is_label = _log(p, torch.float64), _is_label(p, labels, num_classes)
 
     logit = log_p.new_tensor(-2.2)  # of ε
     log_sharpness = log_p.new_tensor(0.7)
@@ -75,7 +76,7 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
         likelihood = (other + (1 - found.rate - other) * of_label).log().sum()
         prior = logsigmoid(logit) + 9 * logsigmoid(-logit)
         prior = prior - 2 * (log_sharpness - 0.7).square() - 0.5 * bias.square().sum()
-        value = -(likelihood + prior) / max(len(y), 1)
+        value = -(likelihood + prior) / max(len(labels), 1)
         value.backward()
         return value
 
@@ -96,10 +97,16 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
         tensor([[0.8448, 0.1552]])
     """
     num_classes = len(model.bias)
-    is_label = _is_label(predictions, labels, num_classes)
+    p = predictions.with_label(labels, num_classes)
+    is_label = _is_label(p, labels, num_classes)
     of_class = torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
-    joint = _q(_log(predictions, model.bias.dtype), predictions.classes, model) * of_class
-    return Distribution((joint / joint.sum(1, keepdim=True)).float(), predictions.classes)
+    joint = _q(_log(p, model.bias.dtype), p.classes, model) * of_class
+    return Distribution((joint / joint.sum(1, keepdim=True)).float(), p.classes)
+
+
+def _drawn(samples: int) -> Tensor:
+    """Ids that a fit looks at. By chance: data are often stored with their classes in turn."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:FITTED]
 
 
 def _log(p: Distribution, dtype: torch.dtype) -> Tensor:

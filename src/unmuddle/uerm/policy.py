@@ -53,7 +53,9 @@ def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1
     margin, rival = likely.rival(original)
     ordered = margin.sort(descending=True).values
     expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
-    sure = (expected >= precision) & (ordered > 0.5)
+    last_of_ties = torch.ones_like(ordered, dtype=torch.bool)
+    last_of_ties[:-1] = ordered[1:] < ordered[:-1]
+    sure = (expected >= precision) & (ordered > 0.5) & last_of_ties
     threshold = float(ordered[sure][-1]) if sure.any() else 1.0
 
     stays = (current != original) & (likely.of(current) > threshold - hysteresis)

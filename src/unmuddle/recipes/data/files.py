@@ -131,6 +131,8 @@ def _scaled(rgb: Image.Image, size: int) -> np.ndarray:
 def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> tuple[bytes, str | None]:
     """Digest and problem of a file; its image goes into `kept`."""
     try:
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            return b"", "name that is not UTF-8"
         if not path.is_file():
             return b"", "missing image"
         with Image.open(path) as image:

@@ -158,6 +158,7 @@ def used_run() -> None:
         (pickle_that_runs_code, ["--data", "digits", "--weights", "w.pt"], "more than tensors, which would run code of its own"),
         (weights_of_another_network, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: lacks"),
         (None, ["--resume", "nowhere"], "--resume nowhere: is not there"),
+        (None, ["--prese", "rafdb", "--data", "digits"], "unrecognized arguments: --prese"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_with_2_and_its_own_message(
@@ -326,7 +327,7 @@ def test_a_report_takes_no_other_pages_place(capsys: pytest.CaptureFixture[str])
     (write_run(Path("r")) / "report.html").write_bytes(b"\xff\xfe")
     for arguments in (["--out", "mine.html"], []):
         assert run(["report", "r", *arguments]) == 2
-        assert "exists and is not a report" in capsys.readouterr().err
+        assert "exists and is not a page of unmuddle" in capsys.readouterr().err
     assert Path("mine.html").read_text() == "<p>mine"
 
 

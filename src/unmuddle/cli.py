@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unmuddle: error: {plain(str(error))}", file=sys.stderr)
         return 2
 
+    sys.path.insert(0, "")  # a MODULE:CALLABLE of this folder, as for python -m
     commands = {
         "train": _train,
         "evaluate": _evaluate,
@@ -90,6 +91,7 @@ def _parser() -> Any:
             epilog=f"examples:\n{examples}",
             formatter_class=Help,
             exit_on_error=False,
+            allow_abbrev=False,
         )
 
     train = parser_of(
@@ -178,6 +180,7 @@ def _parser() -> Any:
         description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.",
         formatter_class=Help,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("train", train, help="train a classifier")
@@ -283,6 +286,14 @@ def _check_file(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: expected a file in a folder that is there")
 
 
+def _check_report(option: str, path: Path) -> None:
+    from unmuddle.recipes.errors import UsageError
+    from unmuddle.report import is_report
+
+    if path.exists() and not is_report(path):
+        raise UsageError(f"{option} {path}: exists and is not a page of unmuddle")
+
+
 def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     from unmuddle.recipes.audit import audit
     from unmuddle.recipes.decisions import check_undecided, write_rows
@@ -292,6 +303,7 @@ def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
     suspects = audit(data, run, limit)
     out = make_folder("--out", out or run / "audit")
     check_undecided(out / "suspects.csv")
+    _check_report("--out", out / "index.html")
     rows = [suspect.row for suspect in suspects]
     write_whole(out / "suspects.csv", lambda file: write_rows(file, rows))
     cards = [
@@ -338,7 +350,6 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
     from unmuddle.recipes.errors import UsageError
     from unmuddle.testing import check_loss
 
-    sys.path.insert(0, "")  # a module in this folder, as for python -m
     module, _, name = loss.partition(":")
     if not (module and name):
         raise UsageError(f"{loss}: expected MODULE:CALLABLE")
@@ -361,7 +372,7 @@ def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -
 
     from unmuddle.recipes.errors import UsageError
     from unmuddle.recipes.run_folder import write_whole
-    from unmuddle.report import comparison_table, is_report, read_runs, report_page
+    from unmuddle.report import comparison_table, read_runs, report_page
 
     if out is not None:
         _check_file("--out", out)
@@ -369,8 +380,7 @@ def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -
         out = runs[0] / "report.html"
     else:
         out = Path("report.html")
-    if out.exists() and not is_report(out):
-        raise UsageError(f"--out {out}: exists and is not a report")
+    _check_report("--out", out)
     try:
         read = read_runs(runs)
         page = report_page(read)

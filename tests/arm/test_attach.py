@@ -182,6 +182,8 @@ def test_a_checkpoint_of_the_authors_gives_what_their_code_gives(prefix: str) ->
         torch.testing.assert_close(model.eval()(images), theirs.eval()(images))
     with pytest.raises(ValueError, match=r"state: expected a tensor 'arm.de_albino.weight', got"):
         from_authors({"conv1.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"'arm.alpha', got .*; give the state dict itself"):
+        from_authors({n: value for n, value in state.items() if not n.endswith("arm.alpha")})
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def test_wrong_input_is_named() -> None:
         erosion(blur("zeros"), [])
     with pytest.raises(ValueError, match=r"expected a feature map \(N, C, h, w\), got \(2, 16\)"):
         erosion(nn.Flatten(), [torch.zeros(2, 1, 4, 4)])
+    sizes = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1)]  # which would broadcast
+    with pytest.raises(ValueError, match=r"images of one size, got maps of \(4, 4\) and \(1, 1\)"):
+        erosion(blur("zeros"), sizes)
     with pytest.raises(ValueError, match=r"batches of images \(N, C, H, W\), got \(1, 4, 4\)"):
         erosion(blur("zeros"), torch.zeros(2, 1, 4, 4))
     with pytest.raises(ValueError, match="batches of images .* got dict"):

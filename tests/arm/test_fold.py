@@ -73,6 +73,13 @@ def test_another_shape_is_refused_and_an_empty_batch_is_not() -> None:
             folded(torch.zeros(shape))
 
 
+def test_what_is_frozen_stays_frozen() -> None:
+    arm = ARM(6, (4, 4))
+    arm(torch.randn(8, 6, 4, 4))
+    assert all(p.requires_grad for p in fold_arm(arm).parameters())
+    assert not any(p.requires_grad for p in fold_arm(arm.requires_grad_(False)).parameters())
+
+
 def test_half_precision_stays() -> None:
     arm = trained(64, (4, 4)).to(torch.bfloat16)
     folded = fold_arm(arm)

@@ -333,6 +333,28 @@ def test_images_that_occur_twice_are_found_within_and_across_splits(tmp_path: Pa
     assert find_duplicates(load_data("digits")) == []
 
 
+def test_a_list_of_numbers_is_refused_where_numbers_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "noise.txt"
+    path.write_text("a b.png 2\n")
+    data = LabeledImages(
+        torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        torch.tensor([0, 1]),
+        sources=["a b.png", "c.png"],
+    )
+    with pytest.raises(UsageError, match="other numbers as names: 1, 10, 2; give a CSV"):
+        add_noise(data, ("1", "10", "2"), f"file:{path}", seed=0)
+    add_noise(data, ("calm", "glad"), f"file:{path}", seed=0)
+    assert data.labels.tolist() == [1, 1]
+
+
+def test_a_face_in_two_classes_is_told(tmp_path: Path) -> None:
+    root = make_rafdb_folders(tmp_path)
+    face = next((root / "train" / "1").iterdir())
+    (root / "train" / "2" / face.name).write_bytes(face.read_bytes())
+    with pytest.raises(UsageError, match="image in two classes: 1"):
+        load_data(f"rafdb:{root}")
+
+
 def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     make_folder(tmp_path)
     name = os.fsdecode(b"caf\xe9.png")
@@ -538,6 +560,6 @@ def test_wrong_lists_of_noise_are_told_whole(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         add_noise(splits.train, splits.classes, f"file:{path}", seed=0)
     text = str(caught.value)
-    assert "anger, neutral: 2\n    row 1: 8\n    row 5: \n" in text
+    assert "anger, neutral: 2\n    row 1: 8\n    row 5: alone\n" in text
     assert "image listed twice: 2" in text
     assert torch.equal(splits.train.labels, before)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from processes import FORKS
 from unmuddle.cli import main
+from unmuddle.recipes.checkpoint import Checkpoint
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.data.noise import add_noise
@@ -150,11 +151,79 @@ def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["relabeling"]["changed"]) == ("interrupted", 1)
     assert len((run / "ledger.csv").read_text().splitlines()) == 2
+    assert len((run / "relabeled.csv").read_text().splitlines()) == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
 
     labels.unlink()
     train(config, Console(quiet=True), resume=True)
     assert json.loads((run / "summary.json").read_text())["relabeling"]["changed"] > 1
     assert ",decide\n" in (run / "ledger.csv").read_text()
+
+
+def test_interrupted_in_the_middle_of_an_epochs_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    epochs, save = itertools.count(1), Checkpoint.save
+
+    def interrupted(self: Checkpoint, *args: object) -> None:
+        if next(epochs) == 3:  # the other files of the epoch are there
+            raise KeyboardInterrupt
+        save(self, *args)
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    config = dataclasses.replace(
+        QUICK, out=str(run), relabel_policy="scn_all", relabel_evidence="batches"
+    )
+    train(config, Console(quiet=True))
+    summary = json.loads((run / "summary.json").read_text())
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    changed = {e.split(",")[1] for e in (run / "ledger.csv").read_text().splitlines()[1:]}
+    assert 0 < summary["relabeling"]["changed"] <= len(changed)
+    assert "test" not in summary
+    entries = [json.loads(e) for e in (run / "metrics.jsonl").read_text().splitlines()]
+    assert summary["val_accuracy"] == entries[summary["best_epoch"] - 1]["val_accuracy"]
+
+
+def test_interrupted_after_the_test_it_was_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmuddle.recipes.train.snapshot", interrupted)
+    train(dataclasses.replace(QUICK, epochs=1, out=str(tmp_path / "run")), Console(quiet=True))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert not {"test", "test_last_epoch"} & summary.keys()
+
+
+def test_images_that_were_exchanged_are_refused(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    samples = run / "samples.csv"
+    samples.write_text(samples.read_text().replace("\n0,,", "\n0,another.png,"))
+    with pytest.raises(UsageError, match=r"--resume .*: was trained on other images: .* 1 names"):
+        train(dataclasses.replace(QUICK, out=str(run)), resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    one, two = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    for each in (one, two):
+        each.check_free()
+    one.claim()
+    with pytest.raises(UsageError, match="another run has just taken it"):
+        two.claim()
+    three = RunFolder(tmp_path / "run")
+    three.check_free()
+    three.claim()  # it is empty
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_named(text: str, tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    (run / "summary.json").write_text(text)
+    with pytest.raises(UsageError, match="summary.json: is not readable"):
+        train(dataclasses.replace(QUICK, out=str(run)), resume=True)
 
 
 def given(sample: int) -> tuple[str, str]:

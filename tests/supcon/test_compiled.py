@@ -48,6 +48,20 @@ def test_one_graph_gives_what_eager_gives(case: str, n: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_features_laid_out_by_columns_compile() -> None:
+    features, labels = torch.randn(8, 24).T, torch.arange(24) % 3
+
+    def loss(x: Tensor) -> Tensor:
+        return supcon_loss(x, labels)
+
+    compiled = torch.compile(loss, fullgraph=True)
+    for got, expected in zip(
+        value_and_gradient(compiled, features), value_and_gradient(loss, features), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_one_dynamic_graph_serves_every_batch_size() -> None:
     compilations = 0
 

@@ -150,6 +150,26 @@ def test_tiled_says_that_it_has_no_second_derivative(n: int, reduction: str, wrt
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
+def test_key_labels_of_any_type_are_their_numbers(dtype: torch.dtype) -> None:
+    features, labels, keys = torch.randn(6, 4), torch.arange(6) % 3, torch.randn(4, 4)
+    key_labels = torch.tensor([156, 0, 1, 2])  # as uint8, -100 is 156
+    expected = supcon_loss(features, labels, keys=keys, key_labels=key_labels)
+    typed = supcon_loss(features, labels, keys=keys, key_labels=key_labels.to(dtype))
+    given = supcon_loss(features, labels, keys=keys.numpy(), key_labels=key_labels.numpy())
+    assert typed == given == expected
+
+
+@both_impls
+def test_no_anchor_with_a_mask_and_keys(impl: str) -> None:
+    features = torch.zeros(0, 4, requires_grad=True)
+    mask, keys = torch.zeros(0, 0), torch.randn(3, 4)
+    loss = supcon_loss(features, mask=mask, keys=keys, impl=impl)
+    loss.backward()
+    assert loss == 0
+    assert features.grad is not None
+
+
 @both_impls
 def test_labels_of_any_type_meet_key_labels_of_another(impl: str) -> None:
     x, keys = torch.randn(4, 3), torch.randn(2, 3)

@@ -96,6 +96,26 @@ def test_wrong_input_leaves_the_queue_as_it_was(message: str, features, labels) 
     assert all(torch.equal(before[k], v) for k, v in queue.state_dict().items())
 
 
+def test_a_state_that_does_not_fit_is_refused_whole() -> None:
+    saved = FeatureQueue(size=4, dim=2)
+    saved.enqueue(torch.ones(2, 2), torch.tensor([1, 2]))
+    for message, queue in (
+        (r"features: expected \(4, 3\), got \(4, 2\)", FeatureQueue(size=4, dim=3)),
+        (r"labels: expected \(4, 5\), got \(4,\)", FeatureQueue(4, 2, num_classes=5)),
+        ("ignored: saved with ignore_index=-100, not -1", FeatureQueue(4, 2, ignore_index=-1)),
+    ):
+        before = {k: v.clone() for k, v in queue.state_dict().items()}
+        with pytest.raises(RuntimeError, match=message):
+            queue.load_state_dict(saved.state_dict())
+        assert all(torch.equal(before[k], v) for k, v in queue.state_dict().items())
+
+
+def test_soft_labels_leave_no_room_for_0_as_ignored() -> None:
+    with pytest.raises(ValueError, match="ignore_index: with soft labels 0 means membership in no"):
+        FeatureQueue(4, 2, num_classes=3, ignore_index=0)
+    FeatureQueue(4, 2, ignore_index=0)
+
+
 def test_wrong_size_is_named() -> None:
     with pytest.raises(ValueError, match="size: expected a positive integer, got 0"):
         FeatureQueue(size=0, dim=2)

@@ -388,6 +388,13 @@ def shared_weights(features, labels, weight=None):
     return supcon(features, labels, weight=None if weight is None else weight**2)
 
 
+@mutant("one mean over all pairs of positives, not over anchors")
+def mean_over_anchors(features, labels):
+    losses = supcon(features, labels, reduction="none")
+    positives = (labels[:, None] == labels).sum(1) - 1
+    return (losses * positives).sum() / positives.sum().clamp(min=1)
+
+
 @mutant("weights are not looked at")
 def zero_weight(features, labels, weight=None, reduction="mean"):
     return supcon(features, labels, reduction=reduction)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import mutants
 from mutants import MUTANTS
@@ -22,6 +23,7 @@ from unmuddle.testing import (
     Result,
     check_loss,
     law,
+    measured,
     parametrize_with_laws,
     try_law,
 )
@@ -93,6 +95,42 @@ def test_a_loss_may_say_that_it_has_no_value_for_a_batch() -> None:
         return mutants.supcon(features, labels)
 
     check_loss(careful).raise_if_failed()
+
+
+def test_a_loss_of_some_batches_only_is_judged_as_any_other() -> None:
+    def biased(features, labels):
+        if features.shape[1] != 5:
+            raise NotApplicable
+        return cross_entropy(features, labels) + features[0].logsumexp(0)
+
+    (result,) = check_loss(biased, kinds=["logits"], laws=["permutation"]).results
+    assert result.status == "failed"
+
+
+def test_options_mean_nothing_but_for_a_contrastive_loss() -> None:
+    def loss(features, labels, views=2, soft=False, logits=False, linear=True, module=None):
+        return mutants.supcon(features, labels)
+
+    assert Loss(loss).traits == {"pairwise", "supervised"}
+    assert Loss(loss, ["contrastive"]).traits == {"contrastive"}
+
+
+def test_a_law_may_measure_what_it_likes() -> None:
+    @law("pairwise")
+    def four_times(loss, batch):
+        """Four times is four times."""
+        measured(loss, lambda x, y: loss.value(x, y), batch.features, batch.labels)
+        four = measured(loss, lambda x, y: 4 * loss.value(x, y), batch.features, batch.labels)
+        return Finding(4 * loss.value(batch.features, batch.labels), "==", *four)
+
+    check_loss(mutants.supcon, laws=[four_times]).raise_if_failed()
+
+
+def test_a_profile_that_is_given_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMUDDLE_HYPOTHESIS_PROFILE", "no such")
+    check_loss(never, profile="fast", laws=["permutation"])
+    (result,) = check_loss(picky, profile="fast", laws=["finite_value"]).results
+    assert result.status == "failed"
 
 
 def test_where_a_loss_is_nan_only_the_law_about_that_is_broken() -> None:

@@ -126,13 +126,14 @@ def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: the `state_dict` saved by their code.
 
     Raises:
-        ValueError: it holds no `arm.de_albino.weight`.
+        ValueError: it holds no `arm.de_albino.weight` or `arm.alpha`.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "arm.de_albino.weight" not in state:
-        raise ValueError(
-            "state: expected a tensor 'arm.de_albino.weight', got " + str([*state][:5])
-        )
+    for name in ("arm.de_albino.weight", "arm.alpha"):
+        if name not in state:
+            raise ValueError(
+                f"state: expected a tensor {name!r}, got {[*state][:5]}; give the state dict itself"
+            )
     parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     heads = {f"features.{i}.": f"features.model.{part}." for i, part in enumerate(parts)}
     heads |= {"fc.": "classifier."}

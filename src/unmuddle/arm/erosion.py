@@ -39,8 +39,8 @@ def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
         loader: batches of images, or tuples whose first element they are.
 
     Raises:
-        ValueError: no batch, something else than images in it, or what the network gives is no map
-            or is zero everywhere.
+        ValueError: no batch, something else than images of one size in it, or what the network
+            gives is no map or is zero everywhere.
 
     Examples:
         >>> blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
@@ -62,6 +62,11 @@ def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
                 raise ValueError(
                     f"model: expected a feature map (N, C, h, w), got {tuple(x.shape)}; "
                     "find_features(model) cuts a network behind its last one"
+                )
+            if samples and x.shape[2:] != total.shape:
+                raise ValueError(
+                    f"loader: expected images of one size, got maps of {tuple(total.shape)} and "
+                    f"{tuple(x.shape[2:])}"
                 )
             total = total + x.double().square().mean(1).sum(0).cpu()
             samples += len(x)

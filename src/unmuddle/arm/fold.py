@@ -113,7 +113,7 @@ def _fold(arm: ARM, name: str) -> FoldedARM:
         scale = scale.new_ones(1, 1)
     folded = FoldedARM(scale, kernel, offset.clone(), arm.input_size)
     _check_agreement(exact, folded, name)
-    return folded.to(arm.weight).eval()
+    return folded.to(arm.weight).eval().requires_grad_(arm.weight.requires_grad)
 
 
 def _check_agreement(arm: ARM, folded: FoldedARM, name: str) -> None:

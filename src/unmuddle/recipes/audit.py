@@ -1,8 +1,6 @@
 """Rank the labels of a data set that a run's predictions contradict."""
 
-import csv
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import safetensors.torch
@@ -14,7 +12,7 @@ from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.decisions import Row
 from unmuddle.recipes.errors import UsageError
-from unmuddle.recipes.run_folder import read_config
+from unmuddle.recipes.run_folder import check_images, read_config
 from unmuddle.uerm import Distribution, LabelLedger, Proposals, fit_noise, posterior
 
 
@@ -58,7 +56,7 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     splits = load_data(data or config.data, image_size=config.image_size, seed=config.seed)
     training, classes = splits.train, splits.classes
     add_noise(training, classes, config.noise, config.seed)
-    _check_images(run, training)
+    check_images("--run", run, training)
     predictions, seen, ledger = _read_state(run, training, len(classes))
     now = ledger.labels()
 
@@ -82,22 +80,6 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
             Suspect(row, float(wrong[i]), float(confidence[i]), why, training.images[i])
         )
     return suspects
-
-
-def _check_images(run: Path, data: LabeledImages) -> None:
-    """The images have to be those of the run, wherever they are now."""
-    try:
-        with (run / "samples.csv").open(newline="", encoding="utf-8") as file:
-            names = [Path(row["source"]).name for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UsageError(f"--run {run}: no readable samples.csv: {error}") from error
-    here = [Path(data.source(i)).name for i in range(len(data))]
-    differing = sum(a != b for a, b in zip_longest(names, here))
-    if differing:
-        raise UsageError(
-            f"--run {run}: was trained on other images: {len(names)}, here are {len(here)}; "
-            f"{differing} names differ"
-        )
 
 
 def _read_state(

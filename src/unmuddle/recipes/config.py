@@ -1,7 +1,6 @@
 """Everything that `unmuddle train` can be told."""
 
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -158,7 +157,5 @@ class TrainConfig:
                 )
         if not 0 <= self.average < 1:
             raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
-        if self.tracker == "tensorboard" and find_spec("tensorboard") is None:
-            raise UsageError("--tracker tensorboard: is not installed: pip install tensorboard")
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def read_config(run: Path, option: str = "--run") -> TrainConfig:
     return config
 
 
+def check_images(option: str, run: Path, data: LabeledImages) -> None:
+    """Raise a UsageError unless the images have the names of a run's, wherever they are now."""
+    try:
+        with (run / "samples.csv").open(newline="", encoding="utf-8") as file:
+            names = [Path(row["source"]).name for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UsageError(f"{option} {run}: no readable samples.csv: {error}") from error
+    here = [Path(data.source(i)).name for i in range(len(data))]
+    differing = sum(a != b for a, b in zip_longest(names, here))
+    if differing:
+        raise UsageError(
+            f"{option} {run}: was trained on other images: {len(names)}, here are {len(here)}; "
+            f"{differing} names differ"
+        )
+
+
 def check_ended(run: Path) -> None:
     """Raise a UsageError if a run was stopped before it could say how it ended."""
     if not (run / "summary.json").exists():
@@ -107,10 +124,12 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
         self.metrics: list[str] = []
+        self._was_there = False
 
     def check_free(self) -> None:
         """Raise a UsageError if the path holds something already."""
         path = self.path
+        self._was_there = path.is_dir()
         if path.is_dir():
             # A run that was killed while it wrote its first file left nothing else.
             used = any(not entry.name.startswith(_PARTIAL) for entry in path.iterdir())
@@ -119,6 +138,19 @@ class RunFolder:
         if used:
             hint = "; --resume goes on with a run" if (path / "config.yaml").exists() else ""
             raise UsageError(f"--out {path}: exists and is not an empty folder{hint}")
+
+    def claim(self) -> None:
+        """Make the folder of a new run, once nothing can be wrong any more.
+
+        Raises:
+            UsageError: it cannot be made, or another run has taken it in the meantime.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=self._was_there)
+        except FileExistsError as error:
+            raise UsageError(f"--out {self.path}: another run has just taken it") from error
+        except OSError as error:
+            raise UsageError(f"--out {self.path}: cannot be made: {error.strerror}") from error
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder, holding the config.
@@ -132,10 +164,11 @@ class RunFolder:
 
     def status(self) -> str | None:
         """How the run ended, if it has."""
+        path = self.path / "summary.json"
         try:
-            return json.loads((self.path / "summary.json").read_text())["status"]
-        except FileNotFoundError:
-            return None
+            return json.loads(path.read_text())["status"] if path.exists() else None
+        except (ValueError, LookupError, TypeError) as error:
+            raise UsageError(f"{path}: is not readable: {error!r}") from error
 
     def rewind(self, epoch: int) -> None:
         """Forget what came after an epoch."""

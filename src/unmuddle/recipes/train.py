@@ -4,6 +4,7 @@ import math
 import time
 from datetime import datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from unmuddle.recipes.loaders import Use, ordered_loader, seed_for, training_loa
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.processes import average_gradients, check_shares, reduced, synchronize_norms
-from unmuddle.recipes.run_folder import RunFolder, write_whole
+from unmuddle.recipes.run_folder import RunFolder, check_images, write_whole
 from unmuddle.recipes.sample_sheet import sample_sheet
 from unmuddle.recipes.snapshot import snapshot
 from unmuddle.supcon import SupConLoss
@@ -65,6 +66,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         run.check_free()
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
+    if config.tracker == "tensorboard" and find_spec("tensorboard") is None:
+        raise UsageError("--tracker tensorboard: is not installed: pip install tensorboard")
     accelerator = _accelerator(config, run.path)
     is_first = accelerator.is_main_process
     console = (console or Console(emoji=False)) if is_first else Console(quiet=True)
@@ -81,6 +84,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     add_noise(training, splits.classes, config.noise, config.seed)
     decided = None
     is_resumed = resume and run.checkpoint.exists()
+    if is_resumed:
+        check_images("--resume", run.path, training)
     if config.labels is not None and not is_resumed:  # or they are in the checkpoint
         decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
         console.print(f"--labels {config.labels}: {len(decided[0])} decisions", markup=False)
@@ -142,6 +147,8 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
 
     if is_first:
+        if not resume:
+            run.claim()
         run.create(recorded)
         run.rewind(progress.epoch)
         sheet = sample_sheet(training, training.labels, splits.classes)
@@ -272,8 +279,12 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                 )
     except KeyboardInterrupt:
         status = "interrupted"
-        if run.checkpoint.exists():  # of the epoch that was under way nothing stays
+        tests.clear()
+        if is_first and run.checkpoint.exists():  # of the epoch that was under way nothing stays
             progress = checkpoint.load(run.checkpoint)
+            run.rewind(progress.epoch)
+            run.save_weights(progress.best)
+            run.save_relabeling(uerm, training, splits.classes)
         console.print(f"interrupted; unmuddle train --resume {run.path} goes on", markup=False)
 
     summary: dict[str, Any] = {
@@ -330,7 +341,7 @@ def _run_path(config: TrainConfig) -> Path:
     if config.out is not None:
         return user_path("--out", config.out)
     data = config.data.partition(":")[0]
-    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return Path("runs") / f"{data}-{config.parts.replace(',', '-')}-{moment}"
 
 

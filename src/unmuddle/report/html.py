@@ -23,7 +23,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a report, which another one may take the place of."""
+    """Whether a file is a page of ours, which another one may take the place of."""
     try:
         with path.open(encoding="utf-8") as file:
             return f'content="{GENERATOR}"' in file.read(1000)

@@ -74,13 +74,16 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Plot]:
 def _section(run: RunFiles) -> dict[str, Any]:
     samples = read_samples(run.path)
     classes: list[str] = run.summary["classes"]
-    return {
-        "name": run.name,
-        "summary": run.summary,
-        "plots": list(_plots(run, samples, classes)),
-        "relabels": list(_relabels(samples, classes)),
-        "changed": len(samples.changes),
-    }
+    try:
+        return {
+            "name": run.name,
+            "summary": run.summary,
+            "plots": list(_plots(run, samples, classes)),
+            "relabels": list(_relabels(samples, classes)),
+            "changed": len(samples.changes),
+        }
+    except (LookupError, ValueError, TypeError) as error:
+        raise ValueError(f"{run.path}: its files do not fit one another: {error!r}") from error
 
 
 def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[Plot]:

@@ -110,11 +110,16 @@ def _read_figures(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with _reading(path / "summary.json"):
         summary = json.loads((path / "summary.json").read_text())
         _check(summary, _SUMMARY)
+        if not isinstance(summary["seconds"], int | float):
+            raise ValueError(f"seconds: expected a number, got {summary['seconds']!r}")
     with _reading(path / "metrics.jsonl"):
         lines = (path / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
         for entry in metrics:
             _check(entry, _METRICS)
+        best, epochs = summary["best_epoch"], [entry["epoch"] for entry in metrics]
+        if epochs and best and best not in epochs:
+            raise ValueError(f"lacks the selected epoch, {best}")
     return metrics, summary
 
 

@@ -53,6 +53,8 @@ class Batch(NamedTuple):
             if key_labels is not None:
                 key_labels = torch.as_tensor(key_labels, device=device).detach()
             _check_keys(features, labels, keys, key_labels)
+            if key_labels is not None and key_labels.ndim == 1:
+                key_labels = key_labels.long()  # or ignore_index would not fit
         elif key_labels is not None:
             raise ValueError("key_labels: given without keys")
         return Batch(features, labels, mask, weight, keys, key_labels)

@@ -178,7 +178,7 @@ def supcon_loss(
         counts_zeros=no_positive == "zero",
         is_mean=reduction == "mean",
     )
-    keys_need_gradient = keys is not None and keys.requires_grad
+    keys_need_gradient = batch.keys is not None and batch.keys.requires_grad
     with outside_autocast(features) if autocast else nullcontext():
         if reduction != "none" and backend != "reference":
             loss = autograd.weighted_sum(

@@ -68,7 +68,8 @@ def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 @supcon_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(arguments[5]), torch.empty_like(arguments[9])
+    dx = torch.empty_like(arguments[5], memory_format=torch.contiguous_format)
+    return dx, torch.empty_like(arguments[9])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -193,7 +193,7 @@ def find_positives(
 ) -> Positives:
     """From `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask with N = B * V."""
     if mask is not None:
-        return SampleMask(mask.to(z), anchors // max(len(mask), 1), len(z))
+        return SampleMask(mask.to(z), anchors // len(mask) if len(mask) else 1, len(z))
     assert labels is not None
     if labels.ndim == 1:
         return Classes(labels, included, anchors, z.dtype)

@@ -1,5 +1,7 @@
 """`FeatureQueue`: embeddings of past batches as more keys to contrast with."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ class FeatureQueue(nn.Module):
         size: M, how many embeddings are kept.
         dim: D.
         num_classes: C for `(B, C)` soft labels; None for integer ones (or none).
-        ignore_index: that of the loss.
+        ignore_index: that of the loss; not 0 with soft labels, where a row of zeros is a member of
+            no class and takes part.
         gather: take the embeddings of all processes, in rank order, so that every process holds the
             same queue, as the loss with `gather=True` needs it.
 
@@ -51,6 +54,8 @@ class FeatureQueue(nn.Module):
         for name, value in (("size", size), ("dim", dim), ("num_classes", num_classes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
+        if num_classes is not None and ignore_index == 0:
+            raise ValueError("ignore_index: with soft labels 0 means membership in no class")
         self.ignore_index = ignore_index
         self.gather = gather
         self.register_buffer("features", torch.zeros(size, dim))
@@ -60,6 +65,7 @@ class FeatureQueue(nn.Module):
             labels = torch.full((size, num_classes), float(ignore_index))
         self.register_buffer("labels", labels)
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ignored", torch.tensor(ignore_index))  # what a state was saved with
 
     def keys(self) -> tuple[Tensor, Tensor]:
         """`(M, D)` embeddings and their `(M,)` or `(M, C)` labels; copies, safe to keep."""
@@ -98,9 +104,23 @@ class FeatureQueue(nn.Module):
 
     def _unlabelled(self) -> int:
         """A label that nobody shares: a class without samples, or membership in no class."""
-        if self.labels.ndim == 1:
-            return torch.iinfo(self.labels.dtype).min
-        return 0 if self.ignore_index != 0 else 1
+        return torch.iinfo(self.labels.dtype).min if self.labels.ndim == 1 else 0
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # A state is loaded whole or not at all.
+        for name, value in self.state_dict().items():
+            saved = state_dict.get(prefix + name)
+            if not isinstance(saved, Tensor) or saved.shape != value.shape:
+                found = None if saved is None else tuple(saved.shape)
+                raise RuntimeError(f"{prefix}{name}: expected {tuple(value.shape)}, got {found}")
+        saved = int(state_dict[f"{prefix}ignored"])
+        if saved != self.ignore_index:
+            raise RuntimeError(
+                f"{prefix}ignored: saved with ignore_index={saved}, not {self.ignore_index}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""

@@ -10,9 +10,9 @@ from unmuddle.testing.check import (
 )
 from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
-from unmuddle.testing.law import Finding, Law, NotApplicable, law, measured
+from unmuddle.testing.law import Finding, Law, law, measured
 from unmuddle.testing.laws import LAWS
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.loss import Loss, NotApplicable
 from unmuddle.testing.tolerance import (
     assert_gradient_within_budget,
     assert_within_budget,

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.law import Law, LawError, NotApplicable
+from unmuddle.testing.law import Law, LawError
 from unmuddle.testing.laws import LAWS
-from unmuddle.testing.loss import PROBES, Kind, Loss
+from unmuddle.testing.loss import PROBES, Kind, Loss, NotApplicable
 
 Status = Literal["passed", "failed", "not applicable"]
 

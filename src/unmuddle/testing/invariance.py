@@ -80,8 +80,10 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(x), generator=generator).to(x.device)
         half = len(x) // 2
-        # Mates unlike any that were there: the other half, turned over and three times as far out.
-        strange = torch.cat([x[:half], -3 * x[half:]])
+        # Mates unlike any that were there: the other half, turned over and three times as far out;
+        # ids cannot be, so one of them again and again.
+        far = -3 * x[half:] if x.is_floating_point() else x[-1:].expand_as(x[half:])
+        strange = torch.cat([x[:half], far])
         return BatchInvariance(
             alone=change(x.split(1), together),
             size=_largest(change(x.split(size), together) for size in (2, 3)),

@@ -63,7 +63,7 @@ def _draw(look: Callable[[Batch], None], wanted: int) -> None:
 
     @seed(0)
     @settings(
-        strategies.profile(),
+        strategies.profile("fast"),  # but for the number
         max_examples=SPARE * wanted,
         phases=(Phase.generate, Phase.shrink),
         report_multiple_bugs=False,

@@ -111,10 +111,15 @@ def _read_csv(path: Path) -> _Rows:
 
 def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
     name_of = {str(number): name for number, name in enumerate(classes, start=1)}
+    if any(name.isdecimal() and name_of.get(name) != name for name in classes):
+        raise ValueError(
+            "it counts classes from 1, and these have other numbers as names: "
+            f"{', '.join(classes)}; give a CSV with the columns name and label"
+        )
     rows: _Rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip():
-            name, _, label = line.strip().partition(" ")
+            name, _, label = line.strip().rpartition(" ")
             rows.append((number, (name, name_of.get(label.strip(), label))))
     return rows
 

@@ -73,6 +73,7 @@ def _read_list(root: Path, problems: Problems) -> dict[Path, int]:
 
 def _read_folders(root: Path, problems: Problems) -> dict[Path, int]:
     labels: dict[Path, int] = {}
+    names = set[str]()
     for part in ("train", "test"):
         for number in range(1, 8):
             folder = root / part / str(number)
@@ -80,8 +81,11 @@ def _read_folders(root: Path, problems: Problems) -> dict[Path, int]:
                 problems.add("missing folder", str(folder))
                 continue
             for image in folder.iterdir():
-                if _part(image) == part:
-                    labels[image] = number - 1
-                else:
+                if _part(image) != part:
                     problems.add(f"file in {part} whose name is not {part}_...", str(image))
+                elif image.name in names:
+                    problems.add("image in two classes", str(image))
+                else:
+                    labels[image] = number - 1
+                names.add(image.name)
     return labels

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.law import Finding, NotApplicable, as_good_as_its_input, law, measured
+from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
 from unmuddle.testing.laws.findings import finite, number, same_value
-from unmuddle.testing.loss import EPS, Loss
+from unmuddle.testing.loss import EPS, Loss, NotApplicable
 
 
 @law()

@@ -3,9 +3,9 @@
 import torch
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.law import Finding, NotApplicable, law, measured
+from unmuddle.testing.law import Finding, law, measured
 from unmuddle.testing.laws.findings import same_value
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.loss import Loss, NotApplicable
 
 
 @law("logits")

@@ -13,7 +13,7 @@ from unmuddle.testing.loss import Loss
 
 @law("contrastive")
 def equal_rows(loss: Loss, batch: Batch) -> Finding:
-    """Equal rows have the loss `log(N - 1)`, whatever the temperature.
+    """Equal rows have the loss `log(N - 1)`.
 
     All similarities are alike, so each of the N - 1 others gets the same probability.
     """
@@ -35,6 +35,26 @@ def lower_bound(loss: Loss, batch: Batch) -> Finding:
     positives = (labels[:, None] == labels).sum(1) - 1
     bound = positives[positives > 0].double().log().mean()
     return Finding(bound, "<=", *measured(loss, loss.value, batch.features, labels))
+
+
+@law("contrastive")
+def mean_over_anchors(loss: Loss, batch: Batch) -> Finding:
+    """Every anchor counts once, whatever the size of its class.
+
+    Three rows x and two rows -x have `L = (3 log(2 + 2 r) + 2 log(1 + 3 r)) / 5`; r, which depends
+    on the temperature, is known by two rows x and one -x, which has no positive: `L = log(1 + r)`.
+    """
+    x = batch.features[:1]
+
+    def opposite(more: int, fewer: int) -> tuple[Tensor, float]:
+        rows = torch.cat([x.expand(more, -1), -x.expand(fewer, -1)])
+        labels = torch.tensor([0] * more + [1] * fewer)
+        return measured(loss, loss.value, rows, labels)
+
+    (value, budget), (of_one_class, its_budget) = opposite(3, 2), opposite(2, 1)
+    r = of_one_class.exp() - 1
+    expected = (3 * (2 + 2 * r).log() + 2 * (1 + 3 * r).log()) / 5
+    return Finding(value, "==", expected, budget + 3 * its_budget)
 
 
 @law("contrastive", "temperature")

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.law import Finding, NotApplicable, measured
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.law import Finding, measured
+from unmuddle.testing.loss import Loss, NotApplicable
 
 
 def same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:

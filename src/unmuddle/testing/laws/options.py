@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch, ContrastiveBatch
-from unmuddle.testing.law import Finding, NotApplicable, law, measured
+from unmuddle.testing.law import Finding, law, measured
 from unmuddle.testing.laws.findings import need_positives, same_value
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.loss import Loss, NotApplicable
 from unmuddle.testing.tolerance import saved_bytes
 
 

@@ -176,6 +176,12 @@ def test_wrong_input_ends_with_2_and_its_own_message(
     assert "\n" not in shown.err.strip().replace("\n  ", ""), "one line, or a list of problems"
 
 
+def test_a_backbone_of_the_current_folder_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_network.py").write_text("def make():\n    return 1 / 0\n")
+    assert run(["train", "--data", "digits", "--backbone", "my_network:make"]) == 2
+    assert "--backbone my_network:make: ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
     assert run(["--help"]) == 0

@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unmuddle: error: {plain(str(error))}", file=sys.stderr)
         return 2
 
-    sys.path.insert(0, "")  # a MODULE:CALLABLE of this folder, as for python -m
+    if "" not in sys.path:
+        sys.path.append("")  # a MODULE:CALLABLE of this folder; last, so that it hides nothing
     commands = {
         "train": _train,
         "evaluate": _evaluate,

@@ -176,12 +176,12 @@ def relabeling(rows: list[Row]) -> str:
         for variant in ("", "ema_margin", "scn", "scn_all"):
             found = select(rows, noise=noise, parts="uerm", variant=variant)
             if found:
-                names = ("before", "after", "precision", "recall", "accuracy")
+                names = ("before", "after", "precision", "recall", "accuracy", "last")
                 figures = [spread(r[name] for r in found) for name in names]
                 against = described(paired(base, found))
                 lines.append([noise, variant or "bayes", len(found), *figures, *against])
     columns = ["noise", "policy", "seeds", "labels right before", "after", "precision", "recall"]
-    columns += ["test accuracy", f"above none, {COMPARED[0]}", *COMPARED[1:]]
+    columns += ["test accuracy", "of the last epoch", f"above none, {COMPARED[0]}", *COMPARED[1:]]
     return table(columns, lines)
 
 

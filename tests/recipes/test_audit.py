@@ -103,6 +103,15 @@ def test_an_audit_does_not_write_over_decisions_of_a_spreadsheet(
     assert path.read_bytes() == before
 
 
+def test_an_audit_does_not_write_over_a_page_of_somebody_else(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").write_text("<p>mine")
+    assert main(["audit", "--run", str(run), "--out", str(tmp_path)]) == 2
+    assert "index.html: exists and is not a page of unmuddle" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
 def test_a_run_that_has_seen_nothing_yet_has_no_clean_labels(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     state = safetensors.torch.load_file(copy / "uerm.safetensors")

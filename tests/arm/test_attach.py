@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmuddle import ARM, attach_arm, fold_arm
-from unmuddle.arm import ARMClassifier, find_features, from_authors
-from unmuddle.testing import assert_within_budget
+from unmuddle.arm import ARMClassifier, erosion, find_features, from_authors
+from unmuddle.arm.features import create_network
+from unmuddle.testing import assert_within_budget, batch_invariance
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
+pytestmark = pytest.mark.filterwarnings("ignore:ARM. out_features")  # 64 pixels leave 2 x 2
+
 # A small network of every CNN family, `name@image size` where 64 is too small for it.
 FAST = """
-torchvision/alexnet torchvision/densenet121@96 torchvision/efficientnet_b0 torchvision/googlenet
+torchvision/alexnet@96 torchvision/densenet121@96 torchvision/efficientnet_b0 torchvision/googlenet
 torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_small torchvision/resnet18
 torchvision/regnet_y_400mf torchvision/shufflenet_v2_x0_5 torchvision/squeezenet1_1
 convnext_atto cs3darknet_s cspnext_s dla46_c edgenext_xx_small efficientnet_lite0 efficientvit_b0
@@ -42,13 +46,47 @@ shvit_s1@128 swiftformer_xs@128 swin_tiny_patch4_window7_224@224 visformer_tiny@
 """.split()
 
 
+# They take images of one size.
+FIXED = """
+bat_resnext26ts botnet26t_256 coatnet_nano_rw_224 efficientformerv2_s0 swin_tiny_patch4_window7_224
+visformer_tiny
+""".split()
+
+
+class LastPooling(TorchDispatchMode):
+    """Notes the size of the map that the last spatial pooling reads."""
+
+    size: tuple[int, ...] = ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, x = func.name(), args[0] if args else None
+        if isinstance(x, Tensor) and x.ndim == 4:
+            if "adaptive" in name:
+                self.size = tuple(x.shape[2:])
+            elif name.startswith("aten::mean.dim") and len(args[1]) == 2:
+                self.size = tuple(x.shape[dim] for dim in sorted(dim % 4 for dim in args[1]))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision's googlenet
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-def test_attaches_trains_a_step_and_folds(name: str) -> None:
+def test_attaches_before_the_pooling_trains_a_step_and_folds(name: str) -> None:
     name, _, size = name.partition("@")
     size = int(size or 64)
     torch.manual_seed(0)
-    model = attach_arm(name, 7, input_size=size)
+    given = create_network(name).eval()
+    model = attach_arm(given, 7, input_size=size)
+    attached = [(size, model)]
+    if name not in FIXED:
+        larger = size * 3 // 2
+        attached += [(larger, attach_arm(given, 7, input_size=larger, features=model.features))]
+    for side, network in attached:
+        with torch.no_grad(), LastPooling() as pooling:
+            given(torch.randn(1, 3, side, side))
+        # timm's VGG has its first classifier layers before its pooling, as convolutions.
+        expected = (side // 32,) * 2 if name == "vgg11" else pooling.size
+        assert network.arm.input_size == expected
+
     images = torch.randn(4, 3, size, size)
     cross_entropy(model(images), torch.arange(4)).backward()
     torch.optim.SGD(model.parameters(), 0.01).step()
@@ -124,6 +162,88 @@ def test_a_network_given_in_eval_mode_trains_and_a_copy_keeps_its_mode(name: str
     assert torch.equal(twin.train()(images), copy.deepcopy(model.train())(images))
 
 
+class FreezesItsNorm(nn.Module):
+    """Does more in `train` than note the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, 8, 1)
+        self.norm, self.dropout = nn.BatchNorm2d(16), nn.Dropout(0.5)
+        self.drops = True
+
+    def train(self, mode: bool = True) -> "FreezesItsNorm":
+        super().train(mode)
+        self.norm.eval()
+        self.drops = mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return self.dropout(x) if self.drops else x
+
+
+def networks_with_dropout() -> dict[str, dict]:
+    own = FreezesItsNorm()
+    dense = torchvision.models.densenet121(drop_rate=0.5)
+    return {
+        "traced": {"model": dense},
+        "cut": {"model": dense, "at": "features.denseblock2.cat"},
+        "not traced": {"model": timm.create_model("densenet121", proj_drop_rate=0.5)},
+        "own": {"model": own, "features": own},
+    }
+
+
+@pytest.mark.parametrize("kind", ["traced", "cut", "not traced", "own"])
+def test_dropout_stays_on_in_training_and_off_in_eval_mode(kind: str) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 64, 64)
+
+    def check(model: nn.Module) -> None:
+        assert model.features.training
+        for _ in range(2):
+            assert not torch.equal(model.features(images), model.features(images))
+            assert not torch.equal(model.train().features(images), model.features(images))
+            model.eval()
+            assert torch.equal(model.features(images), model.features(images))
+            model.train()
+
+    model = attach_arm(num_classes=7, input_size=64, **networks_with_dropout()[kind])
+    check(model)
+    erosion(model, [images])
+    check(model)
+    batch_invariance(model, images)
+    check(model)
+    model(images)
+    folded = fold_arm(model)
+    check(model)
+    assert torch.equal(folded(images), folded(images))
+    check(folded.train())
+    check(copy.deepcopy(model))
+    model.eval()
+    erosion(model, [images])
+    assert torch.equal(model.features(images), model.features(images))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "alexnet"])
+def test_a_pooling_to_a_fixed_size_is_left_out(name: str) -> None:
+    given = torchvision.models.get_model(name).eval()
+    features = find_features(given).eval()
+    for side in (160, 224, 288):
+        x = torch.randn(1, 3, side, side)
+        assert torch.equal(features(x), given.features(x))
+    with pytest.raises(ValueError, match=r"image is 1 x 1; ARM needs at least 2 x 2"):
+        attach_arm("torchvision/alexnet", 7, input_size=64)
+
+
+@pytest.mark.filterwarnings("error")
+def test_fewer_features_than_classes_are_warned_of() -> None:
+    message = r"out_features = 1 for a 2 x 2 map is less than num_classes = 7; larger images"
+    with pytest.warns(UserWarning, match=message) as caught:
+        attach_arm("resnet18", 7, input_size=64)
+    assert caught[0].filename == __file__
+    attach_arm("resnet18", 9, input_size=96)
+
+
 def test_a_network_of_one_channel_and_of_another_type() -> None:
     given = timm.create_model("resnet18", in_chans=1).double()
     model = attach_arm(given, 7, input_size=64)
@@ -147,6 +267,36 @@ def test_a_folded_network_runs_in_onnxruntime(tmp_path) -> None:
     torch.onnx.export(folded, (x,), path, dynamo=True, input_names=["x"], verbose=False)
     (got,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), folded(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::UserWarning:torch.ao")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "torchvision/resnet18"])
+def test_a_folded_network_is_traced_scripted_and_quantized(name: str) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.manual_seed(0)
+    model = attach_arm(name, 7, input_size=96)
+    x = torch.randn(4, 3, 96, 96)
+    model(x)
+    folded = fold_arm(model)
+    traced, scripted = torch.fx.symbolic_trace(folded), torch.jit.script(folded)
+    prepared = prepare_fx(folded, get_default_qconfig_mapping(), (x,))
+    with torch.no_grad():
+        expected = folded(x)
+        assert torch.equal(traced(x), expected)
+        assert torch.equal(scripted(x), expected)
+        prepared(x)
+        quantized = convert_fx(prepared)
+        assert any("quantized" in type(module).__module__ for module in quantized.modules())
+        # int8 has a resolution of 1/127 of the largest number in each of some twenty layers.
+        assert (quantized(x) - expected).norm() < 0.2 * expected.norm()
+        for network in (traced, scripted, quantized):
+            with pytest.raises(
+                Exception, match=r"expected shape \(N, C, H, W\) = \(N, \d+, 3, 3\)"
+            ):
+                network(torch.randn(4, 3, 128, 128))
 
 
 class Theirs(nn.Module):

@@ -1,6 +1,7 @@
 """`attach_arm`: a CNN with ARM in place of its pooling."""
 
 import copy
+import warnings
 from typing import Literal
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class ARMClassifier(nn.Module):
         self, features: nn.Module, arm: ARM, num_classes: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        warn_if_narrow(arm, num_classes)
         self.features = features
         self.arm = arm
         self.dropout = nn.Dropout(dropout)
@@ -36,6 +38,17 @@ class ARMClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         return self.classifier(self.dropout(self.embed(x)))
+
+
+def warn_if_narrow(arm: ARM, num_classes: int) -> None:
+    """Warn about an `ARM` with fewer output features than there are classes."""
+    if arm.out_features < num_classes:
+        height, width = arm.input_size
+        warnings.warn(
+            f"ARM: out_features = {arm.out_features} for a {height} x {width} map is less than "
+            f"num_classes = {num_classes}; larger images give a larger map",
+            stacklevel=4,
+        )
 
 
 def attach_arm(

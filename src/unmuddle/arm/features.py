@@ -5,44 +5,48 @@ timm and torchvision are imported for a network of theirs only.
 
 import copy
 import difflib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-TRIAL_SIZE = 224  # pixels a side of the image by which a map is found
+TRIAL_SIZE = 224  # pixels a side of the blank image that locates the map
+OTHER_TRIAL_SIZE = 160
 
 
 class FeatureMap(nn.Module):
-    """Images `(N, 3, H, W)` -> the map `(N, C, h, w)` of a network from which the head is cut.
+    """Images `(N, 3, H, W)` -> the map `(N, C, h, w)` of a network without its head.
 
     Attributes:
         model: the network, its weights under the names that they have there.
     """
 
-    def __init__(self, model: nn.Module, *, method: str = "forward") -> None:
+    # Final, so that `torch.jit.script` compiles one branch of `forward`.
+    is_traced: Final[bool]
+    is_channels_last: Final[bool]
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.method = method
+        self.is_traced = isinstance(model, torch.fx.GraphModule)
+        self.is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm names it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureMap":
-        # A copy of a network cut by torchvision is in training mode, whatever the original was in.
-        twin = FeatureMap(copy.deepcopy(self.model, memo), method=self.method)
-        twin.model.train(self.model.training)
-        for ours, theirs in zip(self.modules(), twin.modules(), strict=True):
-            theirs.training = ours.training
+        # The copy of a traced network is in training mode, whatever mode the original is in.
+        twin = FeatureMap(copy.deepcopy(self.model, memo))
+        modes = (module.training for module in self.modules())
+        _set_modes(zip(twin.modules(), modes, strict=True))
         return twin
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map."""
-        output: Any = getattr(self.model, self.method)(x)
-        if isinstance(output, dict):
-            return output["map"]
-        is_channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # as timm says it
-        return output.permute(0, 3, 1, 2) if is_channels_last else output
+        """Return the map."""
+        if self.is_traced:
+            return self.model(x)["map"]
+        output: Tensor = self.model.forward_features(x)  # pyright: ignore
+        return output.permute(0, 3, 1, 2) if self.is_channels_last else output
 
 
 def create_network(name: str, *, pretrained: bool = False) -> nn.Module:
@@ -90,7 +94,7 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
         return _cut(model, at)
     home = type(model).__module__.partition(".")[0]
     if home == "timm" and hasattr(model, "forward_features"):
-        features = FeatureMap(model, method="forward_features")
+        features = FeatureMap(model)
         _drop_unused(model, features)
         return features
     if home == "torchvision":
@@ -139,6 +143,12 @@ def _drop_unused(model: nn.Module, features: nn.Module) -> None:
     for name, child in model.named_children():
         if used.isdisjoint(child.modules()):
             setattr(model, name, nn.Identity())
+    model.forward = _no_head  # or `torch.jit.script` would compile it, with parts that are gone
+
+
+@torch.jit.unused
+def _no_head(*_: Any) -> Tensor:
+    raise RuntimeError("this network has lost its head to find_features; call forward_features")
 
 
 def _cut(model: nn.Module, node: str) -> FeatureMap:
@@ -154,6 +164,7 @@ def _cut(model: nn.Module, node: str) -> FeatureMap:
 
 
 def _last_map(model: nn.Module) -> str:
+    """Return the name of the last node that gives a map whose size follows the image's."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
@@ -163,24 +174,32 @@ def _last_map(model: nn.Module) -> str:
         train_return_nodes=nodes[:1],
         suppress_diff_warning=True,
     )
-    outputs: dict[str, Any] = _try(probe, (TRIAL_SIZE, TRIAL_SIZE))
+    shapes = _output_shapes(probe, TRIAL_SIZE)
+    try:
+        others = _output_shapes(probe, OTHER_TRIAL_SIZE)
+    except Exception:  # a network made for one size, which needs no adaptive pooling
+        others = {}
     maps = [
         node
-        for node, value in outputs.items()
-        if isinstance(value, Tensor)
-        and value.ndim == 4
-        and min(value.shape[2:]) > 1
+        for node, shape in shapes.items()
+        if len(shape) == 4
+        and min(shape[2:]) > 1
+        and shape != others.get(node)  # adaptive pooling gives every image the same map
         and not node.startswith("classifier")
     ]
-    # An image itself is a map, and a vision transformer's patches are cut by one convolution.
+    # The first node is the image, and a vision transformer's patches are cut by one convolution.
     last = maps[-1]
     if nodes.index(last) < len(nodes) // 2:
-        shape = tuple(outputs[nodes[-2]].shape)
         raise ValueError(
             f"model: {type(model).__name__} has no feature map (N, C, h, w) before its classifier, "
-            f"which reads {shape}"
+            f"which reads {shapes[nodes[-2]]}"
         )
     return last
+
+
+def _output_shapes(probe: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
+    outputs: dict[str, Any] = _try(probe, (side, side))
+    return {node: tuple(v.shape) for node, v in outputs.items() if isinstance(v, Tensor)}
 
 
 def _try(model: nn.Module, size: Sequence[int]) -> Any:
@@ -199,10 +218,15 @@ def _try(model: nn.Module, size: Sequence[int]) -> Any:
 @contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
     """Run a network in eval mode, then set each of its modules back to the mode it had."""
-    modes = {m: m.training for m in module.modules()}
+    modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for m, training in modes.items():
-            m.training = training
+        _set_modes(modes)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Set modes, parents before children, through `train`: a module may do more than note it."""
+    for module, training in modes:
+        module.train(training)

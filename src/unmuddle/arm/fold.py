@@ -5,10 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from unmuddle.arm.functional import add_reach, transposed_kernel
+from unmuddle.arm.functional import WINDOW, checked_map, output_size, transposed_kernel
 from unmuddle.arm.module import ARM
 
 PROBES = 4
+torch.fx.wrap("checked_map")  # a traced network calls it, and checks its input too
 
 
 class FoldedARM(nn.Module):
@@ -36,25 +37,23 @@ class FoldedARM(nn.Module):
         self, scale: Tensor, kernel: Tensor, offset: Tensor, input_size: tuple[int, int]
     ) -> None:
         super().__init__()
+        self.maps, self.depth = scale.shape[1], kernel.shape[1]
         self.input_size = input_size
         self.scale = nn.Parameter(scale)
         self.kernel = nn.Parameter(kernel)
         self.offset = nn.Parameter(offset)
+        self.add_reach = nn.Fold(output_size(*input_size), WINDOW, padding=3, stride=2)
         self.out_features = offset.numel()
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature vectors."""
-        (n, channels), (height, width) = x.shape[:2], self.input_size
-        maps, depth = self.scale.shape[1], self.kernel.shape[1]
-        if channels != maps * depth or x.shape[2:] != self.input_size:
-            raise ValueError(
-                f"x: expected shape (N, C, H, W) = (N, {maps * depth}, {height}, {width}), "
-                f"got {tuple(x.shape)}"
-            )
-        groups = x.reshape(n, maps, depth * height * width)
-        one = torch.bmm(self.scale.expand(n, -1, -1), groups).view(n, depth, height * width)
+        height, width = self.input_size
+        x = checked_map(x, self.maps * self.depth, height, width)
+        n, area = x.shape[0], height * width
+        groups = x.reshape(n, self.maps, self.depth * area)
+        one = torch.bmm(self.scale.expand(n, -1, -1), groups).view(n, self.depth, area)
         reach = torch.bmm(self.kernel.expand(n, -1, -1), one)
-        return (add_reach(reach, height, width) + self.offset).flatten(1)
+        return (self.add_reach(reach).squeeze(1) + self.offset).flatten(1)
 
 
 def fold_arm(model: nn.Module) -> nn.Module:

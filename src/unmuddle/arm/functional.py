@@ -169,6 +169,21 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
         raise ValueError(f"{name}: expected a whole number or (H, W), got {size!r}") from error
 
 
+def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Return `x`, of shape `(N, channels, height, width)`; `torch.jit.script` compiles this.
+
+    Raises:
+        ValueError: `x` has another shape.
+    """
+    if x.ndim != 4 or x.size(1) != channels or x.size(2) != height or x.size(3) != width:
+        is_scripting = torch.jit.is_scripting()  # pyright: ignore[reportPrivateImportUsage]
+        got = str(x.shape) if is_scripting else str(tuple(x.shape))
+        raise ValueError(
+            f"x: expected shape (N, C, H, W) = (N, {channels}, {height}, {width}), got {got}"
+        )
+    return x
+
+
 def _check_map(x: Tensor, upscale: int) -> None:
     if x.ndim != 4 or x.shape[1] % upscale**2:
         raise ValueError(

@@ -7,7 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unmuddle.arm.functional import affinity, amend, choose_upscale, output_size, pair
+from unmuddle.arm.functional import (
+    affinity,
+    amend,
+    checked_map,
+    choose_upscale,
+    output_size,
+    pair,
+)
 
 Affinity = Literal["running", "batch", "none"]
 
@@ -102,11 +109,7 @@ class ARM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
-        if x.ndim != 4 or x.shape[1:] != (self.in_channels, *self.input_size):
-            raise ValueError(
-                f"x: expected shape (N, C, H, W) = (N, {self.in_channels}, {self.input_size[0]}, "
-                f"{self.input_size[1]}), got {tuple(x.shape)}"
-            )
+        x = checked_map(x, self.in_channels, *self.input_size)
         x = self.bn(amend(self.project(x), self.weight, self.upscale))
         return self._affinity(x).flatten(1)
 

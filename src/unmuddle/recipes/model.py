@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from unmuddle.arm import ARM
+from unmuddle.arm.attach import warn_if_narrow
 from unmuddle.recipes.backbones import Backbone
 
 EMBEDDING_DIM = 128
@@ -34,6 +35,8 @@ class Classifier(nn.Module):
         self.backbone = backbone.network
         self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.arm = ARM(channels, backbone.map_size) if arm else None
+        if self.arm is not None:
+            warn_if_narrow(self.arm, num_classes)
         self.feature_dim = self.arm.out_features if self.arm else channels
         self.classifier = nn.Linear(self.feature_dim, num_classes)
         self.projection = (

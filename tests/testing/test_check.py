@@ -190,7 +190,7 @@ def test_what_a_law_does_wrong_is_not_blamed_on_the_loss() -> None:
         return Finding(torch.tensor(1.0), ">=", torch.tensor(5.0))
 
     for wrong, got in ((nothing, "got None"), (above, "got Finding")):
-        with pytest.raises(TypeError, match=f'expected a Finding with "==" or "<=", {got}'):
+        with pytest.raises(TypeError, match=rf"expected a Finding of \('==', '<=', '<'\), {got}"):
             check_loss(mutants.supcon, laws=[wrong])
     with pytest.raises(TypeError, match=r"law: expected names of kinds and options, as law\(\)"):
         law(lambda loss, batch: None)

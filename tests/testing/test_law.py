@@ -1,12 +1,13 @@
 """What a finding says, and when two numbers are near enough."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import mutants
-from unmuddle.testing import LAWS, Batch, Finding, Loss, check_loss, measured, try_law
+from unmuddle.testing import LAWS, Batch, Finding, Loss, check_loss, law, measured, try_law
 
 BATCH = Batch(n=4, dim=3, classes=2)
 
@@ -22,6 +23,69 @@ def test_equal_means_within_the_budget_and_below_has_one_side() -> None:
     assert not Finding(numbers(1.1), "<=", numbers(1.0)).holds
     assert Finding(numbers(math.inf), "==", numbers(math.inf)).holds
     assert not Finding(numbers(math.nan), "==", numbers(1.0)).holds
+
+
+def test_less_means_by_more_than_the_budget() -> None:
+    assert Finding(numbers(1.0), "<", numbers(1.3), 0.2).holds
+    assert not Finding(numbers(1.0), "<", numbers(1.1), 0.2).holds
+    assert not Finding(numbers(1.0), "<", numbers(1.0)).holds
+    assert Finding(numbers(1.0), "<", numbers(math.inf), 0.2).holds
+    assert not Finding(numbers(math.inf), "<", numbers(math.inf)).holds
+    assert not Finding(numbers(math.nan), "<", numbers(1.0)).holds
+    result = try_law(LAWS["informative_scores"], Loss(flat, ["logits"]), BATCH)
+    assert result.numbers == "found 0, expected < 0"
+
+
+def flat(scores, labels):
+    return 0 * scores.sum()
+
+
+def hinge(scores, labels, margin=1.0, power=1):
+    above = margin + scores - scores.gather(1, labels[:, None])
+    return above.relu().pow(power).sum(1) - margin**power
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": 2.0}, {"power": 2}])
+def test_a_hinge_loss_breaks_no_law(options: dict) -> None:
+    report = check_loss(partial(hinge, **options), kinds=["logits"], profile="ci")
+    assert report.of("failed") == ()
+    assert LAWS["informative_scores"] in [result.law for result in report.of("passed")]
+    (broken,) = check_loss(torch.nn.MultiMarginLoss(), kinds=["logits"]).of("failed")
+    assert broken.law.name == "nan_is_not_hidden", "torch's own is 0 for NaN"
+
+
+def test_numbers_of_python_are_compared_as_doubles() -> None:
+    assert Finding(0.1, "==", numbers(0.1)).holds
+    assert not Finding(0.1 + 1e-15, "==", 0.1).holds
+    assert Finding(1, "<=", 2).worst == (1, 2)
+
+
+def test_a_law_that_fails_by_itself_is_not_the_losses_failure() -> None:
+    @law()
+    def mean_is_the_same(loss, batch):
+        """A law in Python numbers."""
+        value = float(loss.value(batch.features, batch.labels))
+        return Finding(value, "==", value)
+
+    @law()
+    def misspelt(loss, batch):
+        """A law with a bug."""
+        return Finding(loss.value(batch.features, batch.labels), "==", expectation)  # noqa: F821
+
+    @law()
+    def text(loss, batch):
+        """A law that compares text."""
+        return Finding("1", "==", loss.value(batch.features, batch.labels))
+
+    def broken(features, labels):
+        raise KeyError("scale")
+
+    assert try_law(mean_is_the_same, Loss(mutants.supcon), BATCH).status == "passed"
+    assert try_law(mean_is_the_same, Loss(broken), BATCH).error == "KeyError: 'scale'"
+    with pytest.raises(TypeError, match="misspelt: NameError: name 'expectation' is not defined"):
+        try_law(misspelt, Loss(mutants.supcon), BATCH)
+    with pytest.raises(TypeError, match="text: found: expected a tensor or a number, got str"):
+        try_law(text, Loss(mutants.supcon), BATCH)
 
 
 def test_the_worst_numbers_are_shown() -> None:

@@ -28,7 +28,7 @@ class Result:
         status: `"passed"`, `"failed"` or `"not applicable"`.
         batch: the smallest counter-example.
         found: what the loss gave there.
-        relation: `"=="` or `"<="`.
+        relation: `"=="`, `"<="` or `"<"`.
         expected: what that should be compared with.
         error: what the loss raised instead.
         loss: code for it.
@@ -240,8 +240,20 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     return search(lambda batch: try_law(law, own, batch), profile)
 
 
+def _raised_in(function: Callable[..., Any], error: Exception) -> bool:
+    """Whether a line of this function raised the error, not something it called."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = getattr(function, "__code__", None)
+    return traceback is not None and traceback.tb_frame.f_code is code
+
+
 def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     """Try one law on one batch.
+
+    Raises:
+        LawError: a law of one's own fails by itself, or returns something else than a `Finding`.
 
     Examples:
         >>> import torch
@@ -263,6 +275,8 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     except LawError:
         raise
     except Exception as error:  # whatever a loss raises breaks the law
+        if law not in LAWS.values() and _raised_in(law.function, error):
+            raise LawError(f"{law.name}: {type(error).__name__}: {error}") from error
         message = str(error).partition("\n")[0]
         return Result(
             law,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from unmuddle.testing.loss import EPS, Loss
 SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
 
 
+Relation = Literal["==", "<=", "<"]
+
+
 class LawError(TypeError):
     """The law is wrong, not the loss."""
 
@@ -21,22 +24,24 @@ class Finding(NamedTuple):
     """What came of trying a law.
 
     Attributes:
-        found: what the loss gave.
-        relation: `"=="` or `"<="`.
-        expected: what that is compared with.
-        budget: by how much the two may be apart, or the first above the second.
+        found: what the loss gave; a tensor or a number.
+        relation: `"=="`, `"<="` or `"<"`.
+        expected: what that is compared with; a tensor or a number.
+        budget: how far the two may be apart; with `"<="`, how far `found` may be above `expected`;
+            with `"<"`, how far it has to be below.
     """
 
-    found: Tensor
-    relation: Literal["==", "<="]
-    expected: Tensor
+    found: Tensor | float
+    relation: Relation
+    expected: Tensor | float
     budget: float = 0.0
 
     @property
     def holds(self) -> bool:
         """Whether the law holds here; a NaN on either side breaks it."""
-        found, expected = self._both()
-        return bool((self._excess(found, expected) <= self.budget).all())
+        excess = self._excess(*self._both())
+        allowed = excess < -self.budget if self.relation == "<" else excess <= self.budget
+        return bool(allowed.all())
 
     @property
     def says_nothing(self) -> bool:
@@ -55,18 +60,19 @@ class Finding(NamedTuple):
         return float(found.flatten()[place]), float(expected.flatten()[place])
 
     def _both(self) -> tuple[Tensor, Tensor]:
-        if self.found.shape != self.expected.shape and self.expected.ndim and self.found.ndim:
-            raise AssertionError(
-                f"shape {tuple(self.found.shape)}, expected {tuple(self.expected.shape)}"
-            )
-        found, expected = torch.broadcast_tensors(self.found.detach(), self.expected.detach())
-        return found.double(), expected.double()
+        found, expected = (
+            torch.as_tensor(value, dtype=torch.float64).detach()
+            for value in (self.found, self.expected)
+        )
+        if found.shape != expected.shape and expected.ndim and found.ndim:
+            raise AssertionError(f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+        found, expected = torch.broadcast_tensors(found, expected)
+        return found, expected
 
     def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
-        same = found == expected  # infinities too
         apart = found - expected
         apart = apart.abs() if self.relation == "==" else apart
-        return torch.where(same, 0.0, apart)
+        return torch.where(found == expected, 0.0, apart)  # infinities too
 
 
 Statement = Callable[[Loss, Batch], Finding]
@@ -100,8 +106,16 @@ class Law:
             LawError: what it returns is no finding.
         """
         finding: object = self.function(loss, batch)
-        if not isinstance(finding, Finding) or finding.relation not in ("==", "<="):
-            raise LawError(f'{self.name}: expected a Finding with "==" or "<=", got {finding!r}')
+        if not isinstance(finding, Finding) or finding.relation not in get_args(Relation):
+            raise LawError(
+                f"{self.name}: expected a Finding of {get_args(Relation)}, got {finding!r}"
+            )
+        for name, value in (("found", finding.found), ("expected", finding.expected)):
+            if not isinstance(value, Tensor | float | int):
+                raise LawError(
+                    f"{self.name}: {name}: expected a tensor or a number, "
+                    f"got {type(value).__name__}"
+                )
         return finding
 
     def applies(self, loss: Loss) -> bool:

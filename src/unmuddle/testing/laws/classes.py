@@ -19,16 +19,17 @@ def renamed_scores(loss: Loss, batch: Batch) -> Finding:
 
 @law("logits")
 def informative_scores(loss: Loss, batch: Batch) -> Finding:
-    """A larger score of the label costs less than a larger score of another class.
+    """Scores that clearly favour the label cost less than scores that clearly favour another class.
 
-    Otherwise training by the loss would not bring the labels out.
+    Otherwise training by the loss would not bring the labels out. Scores are about 4 for the
+    favoured class and 0 for the others: a hinge loss is flat where the label leads by its margin.
     """
     if batch.dim < 2:
         raise NotApplicable
-    of_label = torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
-    x = batch.features
+    of_label = 4 * torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
+    x = 0.1 * batch.features.clamp(-3, 3)
     value, budget = measured(loss, loss.value, x + of_label, batch.labels)
-    return Finding(value, "<=", loss.value(x + of_label.roll(1, 1), batch.labels), -budget)
+    return Finding(value, "<", loss.value(x + of_label.roll(1, 1), batch.labels), budget)
 
 
 @law("supervised")
@@ -72,4 +73,4 @@ def informative(loss: Loss, batch: Batch) -> Finding:
     x = axes[members] + 0.01 * batch.features.clamp(-3, 3)
     across = torch.arange(batch.n) // batch.classes
     value, budget = measured(loss, loss.value, x, members)
-    return Finding(value, "<=", loss.value(x, across), -budget)
+    return Finding(value, "<", loss.value(x, across), budget)

@@ -7,13 +7,48 @@ import pytest
 import torch
 from torch import nn
 
+from problems import KINDS, draw
 from unmuddle import SupConLoss, supcon_loss
-from unmuddle.supcon import choose_impl
+from unmuddle.supcon import choose_impl, valid_anchors
 from unmuddle.supcon.backends import tiled
 from unmuddle.supcon.functional import HAS_TRITON
 
 IMPLS = ["reference", "tiled"]
 both_impls = pytest.mark.parametrize("impl", IMPLS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("denominator", ["all", "negatives"])
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_valid_anchors_are_those_that_have_a_loss(n: int, denominator: str, kind: str) -> None:
+    drawn = draw(kind, n, dim=3, seed=n)
+    options = {**drawn.arguments, "denominator": denominator}
+    valid = valid_anchors(drawn.features, **options)
+    is_other = drawn.included & ~torch.eye(*drawn.weights.shape, dtype=torch.bool)
+    weights = drawn.weights * is_other
+    expected = drawn.included[: len(weights)] & (weights.sum(1) > 0)
+    if denominator == "negatives":
+        expected &= (is_other & (weights == 0)).any(1)
+    assert torch.equal(valid.flatten(), expected)
+    losses = supcon_loss(drawn.features, **options, temperature=0.5, reduction="none")
+    assert losses.shape == valid.shape
+    assert not losses[~valid].any()
+    mean = supcon_loss(drawn.features, **options, temperature=0.5)
+    torch.testing.assert_close(mean, losses[valid].mean() if valid.any() else losses.sum())
+
+
+def test_valid_anchors_of_the_first_views_and_of_many_rows() -> None:
+    x, labels = torch.randn(4, 2, 3), torch.tensor([0, 1, 2, -100])
+    assert valid_anchors(x, labels, contrast_mode="one").tolist() == [True, True, True, False]
+    assert valid_anchors(x[:, 0], labels, contrast_mode="one").tolist() == [False] * 4
+    many = torch.zeros(1500, dtype=torch.int64)
+    many[-1] = 1
+    valid = valid_anchors(torch.zeros(1500, 1), many, denominator="negatives")
+    assert valid.tolist() == [True] * 1499 + [False]
+    with pytest.raises(ValueError, match="contrast_mode: expected one of"):
+        valid_anchors(x, labels, contrast_mode="two")
+    with pytest.raises(ValueError, match=r"labels: expected shape \(B,\) = \(4,\), got \(3,\)"):
+        valid_anchors(x, labels[:3])
 
 
 @both_impls

@@ -110,7 +110,8 @@ def supcon_loss(
         ignore_index: samples and keys of this label (soft: rows filled with it) take no part: no
             anchor, positive or negative. Their features must be finite all the same.
         reduction: `"mean"`, `"sum"`, or `"none"`: `(N,)` for `(N, D)` features, `(B, V)` for
-            `(B, V, D)`, `(B,)` with `contrast_mode="one"`.
+            `(B, V, D)`, `(B,)` with `contrast_mode="one"`. With `"none"` an anchor without a
+            positive has the loss 0: select with `valid_anchors` before you average or log.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
         gather: contrast with the samples of all processes of `torch.distributed`. Every process
             gets the loss of the global batch; averaged over the processes, as
@@ -272,7 +273,7 @@ def choose_impl(
         >>> choose_impl("auto", "cpu")
         'tiled'
     """
-    _check_choice("impl", impl)
+    check_choice("impl", impl)
     if impl != "auto":
         return impl
     device = torch.device(device)
@@ -298,12 +299,12 @@ def check_options(
     impl: str,
 ) -> None:
     """Raise a ValueError that names the first option out of its range."""
-    _check_choice("contrast_mode", contrast_mode)
-    _check_choice("positives", positives)
-    _check_choice("denominator", denominator)
-    _check_choice("no_positive", no_positive)
-    _check_choice("reduction", reduction)
-    _check_choice("impl", impl)
+    check_choice("contrast_mode", contrast_mode)
+    check_choice("positives", positives)
+    check_choice("denominator", denominator)
+    check_choice("no_positive", no_positive)
+    check_choice("reduction", reduction)
+    check_choice("impl", impl)
     if isinstance(temperature, Tensor):
         check_shape("temperature", temperature, (), "()")
     elif not isinstance(temperature, (int, float)) or not temperature > 0:
@@ -316,6 +317,7 @@ def check_options(
         )
 
 
-def _check_choice(name: str, value: str) -> None:
+def check_choice(name: str, value: str) -> None:
+    """Raise a ValueError unless the option `name` knows the value."""
     if value not in CHOICES[name]:
         raise ValueError(f"{name}: expected one of {CHOICES[name]}, got {value!r}")

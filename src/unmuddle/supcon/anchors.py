@@ -1,0 +1,74 @@
+"""`valid_anchors`: which anchors have a loss."""
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.batch import Batch
+from unmuddle.supcon.functional import ContrastMode, Denominator, check_choice
+from unmuddle.supcon.positives import find_positives
+
+ROWS = 512  # anchors whose negatives are looked for at once
+
+
+@torch.no_grad()
+def valid_anchors(
+    features: Tensor,
+    labels: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    contrast_mode: ContrastMode = "all",
+    denominator: Denominator = "all",
+    ignore_index: int = -100,
+) -> Tensor:
+    """Whether each anchor has a loss: a positive and, with `denominator="negatives"`, a negative.
+
+    `supcon_loss(..., reduction="none")` is 0 for an anchor without a positive, which looks like a
+    perfect loss. Select with this mask before you average the losses of a class or log them.
+
+    Args:
+        features: `(N, D)` or `(B, V, D)`, as given to `supcon_loss`; their values do not matter.
+        labels: as given to `supcon_loss`, like every argument below.
+        mask: `(B, B)` weights instead of labels.
+        keys: `(M, D)` further rows.
+        key_labels: their labels.
+        contrast_mode: `"all"` or `"one"`.
+        denominator: `"all"` or `"negatives"`.
+        ignore_index: label of samples that take no part; they are no valid anchors.
+
+    Returns:
+        Bool tensor of the shape of the losses with `reduction="none"`: `(N,)`, `(B, V)`, or `(B,)`
+        with `contrast_mode="one"`.
+
+    Raises:
+        ValueError: a shape or an option does not fit.
+        TypeError: as `supcon_loss`.
+
+    Examples:
+        >>> from unmuddle import supcon_loss
+        >>> z, labels = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> valid_anchors(z, labels)
+        tensor([ True,  True, False])
+        >>> supcon_loss(z, labels, reduction="none")
+        tensor([0.6931, 0.6931, 0.0000])
+    """
+    check_choice("contrast_mode", contrast_mode)
+    check_choice("denominator", denominator)
+    batch = Batch(features, labels, mask, None, keys, key_labels).checked()
+    x, row_labels, row_mask, included = batch.contrast_set(ignore_index)
+    anchors = features.shape[:-1].numel()
+    takes_part = None if included is None else included.to(x.dtype)
+    positives = find_positives(x, row_labels, row_mask, takes_part, anchors)
+    valid = positives.count() > 0
+    if denominator == "negatives":
+        every = torch.arange(len(x), device=x.device)
+        for start in range(0, anchors, ROWS):
+            rows = slice(start, min(start + ROWS, anchors))
+            is_negative = positives.tile(rows, slice(None)) == 0
+            is_negative &= every[rows, None] != every
+            if included is not None:
+                is_negative &= included
+            valid[rows] &= is_negative.any(1)
+    valid = valid.view(features.shape[:-1])
+    return valid[:, 0] if features.ndim == 3 and contrast_mode == "one" else valid

@@ -28,7 +28,7 @@ class Classifier(lightning.LightningModule):
         logits = self.head(x)
         out = self.uerm(x, logits, ids)
         losses = cross_entropy(logits, out.targets, reduction="none")
-        return (out.weight * losses).mean() + 0.1 * self.supcon(logits, out.labels)
+        return out.weighted_mean(losses) + 0.1 * self.supcon(logits, out.labels)
 
     def on_train_epoch_end(self) -> None:
         self.uerm.end_epoch()

@@ -57,6 +57,36 @@ def same_as_one_process(sizes: tuple[int, ...], saved: str) -> None:
             assert torch.equal(value.nan_to_num(), alone[name].nan_to_num()), (kind, name)
 
 
+def weighted_means(sizes: tuple[int, ...], weights: Tensor) -> None:
+    """Each process holds a part; `gather` gives the value and the gradient of the whole."""
+    g = torch.Generator().manual_seed(0)
+    losses = torch.rand(len(weights), generator=g, dtype=torch.float64)
+    out = fresh({})(torch.zeros(len(weights), 5), torch.zeros(len(weights), CLASSES),
+                    torch.arange(len(weights)))  # fmt: skip
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    out._replace(weight=weights).weighted_mean(scale * losses).backward()
+    expected = scale.grad.clone()
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    local = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    part = out._replace(weight=weights[mine])
+    value = part.weighted_mean(local * losses[mine], gather=True)
+    value.backward()
+    averaged = local.grad.clone()
+    dist.all_reduce(averaged)
+    torch.testing.assert_close(averaged / world, expected)
+    torch.testing.assert_close(value.detach(), 2 * expected)
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.linspace(0, 1, 30), torch.zeros(30), torch.arange(30.0).clamp(min=20) - 20]
+)
+@pytest.mark.parametrize("sizes", [(30,), (20, 10), (0, 12, 18)])
+def test_the_weighted_mean_is_that_of_one_process(sizes: tuple[int, ...], weights: Tensor) -> None:
+    run(weighted_means, sizes, weights)
+
+
 @pytest.mark.parametrize("sizes", [(400,), (230, 170), (260, 0, 140), (100, 201, 29, 70)])
 def test_every_process_holds_what_one_process_would(tmp_path, sizes) -> None:
     alone = {kind: train(fresh(options), 0, (sum(sizes),)) for kind, options in KINDS.items()}

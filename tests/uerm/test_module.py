@@ -74,6 +74,41 @@ def test_a_contradicted_label_is_relabeled_and_recorded(quarantine: bool) -> Non
     assert uerm.ledger.original().tolist() == [0, 1, 1]
 
 
+def test_the_weighted_mean_by_hand() -> None:
+    out = feed(UERM(torch.tensor([0, 1, 1]), 2), [[0.0, 0.0]] * 3, [0, 1, 2])
+    losses = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    assert out.weighted_mean(losses).item() == pytest.approx(7 / 3)
+    weighted = out._replace(weight=torch.tensor([1.0, 0.5, 0.0])).weighted_mean(losses)
+    assert weighted.item() == pytest.approx(4 / 3)
+    weighted.backward()
+    torch.testing.assert_close(losses.grad, torch.tensor([2 / 3, 1 / 3, 0]))
+    small = out._replace(weight=torch.full((3,), 1e-30)).weighted_mean(losses)
+    assert small.item() == pytest.approx(7 / 3), "however small the weights are"
+    empty = out._replace(weight=torch.zeros(0)).weighted_mean(losses[:0])
+    assert empty == 0
+    with pytest.raises(
+        ValueError, match=r"losses: expected shape \(N,\) = \(3,\), .* got \(3, 1\)"
+    ):
+        out.weighted_mean(losses[:, None])
+    with pytest.raises(ValueError, match=r"one loss a sample \(reduction='none'\), got \(\)"):
+        out.weighted_mean(losses.mean())
+
+
+def test_a_batch_of_relabeled_samples_alone_trains_nothing() -> None:
+    uerm = UERM(torch.tensor([0, 0, 0, 1]), 2, warmup_epochs=0, **FREE)
+    feed(uerm, [[9.0, 0.0]] * 4, [0, 1, 2, 3])
+    assert [event.sample for event in uerm.end_epoch()] == [3]
+    network = torch.nn.Linear(4, 2)
+    logits = network(torch.randn(1, 4))
+    out = uerm(torch.zeros(1, 4), logits, torch.tensor([3]))
+    losses = torch.nn.functional.cross_entropy(logits, out.targets, reduction="none")
+    assert out.weight.sum() == 0
+    loss = out.weighted_mean(losses) + out.regularizer
+    loss.backward()
+    assert loss == 0
+    assert not network.weight.grad.any(), "neither NaN nor anything else"
+
+
 def test_by_default_a_label_weighs_by_how_likely_it_is_right() -> None:
     uerm = UERM(torch.tensor([0, 1, 0]), 2, warmup_epochs=0)
     feed(uerm, [[2.0, 0.0], [0.6, 0.0], [0.0, 0.5]], [0, 1, 2])

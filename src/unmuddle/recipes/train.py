@@ -200,17 +200,16 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                     )
                     with accelerator.accumulate(trained):
                         logits, features, embeddings = trained(images)
-                        labels, targets, weight, _, regularizer = uerm(
+                        out = uerm(
                             features, logits, ids, observe=config.relabel_evidence == "batches"
                         )
-                        if votes is not None:
-                            targets = votes[ids]
+                        targets = out.targets if votes is None else votes[ids]
                         losses = cross_entropy(logits, targets, reduction="none")
-                        total = reduced(weight.sum(), accelerator, "mean").clamp(min=1e-6)
-                        loss = (weight * losses).sum() / total + regularizer
+                        loss = out.weighted_mean(losses, gather=True) + out.regularizer
                         if embeddings is not None:
                             # A label that is not trusted pulls no samples together.
-                            trust, trusted = weight[::views], (weight[:, None] * targets)[::views]
+                            trust = out.weight[::views]
+                            trusted = trust[:, None] * targets[::views]
                             pairs = embeddings.unflatten(0, (-1, views))
                             contrast = supcon(pairs, trusted, weight=trust)
                             loss = loss + config.supcon_weight * contrast
@@ -223,7 +222,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                         average.update(model, schedule.scheduler.last_epoch)
 
                     loss_sum += loss.detach() * len(ids)
-                    right += (logits.argmax(1) == labels).sum()
+                    right += (logits.argmax(1) == out.labels).sum()
                     seen += len(ids)
                     display.step(epoch, loss)
 

@@ -130,3 +130,13 @@ def test_the_citation_names_the_papers() -> None:
     assert cited["license"] == "MIT"
     assert len(cited["references"]) == 4
     assert all({"type", "title", "authors"} <= set(work) for work in cited["references"])
+
+
+def test_the_top_level_holds_what_a_stranger_expects() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    listed = call("git", "-C", ROOT, "ls-files").split("\n")
+    top = {name.partition("/")[0] for name in listed if name}
+    files = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
+    folders = {"benchmarks", "docs", "src", "tests"}
+    assert top == files | folders | {".ci", ".gitignore", "pyproject.toml"}

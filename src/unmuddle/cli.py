@@ -107,6 +107,9 @@ def _parser() -> Any:
     train.add_argument("--resume", type=Path, help="go on with the run in this folder, stopped")
     train.add_argument("--quiet", action="store_true", help="print the run's folder alone")
     train.add_class_arguments(TrainConfig)
+    for action in train._actions:  # a switch needs no value, and takes one
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
 
     evaluate = parser_of(
         "unmuddle evaluate --run RUN [--split SPLIT] [--json FILE] | --images FOLDER [--out FILE]",
@@ -121,6 +124,9 @@ def _parser() -> Any:
     )
     evaluate.add_argument("--json", type=Path, help="file to write the figures to")
     evaluate.add_argument("--images", type=Path, help="folder of images without labels instead")
+    evaluate.add_argument(
+        "--skip_unreadable", action="store_true", help="go on without images that cannot be read"
+    )
     evaluate.add_argument(
         "--out", type=Path, help="CSV of their classes; default: RUN/predictions.csv"
     )
@@ -252,6 +258,7 @@ def _evaluate(
     split: Any,
     json: Path | None,
     images: Path | None,
+    skip_unreadable: bool,
     out: Path | None,
 ) -> None:
     from rich.console import Console
@@ -269,12 +276,13 @@ def _evaluate(
         if data is not None or split is not None or json is not None:
             raise UsageError("--images: has no labels to score, so no --data, --split or --json")
         out = out or run / "predictions.csv"
-        print(f"{predict_folder(run, images, out)} images: {out}")
+        number = predict_folder(run, images, out, skip_unreadable=skip_unreadable)
+        print(f"{number} images: {out}")
         return
     if out is not None:
         raise UsageError("--out: belongs to --images")
     split = split or "test"
-    figures = as_json(*evaluate_run(run, data, split))
+    figures = as_json(*evaluate_run(run, data, split, skip_unreadable=skip_unreadable))
     if json is not None:
         write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
     Console(emoji=False).print(metrics_table(figures, f"{run.name}, {split}"))

@@ -73,11 +73,13 @@ def test_what_does_not_work_is_told(name: str, message: str) -> None:
 
 def test_weights_round_trip_in_both_formats(tmp_path: Path) -> None:
     source = build_backbone("small", 48).network
-    state = source.state_dict() | {"fc.weight": torch.zeros(3, 3)}  # a foreign head is left out
+    state = source.state_dict() | {"fc.weight": torch.zeros(3, 3)}  # a foreign head is not used
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     torch.save(state, tmp_path / "w.pt")
     for name in ("w.safetensors", "w.pt"):
-        loaded = build_backbone("small", 48, weights=str(tmp_path / name)).network.state_dict()
+        backbone = build_backbone("small", 48, weights=str(tmp_path / name))
+        assert backbone.unused == ("fc.weight",)
+        loaded = backbone.network.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 

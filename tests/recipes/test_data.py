@@ -385,6 +385,163 @@ def test_images_of_16_bits_are_refused_not_mangled(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
+def test_every_format_that_pillow_reads_is_read_whatever_its_name(tmp_path: Path) -> None:
+    calm = make_folder(tmp_path) / "train" / "calm"
+    with Image.open(calm / "00.png") as image:
+        grey = image.copy()
+    for number, name in enumerate(["a.gif", "b.JFIF", "c.tga", "d.webp", "e.ico", "f.ppm"]):
+        grey.save(calm / name, sizes=[(48, 48)])
+        assert number < 12
+    for name, kind in (("g", "PNG"), ("h.dat", "JPEG"), ("i.jpg_large", "GIF")):
+        grey.save(calm / name, kind)
+    left = {
+        "file that is not an image": ["Thumbs.db", "face.heic", "notes.txt", "scan.eps"],
+        "hidden file": [".DS_Store", "._00.png", ".ipynb_checkpoints/00.png"],
+    }
+    for name in (name for names in left.values() for name in names):
+        (calm / name).parent.mkdir(exist_ok=True)
+        (calm / name).write_bytes(b"\0\5\x16\7 no image")
+    grey.convert("L").save(calm / "scan.eps")
+    (tmp_path / "README").write_text("faces")
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "train" / "loose.png").write_bytes((calm / "00.png").read_bytes())
+    (tmp_path / "train" / ".cache").mkdir()
+    splits = load_data(f"folder:{tmp_path}", image_size=48)
+    assert splits.train.labels.bincount().tolist() == [12 + 9, 12]
+    for sample in range(12, 21):
+        change = (splits.train[sample][0].float() - splits.train[0][0]).abs().mean()
+        assert change < 20, splits.train.source(sample)
+    assert {kind: [*map(Path, places)] for kind, places in splits.left_out.items()} == {
+        "entry that is none of train, val, test": [tmp_path / "README", tmp_path / "valid"],
+        "entry that is not a class folder": [
+            tmp_path / "train" / n for n in (".cache", "loose.png")
+        ],
+        **{kind: [calm / name for name in sorted(names)] for kind, names in left.items()},
+    }
+
+
+def test_images_behind_links_are_read_once(tmp_path: Path) -> None:
+    calm = make_folder(tmp_path / "data") / "train" / "calm"
+    for number in range(3):
+        save_image(tmp_path / "elsewhere" / "deep" / f"{number}.png", seed=5000 + number)
+    (calm / "linked").symlink_to(tmp_path / "elsewhere")
+    (calm / "round").symlink_to(calm)
+    (tmp_path / "data/train/sad").symlink_to(tmp_path / "elsewhere")
+    train = load_data(f"folder:{tmp_path / 'data'}", image_size=16).train
+    assert train.labels.bincount().tolist() == [15, 12, 3]
+
+
+def test_unreadable_images_are_skipped_if_asked(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    broken = [tmp_path / "train" / "calm" / "03.png", tmp_path / "train" / "glad" / "00.png"]
+    for path in broken:
+        truncate(path)
+    (tmp_path / "val" / "glad" / "05.png").write_text("not an image")
+    with pytest.raises(UsageError) as error:
+        load_data(f"folder:{tmp_path}", image_size=16)
+    assert "there are problems; --skip_unreadable leaves out unreadable images\n" in str(
+        error.value
+    )
+    assert all(str(path) in str(error.value) for path in broken)
+    splits = load_data(f"folder:{tmp_path}", image_size=16, skip_unreadable=True)
+    kind = "unreadable or truncated image"
+    assert splits.left_out == {kind: [*map(str, [*broken, tmp_path / "val/glad/05.png"])]}
+    assert splits.train.labels.tolist() == [0] * 11 + [1] * 11
+    assert not set(map(str, broken)) & set(splits.train.sources)
+    assert splits.train.source(3).endswith("calm/04.png")
+    with Image.open(splits.train.source(3)) as image:
+        grey = np.array(image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR))
+    assert np.array_equal(splits.train[3][0].permute(1, 2, 0).numpy(), grey)
+    assert len(splits.val) == 23
+    for path in (tmp_path / "train" / "calm").iterdir():
+        truncate(path)
+    with pytest.raises(UsageError, match="class without images: 1"):
+        load_data(f"folder:{tmp_path}", image_size=16, skip_unreadable=True)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**29])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_images_are_the_way_up_that_exif_says(
+    suffix: str, in_memory: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(files, "IN_MEMORY", in_memory)
+    make_folder(tmp_path, each=8)
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    pixels[:24, :24] = 250  # bright at the top left
+    folder = tmp_path / "train" / "calm"
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (folder / f"{orientation - 1:02}.png").unlink()
+        Image.fromarray(pixels).save(folder / f"{orientation - 1:02}{suffix}", exif=exif)
+    train = load_data(f"folder:{tmp_path}", image_size=48).train
+    bright = {
+        (0, 0): "top left",
+        (0, 1): "top right",
+        (1, 0): "bottom left",
+        (1, 1): "bottom right",
+    }
+    found = []
+    for sample in range(8):
+        quarters = train[sample][0].float().mean(0).unflatten(0, (2, 24)).unflatten(2, (2, 24))
+        found.append(bright[divmod(int(quarters.mean((1, 3)).argmax()), 2)])
+    assert found == [
+        "top left", "top right", "bottom right", "bottom left",
+        "top left", "top right", "bottom right", "bottom left",
+    ]  # fmt: skip
+
+
+def test_a_broken_exif_block_says_nothing(tmp_path: Path) -> None:
+    make_folder(tmp_path, each=3)
+    path = tmp_path / "train" / "calm" / "00.png"
+    with Image.open(path) as image:
+        image.convert("RGB").save(path.with_suffix(".jpg"), exif=b"Exif\0\0II*\0\xff\xff\xff")
+    path.unlink()
+    assert len(load_data(f"folder:{tmp_path}", image_size=16).train) == 6
+
+
+def test_frames_that_are_not_used_are_told(tmp_path: Path) -> None:
+    calm = make_folder(tmp_path, each=3) / "train" / "calm"
+    frames = [Image.fromarray(np.full((9, 9), shade, np.uint8)) for shade in (0, 200)]
+    frames[0].save(calm / "two.gif", save_all=True, append_images=frames[1:])
+    see_through = Image.fromarray(np.eye(9, dtype=np.uint8), mode="P")
+    see_through.save(calm / "palette.png", transparency=b"\x80\xff")
+    splits = load_data(f"folder:{tmp_path}", image_size=9)
+    kind = "frames after the first one of an image"
+    assert splits.left_out == {kind: [str(calm / "two.gif")]}
+    assert not splits.train[4][0].any()
+
+
+def test_what_the_rules_of_a_data_set_leave_out_is_counted(tmp_path: Path) -> None:
+    root = make_ferplus(tmp_path / "ferplus")
+    with (root / "FER2013Train" / "label.csv").open("a") as file:
+        file.write(',"(0, 0, 48, 48)",1,1,1,1,1,1,1,1,1,1\n')
+        file.write('fer9.png,"(0, 0, 48, 48)",5,5,0,0,0,0,0,0,0,0\n')
+    save_image(root / "FER2013Train" / "fer9.png", seed=9)
+    save_image(root / "FER2013Test" / "fer8.png", seed=8)
+    counts = {k: len(v) for k, v in load_data(f"ferplus:{root}").left_out.items()}
+    assert counts == {
+        "row without an image": 1,
+        "file that label.csv does not name": 1,
+        "face without a majority emotion": 1,
+    }
+    root = make_affectnet(tmp_path / "affectnet")
+    counts = {k: len(v) for k, v in load_data(f"affectnet7:{root}").left_out.items()}
+    assert counts == {"face of none of the 7 expressions": 22, "face with an empty box": 2}
+    root = make_rafdb(tmp_path / "rafdb")
+    save_image(root / "Image" / "aligned" / "train_99999_aligned.jpg", seed=0)
+    splits = load_data(f"rafdb:{root}")
+    assert [*splits.left_out] == ["file that the list does not name"]
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label\ntrain_00001.jpg,fear\nfoo.png,fear\n")
+    train = splits.train
+    train.sources[0] = "train_00001_aligned.jpg"
+    left_out = add_noise(train, splits.classes, f"file:{path}", seed=0)
+    assert left_out == {
+        "row of the noise file that names no training image": [f"{path}: row 3: foo.png"]
+    }
+
+
 @pytest.mark.parametrize("content", ["é,1".encode("latin-1"), b"x" * 200_000])
 def test_an_unreadable_csv_is_told(tmp_path: Path, content: bytes) -> None:
     (make_ferplus(tmp_path) / "FER2013Valid" / "label.csv").write_bytes(content)

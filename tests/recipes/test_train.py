@@ -160,7 +160,10 @@ def test_samples_csv_tells_which_label_each_id_was_given(full_run: Path) -> None
 def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
     weights = full_run / "model.safetensors"
     options = QUICK | {"weights": str(weights), "parts": "none", "lr": 1e-9, "weight_decay": 0.0}
-    run = train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")))
+    shown = io.StringIO()
+    run = train(TrainConfig(**options, epochs=1, out=str(tmp_path / "run")), Console(file=shown))
+    unused = [n for n in safetensors.torch.load_file(weights) if not n.startswith("backbone.")]
+    assert f"{len(unused)} tensors are not the backbone's and are not used" in shown.getvalue()
     first, second = (
         safetensors.torch.load_file(path) for path in (weights, run / "model.safetensors")
     )

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from unmuddle.cli import main
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.metrics import as_json, measure
 from unmuddle.recipes.train import train
-from unmuddle.recipes.trained import evaluate_run
+from unmuddle.recipes.trained import evaluate_run, predict_folder
 
 PROBABILITIES = torch.tensor(
     [[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0]]
@@ -93,12 +94,83 @@ def test_images_without_labels_are_classified(folder_run: Path, tmp_path: Path, 
         rows = list(csv.DictReader(file))
     assert [Path(row["file"]).name for row in rows] == [f"{number}.png" for number in range(5)]
     for row in rows:
-        shares = {name: float(row[name]) for name in ("calm", "glad")}
+        shares = {name: float(row[f"probability_{name}"]) for name in ("calm", "glad")}
         assert sum(shares.values()) == pytest.approx(1, abs=2e-6)
         assert row["predicted"] == max(shares, key=shares.get)
         assert float(row["confidence"]) == max(shares.values())
     assert main(command) == 0
     assert (folder_run / "predictions.csv").read_text() == out.read_text()
+
+
+def test_classes_of_any_name_have_a_column_of_their_own(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data", each=4)
+    for part in data.iterdir():
+        (part / "calm").rename(part / "predicted")
+        (part / "glad").rename(part / "confidence")
+        for number in range(4):
+            save_image(part / "file" / f"{number}.png", seed=number)
+    config = TrainConfig(
+        data=f"folder:{data}", backbone="test_train:tiny", image_size=48, epochs=1, batch_size=8,
+        parts="none", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    out = tmp_path / "predictions.csv"
+    predict_folder(train(config), data / "test", out)
+    with out.open() as file:
+        columns = next(csv.reader(file))
+    assert len(set(columns)) == len(columns) == 6
+    page = (Path(__file__).parents[2] / "docs/pages/recipe.md").read_text()
+    (told,) = re.findall(r"predictions.csv`, or `--out FILE`: (.*)\.", page)
+    named = [name.replace("CLASS", "file") for name in re.findall(r"`(\w+)`", told)]
+    assert named == [*columns[:3], "probability_file"]
+
+
+def test_what_is_no_image_is_named_and_what_cannot_be_read_is_skipped_if_asked(
+    folder_run: Path, tmp_path: Path, capsys
+) -> None:
+    new = tmp_path / "new"
+    for name in ("0.png", "1.gif", "2.jpg"):
+        save_image(new / name, seed=0)
+    (new / "notes.txt").write_text("glad?")
+    command = ["evaluate", "--run", str(folder_run), "--images", str(new)]
+    command += ["--out", str(tmp_path / "out.csv")]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("3 images: ")
+    assert shown.err == f"left out:\n  file that is not an image: 1\n    {new / 'notes.txt'}\n"
+    truncate(new / "2.jpg")
+    assert main(command) == 2
+    assert "--skip_unreadable leaves out unreadable images" in capsys.readouterr().err
+    assert main([*command, "--skip_unreadable"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 images: ")
+    assert f"unreadable or truncated image: 1\n    {new / '2.jpg'}" in shown.err
+    rows = (tmp_path / "out.csv").read_text().splitlines()
+    names = [Path(row.split(",")[0]).name for row in rows]
+    assert names == ["file", "0.png", "1.gif"]
+
+
+def test_a_messy_folder_from_training_to_audit(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    calm = make_folder(tmp_path / "faces", each=8) / "train" / "calm"
+    for number in range(4):
+        (calm / f"{number}.txt").write_text("calm")
+    truncate(calm / "03.png")
+    command = "train --data folder:faces --backbone test_train:tiny --image_size 48 --epochs 1 "
+    command += "--batch_size 8 --out run"
+    assert main(command.split()) == 2
+    assert "unreadable or truncated image: 1" in capsys.readouterr().err
+    assert main([*command.split(), "--skip_unreadable"]) == 0
+    shown = capsys.readouterr().out
+    assert "file that is not an image: 4\n    faces/train/calm/0.txt" in shown
+    assert "... and 1 more" in shown
+    assert "all of them: run/left_out.csv" in shown
+    with (tmp_path / "run/left_out.csv").open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    unused = [("file that is not an image", f"faces/train/calm/{n}.txt") for n in range(4)]
+    assert rows == [*unused, ("unreadable or truncated image", "faces/train/calm/03.png")]
+    for later in ("audit --run run", "evaluate --run run --split train"):
+        assert main(later.split()) == 0
+        assert "file that is not an image: 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -184,3 +184,8 @@ def test_no_samples_at_all() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     evidence = Evidence(Distribution(torch.zeros(0, 3)), nothing, nothing, 3, torch.zeros(0))
     assert len(bayes(evidence).labels) == 0
+
+
+def test_one_class_has_no_noise_to_fit() -> None:
+    with pytest.raises(ValueError, match="num_classes: expected at least 2, got 1"):
+        fit_noise(Distribution(torch.ones(3, 1)), torch.zeros(3, dtype=torch.int64), 1)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unmuddle.recipes.data import LabeledImages, load_data
+from unmuddle.recipes.data.files import tell_left_out
 from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.decisions import Row
 from unmuddle.recipes.errors import UsageError
@@ -53,7 +54,13 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     if limit < 1:
         raise UsageError(f"--limit: expected at least 1, got {limit}")
     config = read_config(run)
-    splits = load_data(data or config.data, image_size=config.image_size, seed=config.seed)
+    splits = load_data(
+        data or config.data,
+        image_size=config.image_size,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+    )
+    tell_left_out(splits.left_out)
     training, classes = splits.train, splits.classes
     add_noise(training, classes, config.noise, config.seed)
     check_images("--run", run, training)

@@ -24,11 +24,13 @@ class Backbone(NamedTuple):
         network: images to feature map.
         channels: C.
         map_size: `(h, w)`.
+        unused: names of the tensors in a file of weights that the network does not have.
     """
 
     network: nn.Module
     channels: int
     map_size: tuple[int, int]
+    unused: tuple[str, ...] = ()
 
 
 def build_backbone(
@@ -52,8 +54,7 @@ def build_backbone(
         network = _create(name, pretrained)
     except OSError as error:  # no network, no such file on the hub
         raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
-    if weights is not None:
-        _load_weights(network, weights)
+    unused = () if weights is None else _load_weights(network, weights)
     shape = _map_shape(network, name, image_size)
     while min(shape[1:]) < SMALLEST_MAP:
         if not _remove_first_stride(network):
@@ -62,7 +63,7 @@ def build_backbone(
                 f"only {shape[1]} x {shape[2]}; try a larger --image_size"
             )
         shape = _map_shape(network, name, image_size)
-    return Backbone(network, shape[0], (shape[1], shape[2]))
+    return Backbone(network, shape[0], (shape[1], shape[2]), unused)
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:
@@ -129,7 +130,8 @@ def _remove_first_stride(network: nn.Module) -> bool:
     return False
 
 
-def _load_weights(network: nn.Module, weights: str) -> None:
+def _load_weights(network: nn.Module, weights: str) -> tuple[str, ...]:
+    """Load a file of weights, and return the names of its tensors that the network lacks."""
     path = user_path("--weights", weights)
     try:
         state = (
@@ -142,7 +144,7 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             # The model of a run, saved as a whole.
             target = network
             state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
-        missing = target.load_state_dict(state, strict=False).missing_keys
+        missing, unexpected = target.load_state_dict(state, strict=False)
     except UnpicklingError as error:
         raise UsageError(
             f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would "
@@ -155,3 +157,4 @@ def _load_weights(network: nn.Module, weights: str) -> None:
             f"--weights {weights}: lacks {len(missing)} of the backbone's tensors, "
             f"the first {missing[0]}"
         )
+    return tuple(unexpected)

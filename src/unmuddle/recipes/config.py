@@ -35,12 +35,13 @@ class TrainConfig:
         weight_decay: of AdamW
         image_size: pixels a side; default: the data set's own, 224 for folder
         pretrained: fetch the backbone's pretrained weights
+        skip_unreadable: leave out images that cannot be read; RUN/left_out.csv lists them
         weights: file of backbone weights: .safetensors, or a state dict saved by torch
         average: decay of the running mean of the weights, which is what is evaluated
         supcon_weight: of the contrastive loss beside the cross-entropy
         temperature: of the contrastive loss
         relabel_policy: when UERM relabels
-        relabel_estimator: how UERM estimates uncertainty
+        relabel_estimator: estimate of uncertainty
         relabel_evidence: predictions of averaged weights once an epoch, or of the batches
         relabel_outcome: train on labels, or on distributions where they are uncertain
         warmup: share of the epochs before UERM may relabel
@@ -67,6 +68,7 @@ class TrainConfig:
     lr: float = 2e-3
     weight_decay: float = 0.05
     image_size: int | None = None
+    skip_unreadable: bool = False
     pretrained: bool = False
     weights: str | None = None
     average: float = 0.995

@@ -70,7 +70,7 @@ class JoinedBatchNorm(nn.BatchNorm2d):
             cast(Tensor, self.num_batches_tracked).add_(1)
             for running, found in (
                 (self.running_mean, mean),
-                (self.running_var, variance * count / (count - 1)),
+                (self.running_var, variance * count / (count - 1).clamp(min=1)),
             ):
                 cast(Tensor, running).lerp_(found, cast(float, self.momentum))
         scale = self.weight * (variance + self.eps).rsqrt()

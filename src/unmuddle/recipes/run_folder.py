@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -193,6 +193,11 @@ class RunFolder:
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""
         write_table(self.path / "duplicates.csv", Copy._fields, copies)
+
+    def save_left_out(self, left_out: Mapping[str, Sequence[str]]) -> None:
+        """Write what of the data set is in no split."""
+        rows = ((kind, place) for kind, places in left_out.items() for place in places)
+        write_table(self.path / "left_out.csv", ("kind", "place"), rows)
 
     def add_metrics(self, entry: dict[str, float | None]) -> None:
         """Append one line."""

@@ -21,6 +21,7 @@ from unmuddle.recipes.checkpoint import Checkpoint, Progress
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.duplicates import describe, find_duplicates
+from unmuddle.recipes.data.files import listing
 from unmuddle.recipes.data.noise import add_noise, check_noise
 from unmuddle.recipes.decisions import read_decisions
 from unmuddle.recipes.display import Display
@@ -77,11 +78,17 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     set_seed(config.seed)
 
     # Data: noise goes into the training labels alone, and the labels before it are the truth.
-    splits = load_data(config.data, image_size=config.image_size, seed=config.seed)
+    splits = load_data(
+        config.data,
+        image_size=config.image_size,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+    )
     num_classes = len(splits.classes)
     copies = find_duplicates(splits)
     training = splits.train
-    add_noise(training, splits.classes, config.noise, config.seed)
+    noise_left_out = add_noise(training, splits.classes, config.noise, config.seed)
+    left_out = {**splits.left_out, **noise_left_out}
     decided = None
     is_resumed = resume and run.checkpoint.exists()
     if is_resumed:
@@ -106,6 +113,14 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     backbone = build_backbone(
         config.backbone, size, pretrained=config.pretrained, weights=config.weights
     )
+    if backbone.unused:
+        names = ", ".join(backbone.unused[:3]) + (", ..." if len(backbone.unused) > 3 else "")
+        console.print(
+            f"--weights {config.weights}: {len(backbone.unused)} tensors are not the backbone's "
+            f"and are not used: {names}",
+            soft_wrap=True,
+            markup=False,
+        )
     model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
     if accelerator.num_processes > 1:
         synchronize_norms(model, accelerator.device)
@@ -154,6 +169,10 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         sheet = sample_sheet(training, training.labels, splits.classes)
         write_whole(run.path / "samples.png", partial(sheet.save, format="PNG"))
         run.save_samples(training, splits.classes)
+        if left_out:
+            run.save_left_out(left_out)
+            lines = [*listing(left_out, shown=3), f"  all of them: {run.path / 'left_out.csv'}"]
+            console.print("left out:", *lines, sep="\n", soft_wrap=True, markup=False)
         if copies:
             run.save_duplicates(copies)
             console.print(f"{describe(copies)}: {run.path / 'duplicates.csv'}", soft_wrap=True)

@@ -9,13 +9,12 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
-from unmuddle.recipes.data.files import Problems, find_images, read_images
+from unmuddle.recipes.data.files import Problems, find_images, read_labeled, tell_left_out
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.evaluate import predict
 from unmuddle.recipes.metrics import Metrics, measure
@@ -67,7 +66,11 @@ def load_trained(run: Path) -> Trained:
 
 
 def evaluate_run(
-    run: Path, data: str | None = None, split: Literal["train", "val", "test"] = "test"
+    run: Path,
+    data: str | None = None,
+    split: Literal["train", "val", "test"] = "test",
+    *,
+    skip_unreadable: bool = False,
 ) -> tuple[Metrics, tuple[str, ...]]:
     """Figures of a run on a split, by its labels before any `--noise`; and the classes' names.
 
@@ -75,18 +78,23 @@ def evaluate_run(
         run: folder of the run.
         data: data set, as for `train`; `None`: the run's own.
         split: which part of it.
+        skip_unreadable: leave out images that cannot be read.
 
     Raises:
         UsageError: the run or the data cannot be read, or their classes differ.
     """
     trained = load_trained(run)
-    part = load_split(trained, data, split)
+    part = load_split(trained, data, split, skip_unreadable=skip_unreadable)
     probabilities, labels = predict(*_prepared(trained, part))
     return measure(probabilities, labels), trained.classes
 
 
 def load_split(
-    trained: Trained, data: str | None = None, split: Literal["train", "val", "test"] = "test"
+    trained: Trained,
+    data: str | None = None,
+    split: Literal["train", "val", "test"] = "test",
+    *,
+    skip_unreadable: bool = False,
 ) -> LabeledImages:
     """Images as the network takes them, labels before any `--noise`; arguments as above.
 
@@ -94,7 +102,13 @@ def load_split(
         UsageError: the data cannot be read, or has other classes than the run.
     """
     spec = data or trained.config.data
-    splits = load_data(spec, image_size=trained.image_size, seed=trained.config.seed)
+    splits = load_data(
+        spec,
+        image_size=trained.image_size,
+        seed=trained.config.seed,
+        skip_unreadable=skip_unreadable or trained.config.skip_unreadable,
+    )
+    tell_left_out(splits.left_out)
     if splits.classes != trained.classes:
         raise UsageError(
             f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
@@ -105,10 +119,11 @@ def load_split(
     return part
 
 
-def predict_folder(run: Path, folder: Path, out: Path) -> int:
+def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool = False) -> int:
     """Classify every image below a folder, and write a CSV; returns how many.
 
-    Columns: file, predicted, confidence, and the probability of each class.
+    Columns: file, predicted, confidence, and `probability_CLASS` of each class. Files that are left
+    out are listed on stderr.
 
     Raises:
         UsageError: there is no image, some cannot be read, or the run cannot.
@@ -116,21 +131,27 @@ def predict_folder(run: Path, folder: Path, out: Path) -> int:
     trained = load_trained(run)
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: no such folder")
-    paths = find_images(folder)
-    if not paths:
-        raise UsageError(f"--images {folder}: no images ({' '.join(IMG_EXTENSIONS)})")
-    problems = Problems()
-    images = read_images(paths, trained.image_size, problems)
+    problems = Problems(skip_unreadable=skip_unreadable)
+    paths = find_images(folder, problems)
+    labels = torch.zeros(len(paths), dtype=torch.int64)
+    unlabeled = read_labeled(paths, labels, trained.image_size, problems)
     problems.raise_if_any(f"--images {folder}")
-    unlabeled = LabeledImages(images, torch.zeros(len(paths), dtype=torch.int64))
+    tell_left_out(problems.left_out)
+    if not len(unlabeled):
+        raise UsageError(f"--images {folder}: no images")
     probabilities, _ = predict(*_prepared(trained, unlabeled))
 
     rows = (
-        (source, trained.classes[int(row.argmax())], *(f"{p:.6f}" for p in (row.max(), *row)))
-        for source, row in zip(paths, probabilities, strict=True)
+        (
+            unlabeled.source(i),
+            trained.classes[int(row.argmax())],
+            *(f"{p:.6f}" for p in (row.max(), *row)),
+        )
+        for i, row in enumerate(probabilities)
     )
-    write_table(out, ("file", "predicted", "confidence", *trained.classes), rows)
-    return len(paths)
+    columns = (f"probability_{name}" for name in trained.classes)
+    write_table(out, ("file", "predicted", "confidence", *columns), rows)
+    return len(unlabeled)
 
 
 def _prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:

@@ -45,12 +45,17 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     that always takes one class for the same other one, when the predictions have taken it over, or
     there are but two classes: b, a class that is met less often, says the same.
 
+    Raises:
+        ValueError: fewer than two classes, of which no label can be wrong.
+
     Examples:
         >>> p, y = torch.eye(2)[torch.arange(1000) % 2], torch.arange(1000) % 2
         >>> y[:200] = 1 - y[:200]  # a fifth is contradicted
         >>> round(float(fit_noise(Distribution(p), y, 2).rate), 2)
         0.2
     """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
     if len(labels) > FITTED:
         drawn = _drawn(len(labels)).to(labels.device)
         predictions, labels = predictions.rows(drawn), labels[drawn]

@@ -9,6 +9,7 @@ from unmuddle.recipes.data.affectnet import load_affectnet
 from unmuddle.recipes.data.digits import load_digits
 from unmuddle.recipes.data.fer2013 import load_fer2013
 from unmuddle.recipes.data.ferplus import load_ferplus
+from unmuddle.recipes.data.files import Problems
 from unmuddle.recipes.data.folder import load_folder
 from unmuddle.recipes.data.rafdb import load_rafdb
 from unmuddle.recipes.data.synthetic import load_synthetic
@@ -18,7 +19,7 @@ from unmuddle.recipes.paths import user_path
 
 __all__ = ["LabeledImages", "Splits", "load_data"]
 
-_ON_DISK: dict[str, Callable[[Path, int | None, int], Splits]] = {
+_ON_DISK: dict[str, Callable[[Path, int | None, int, Problems], Splits]] = {
     "folder": load_folder,
     "rafdb": load_rafdb,
     "ferplus": load_ferplus,
@@ -29,13 +30,16 @@ _ON_DISK: dict[str, Callable[[Path, int | None, int], Splits]] = {
 _NAMES = ", ".join(["synthetic", "synthetic:N", "digits", *(f"{name}:PATH" for name in _ON_DISK)])
 
 
-def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Splits:
+def load_data(
+    spec: str, *, image_size: int | None = None, seed: int = 0, skip_unreadable: bool = False
+) -> Splits:
     """Load a data set: `synthetic[:N]` (N training faces), `digits`, or one on disk, `NAME:PATH`.
 
     Args:
         spec: which data set.
         image_size: pixels a side; `None`: the data set's own.
         seed: of a validation split that the data set does not come with.
+        skip_unreadable: leave out images that cannot be read.
 
     Raises:
         UsageError: unknown name, or a layout with problems; lists all of them.
@@ -47,7 +51,10 @@ def load_data(spec: str, *, image_size: int | None = None, seed: int = 0) -> Spl
         root = user_path("--data", argument)
         if not root.is_dir():
             raise UsageError(f"--data {spec}: no such folder: {root}")
-        return _ON_DISK[name](root, image_size, seed)
+        problems = Problems(skip_unreadable=skip_unreadable)
+        splits = _ON_DISK[name](root, image_size, seed, problems)
+        splits.left_out = problems.left_out
+        return splits
     if name == "digits" and not argument:
         return _resized(load_digits(seed), image_size)
     if name == "synthetic" and re.fullmatch(r"([1-9]\d{0,6})?", argument):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from unmuddle.recipes.data.files import Box, Problems, read_images
+from unmuddle.recipes.data.files import Box, Problems, find_images, read_labeled
 from unmuddle.recipes.data.split import split_off_validation
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
@@ -36,14 +36,15 @@ class _Face(NamedTuple):
     box: Box | None
 
 
-def load_affectnet(root: Path, image_size: int | None, seed: int, *, classes: int = 8) -> Splits:
+def load_affectnet(
+    root: Path, image_size: int | None, seed: int, problems: Problems, *, classes: int = 8
+) -> Splits:
     """The owners' lists and images, or `{train_set,val_set}/{images,annotations}`.
 
     Seven classes are those without contempt; faces of no expression are left out. Results are
     reported on the validation set, so it is the test part here, and 10 % of the training set are
     split off to select on.
     """
-    problems = Problems()
     if (root / _LISTS).is_dir():
         faces = [_read_list(root, name, problems) for name in ("training", "validation")]
     elif (root / "train_set").is_dir():
@@ -53,17 +54,19 @@ def load_affectnet(root: Path, image_size: int | None, seed: int, *, classes: in
     parts: list[LabeledImages] = []
     for found, name in zip(faces, ("training", "validation"), strict=True):
         kept = sorted(face for face in found if face.label < classes)
-        if not kept:
-            problems.add("no images", f"{name} set")
-        paths = [face.image for face in kept]
+        for face in sorted(face for face in found if face.label >= classes):
+            problems.leave_out(f"face of none of the {classes} expressions", str(face.image))
         boxes = [face.box for face in kept if face.box is not None]
-        parts.append(
-            LabeledImages(
-                read_images(paths, image_size or SIZE, problems, boxes or None),
-                torch.tensor([face.label for face in kept], dtype=torch.int64),
-                sources=[str(path) for path in paths],
-            )
+        part = read_labeled(
+            [face.image for face in kept],
+            torch.tensor([face.label for face in kept], dtype=torch.int64),
+            image_size or SIZE,
+            problems,
+            boxes=boxes or None,
         )
+        if not len(part):
+            problems.add("no images", f"{name} set")
+        parts.append(part)
     problems.raise_if_any(root)
     train, val = split_off_validation(parts[0], seed)
     return Splits(train, val, parts[1], CLASSES[:classes], image_size or SIZE)
@@ -93,7 +96,9 @@ def _read_list(root: Path, name: str, problems: Problems) -> list[_Face]:
                     problems.add("image path that leaves the data set", where)
                 elif str(image) in faces:
                     problems.add("image listed twice", where)
-                elif label < len(CLASSES) and width > 0 and height > 0:
+                elif label < len(CLASSES) and min(width, height) <= 0:
+                    problems.leave_out("face with an empty box", str(root / _IMAGES / image))
+                else:
                     box = (x, y, x + width, y + height)
                     faces[str(image)] = _Face(root / _IMAGES / image, label, box)
     except (OSError, ValueError, csv.Error) as error:
@@ -123,4 +128,4 @@ def _images(folder: Path, problems: Problems) -> Iterator[Path]:
     if not (folder / "images").is_dir():
         problems.add("missing folder", str(folder / "images"))
         return iter(())
-    return (path for path in (folder / "images").iterdir() if path.suffix.lower() == ".jpg")
+    return iter(find_images(folder / "images", problems))

@@ -16,12 +16,11 @@ _FILES = ("fer2013.csv", "icml_face_data.csv")
 _PARTS = ("Training", "PublicTest", "PrivateTest")
 
 
-def load_fer2013(root: Path, image_size: int | None, _seed: int) -> Splits:
+def load_fer2013(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
     """`fer2013.csv` or `icml_face_data.csv`; its public test is to select on."""
     table = next((root / name for name in _FILES if (root / name).is_file()), None)
     if table is None:
         raise UsageError(f"{root}: expected {' or '.join(_FILES)}")
-    problems = Problems()
     labels: dict[str, list[int]] = {part: [] for part in _PARTS}
     pixels: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
     try:

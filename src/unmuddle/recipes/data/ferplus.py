@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.data.files import Problems, read_labeled
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
 
@@ -25,7 +25,7 @@ _FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
 _VOTE_COLUMNS = 10  # the eight classes, unknown, not a face
 
 
-def load_ferplus(root: Path, image_size: int | None, _seed: int) -> Splits:
+def load_ferplus(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
     """The owners' layout and majority rule: label.csv in each folder, eight classes.
 
     Votes of 1 or less count as 0; a face whose top emotion has no more than half of the rest, or
@@ -34,7 +34,6 @@ def load_ferplus(root: Path, image_size: int | None, _seed: int) -> Splits:
     root = next(
         (place for place in (root, root / "data", root / "images") if _has_folders(place)), root
     )
-    problems = Problems()
     for name in _FOLDERS:
         if not (root / name / "label.csv").is_file():
             problems.add("missing file", str(root / name / "label.csv"))
@@ -75,8 +74,11 @@ def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
         raise UsageError(f"{folder / 'label.csv'}: not readable: {error}") from error
     for number, row in enumerate(rows, start=1):
         where = f"{folder / 'label.csv'}:{number}"
-        if not row or not row[0].strip():
-            continue  # the original list has rows without an image
+        if not row:
+            continue
+        if not row[0].strip():  # the original list has some
+            problems.leave_out("row without an image", where)
+            continue
         name = row[0].strip()
         if Path(name).name != name:
             problems.add("image name that is not a plain file name", where)
@@ -89,18 +91,17 @@ def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
         else:
             votes_of[name] = votes
 
+    unlisted = {path.name for path in folder.iterdir()} - votes_of.keys() - {"label.csv"}
+    for name in sorted(unlisted):
+        problems.leave_out("file that label.csv does not name", str(folder / name))
     labels, distribution = majority(
         torch.tensor(list(votes_of.values())).reshape(-1, _VOTE_COLUMNS)
     )
     paths = [folder / name for name in votes_of]
-    faces = LabeledImages(
-        read_images(paths, size, problems),
-        labels,
-        true_labels=labels,
-        votes=distribution,
-        sources=[str(path) for path in paths],
-    )
-    return faces.subset((labels >= 0).nonzero()[:, 0])
+    faces = read_labeled(paths, labels, size, problems, true_labels=labels, votes=distribution)
+    for sample in (faces.labels < 0).nonzero()[:, 0].tolist():
+        problems.leave_out("face without a majority emotion", faces.source(sample))
+    return faces.subset((faces.labels >= 0).nonzero()[:, 0])
 
 
 def _parse_votes(cells: list[str]) -> list[int] | None:

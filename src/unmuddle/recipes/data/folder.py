@@ -3,23 +3,25 @@
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from unmuddle.recipes.data.files import Problems, find_images, read_images
+from unmuddle.recipes.data.files import Problems, find_images, read_labeled
 from unmuddle.recipes.data.split import split_off_validation
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
 
 SIZE = 224
+_SPLITS = ("train", "val", "test")
 
 
-def load_folder(root: Path, image_size: int | None, seed: int) -> Splits:
+def load_folder(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
     """Classes are the folders of `train`; without `val`, 10 % of `train` is split off."""
-    problems = Problems()
     for needed in ("train", "test"):
         if not (root / needed).is_dir():
             problems.add("missing folder", str(root / needed))
     problems.raise_if_any(root)
+    for entry in sorted(root.iterdir()):
+        if entry.name not in _SPLITS:
+            problems.leave_out(f"entry that is none of {', '.join(_SPLITS)}", str(entry))
     classes = _class_names(root / "train")
     if len(classes) < 2:
         raise UsageError(
@@ -27,7 +29,7 @@ def load_folder(root: Path, image_size: int | None, seed: int) -> Splits:
         )
 
     size = image_size or SIZE
-    names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    names = [name for name in _SPLITS if (root / name).is_dir()]
     parts = {name: _read_part(root / name, classes, size, problems) for name in names}
     problems.raise_if_any(root)
     if "val" not in parts:
@@ -36,25 +38,27 @@ def load_folder(root: Path, image_size: int | None, seed: int) -> Splits:
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if _is_class(entry))
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
 
 
 def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) -> LabeledImages:
-    for name in _class_names(folder):
-        if name not in classes:
-            problems.add("class that train does not have", str(folder / name))
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = find_images(folder / name)
-        if not found and folder.name == "train":
-            problems.add(f"class without images ({' '.join(IMG_EXTENSIONS)})", str(folder / name))
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
+    for entry in sorted(folder.iterdir()):
+        if not _is_class(entry):
+            problems.leave_out("entry that is not a class folder", str(entry))
+        elif entry.name not in classes:
+            problems.add("class that train does not have", str(entry))
+    found = [
+        find_images(folder / name, problems) if _is_class(folder / name) else [] for name in classes
+    ]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, found)]))
+    part = read_labeled([path for paths in found for path in paths], labels, size, problems)
+    if folder.name == "train":
+        for name in part.without_images(classes):
+            problems.add("class without images", str(folder / name))
+    elif not len(part):
         problems.add("no images", str(folder))
-    return LabeledImages(
-        read_images(paths, size, problems),
-        torch.tensor(labels, dtype=torch.int64),
-        sources=[str(path) for path in paths],
-    )
+    return part

@@ -14,7 +14,9 @@ from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.paths import user_path
 
 
-def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: int) -> None:
+def add_noise(
+    data: LabeledImages, classes: tuple[str, ...], spec: str, seed: int
+) -> dict[str, list[str]]:
     """Replace the labels of `data`; those before become its true labels.
 
     Args:
@@ -27,20 +29,25 @@ def add_noise(data: LabeledImages, classes: tuple[str, ...], spec: str, seed: in
             lines `NAME NUMBER` in a `.txt`, classes counted from 1, as in RAF-DB's `noise01.txt`.
         seed: of which labels are replaced.
 
+    Returns:
+        What of a file was left out: places by kind.
+
     Raises:
         UsageError: the specification or the file is wrong; nothing is replaced then.
     """
     check_noise(spec)
     kind, _, argument = spec.partition(":")
+    problems = Problems()
     if kind == "none":
-        return
+        return problems.left_out
     if kind == "file":
-        noisy = _read_labels(data, classes, user_path("--noise", argument))
+        noisy = _read_labels(data, classes, user_path("--noise", argument), problems)
     else:
         noise = symmetric_noise if kind == "symmetric" else pair_noise
         noisy = noise(data.labels, len(classes), float(argument), seed)
     data.true_labels = data.labels if data.true_labels is None else data.true_labels
     data.labels = noisy
+    return problems.left_out
 
 
 def check_noise(spec: str) -> None:
@@ -69,7 +76,9 @@ def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) 
     return torch.where(flip, (labels + 1) % num_classes, labels)
 
 
-def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> Tensor:
+def _read_labels(
+    data: LabeledImages, classes: tuple[str, ...], path: Path, problems: Problems
+) -> Tensor:
     try:
         rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
     except (OSError, ValueError, csv.Error) as error:
@@ -78,7 +87,7 @@ def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> T
     for sample in range(len(data)):
         for name in _names(data.source(sample)):
             samples_of[name].append(sample)
-    labels, problems, listed = data.labels.clone(), Problems(), set[int]()
+    labels, listed = data.labels.clone(), set[int]()
     for number, (name, label) in rows:
         samples = samples_of.get(name.replace("_aligned.", "."), [])
         if label not in classes:
@@ -89,6 +98,9 @@ def _read_labels(data: LabeledImages, classes: tuple[str, ...], path: Path) -> T
             problems.add("image listed twice", f"row {number}: {name}")
         elif samples:
             labels[samples] = classes.index(label)
+        else:
+            where = f"{path}: row {number}: {name}"
+            problems.leave_out("row of the noise file that names no training image", where)
         listed.update(samples)
     if not listed:
         problems.add("file without any of the training images", str(path))

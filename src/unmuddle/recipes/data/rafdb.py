@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from unmuddle.recipes.data.files import Problems, read_images
+from unmuddle.recipes.data.files import Problems, read_labeled
 from unmuddle.recipes.data.split import split_off_validation
 from unmuddle.recipes.data.types import LabeledImages, Splits
 from unmuddle.recipes.errors import UsageError
@@ -14,12 +14,11 @@ SIZE = 100
 _LIST = Path("EmoLabel/list_patition_label.txt")  # the owners' spelling
 
 
-def load_rafdb(root: Path, image_size: int | None, seed: int) -> Splits:
+def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
     """The owners' list and aligned faces, or class folders `{train,test}/{1,...,7}`.
 
     There is no validation part, so 10 % of train are split off.
     """
-    problems = Problems()
     if (root / _LIST).is_file():
         labels = _read_list(root, problems)
     elif (root / "train").is_dir() and (root / "test").is_dir():
@@ -30,15 +29,10 @@ def load_rafdb(root: Path, image_size: int | None, seed: int) -> Splits:
     for part in ("train", "test"):
         # By name, so that a face has the same id in both layouts.
         paths = sorted((path for path in labels if _part(path) == part), key=lambda p: p.name)
-        if not paths:
+        part_labels = torch.tensor([labels[path] for path in paths], dtype=torch.int64)
+        parts.append(read_labeled(paths, part_labels, image_size or SIZE, problems))
+        if not len(parts[-1]):
             problems.add("no images", part)
-        parts.append(
-            LabeledImages(
-                read_images(paths, image_size or SIZE, problems),
-                torch.tensor([labels[path] for path in paths], dtype=torch.int64),
-                sources=[str(path) for path in paths],
-            )
-        )
     problems.raise_if_any(root)
     train, val = split_off_validation(parts[0], seed)
     return Splits(train, val, parts[1], CLASSES, image_size or SIZE)
@@ -68,6 +62,9 @@ def _read_list(root: Path, problems: Problems) -> dict[Path, int]:
             problems.add("image listed twice", where)
         else:
             labels[image] = int(label) - 1
+    if (root / "Image" / "aligned").is_dir():
+        for unlisted in sorted({*(root / "Image" / "aligned").iterdir()} - labels.keys()):
+            problems.leave_out("file that the list does not name", str(unlisted))
     return labels
 
 

@@ -1,7 +1,7 @@
 """What every data set is made of."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -81,6 +81,7 @@ class Splits:
         classes: names, in label order.
         image_size: pixels a side that suit it.
         mirror: whether an image means the same mirrored.
+        left_out: what of the data set is in no split: places by kind.
     """
 
     train: LabeledImages
@@ -89,3 +90,4 @@ class Splits:
     classes: tuple[str, ...]
     image_size: int
     mirror: bool = True
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])

@@ -45,6 +45,8 @@ def test_valid_anchors_of_the_first_views_and_of_many_rows() -> None:
     many[-1] = 1
     valid = valid_anchors(torch.zeros(1500, 1), many, denominator="negatives")
     assert valid.tolist() == [True] * 1499 + [False]
+    faint = torch.full((2, 3), 1e-6)  # in half precision their products are 0
+    assert valid_anchors(torch.zeros(2, 1, dtype=torch.half), faint).tolist() == [True, True]
     with pytest.raises(ValueError, match="contrast_mode: expected one of"):
         valid_anchors(x, labels, contrast_mode="two")
     with pytest.raises(ValueError, match=r"labels: expected shape \(B,\) = \(4,\), got \(3,\)"):

@@ -58,8 +58,9 @@ def valid_anchors(
     batch = Batch(features, labels, mask, None, keys, key_labels).checked()
     x, row_labels, row_mask, included = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
-    takes_part = None if included is None else included.to(x.dtype)
-    positives = find_positives(x, row_labels, row_mask, takes_part, anchors)
+    z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
+    takes_part = None if included is None else included.to(z.dtype)
+    positives = find_positives(z, row_labels, row_mask, takes_part, anchors)
     valid = positives.count() > 0
     if denominator == "negatives":
         every = torch.arange(len(x), device=x.device)

@@ -176,8 +176,10 @@ def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
         ValueError: `x` has another shape.
     """
     if x.ndim != 4 or x.size(1) != channels or x.size(2) != height or x.size(3) != width:
-        is_scripting = torch.jit.is_scripting()  # pyright: ignore[reportPrivateImportUsage]
-        got = str(x.shape) if is_scripting else str(tuple(x.shape))
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            got = str(x.shape)
+        else:  # which TorchScript leaves out: it knows no tuple of any length
+            got = str(tuple(x.shape))
         raise ValueError(
             f"x: expected shape (N, C, H, W) = (N, {channels}, {height}, {width}), got {got}"
         )

@@ -176,7 +176,7 @@ def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
         ValueError: `x` has another shape.
     """
     if x.ndim != 4 or x.size(1) != channels or x.size(2) != height or x.size(3) != width:
-        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+        if torch.jit.is_scripting():  # noqa: SIM108  # pyright: ignore[reportPrivateImportUsage]
             got = str(x.shape)
         else:  # which TorchScript leaves out: it knows no tuple of any length
             got = str(tuple(x.shape))

@@ -244,6 +244,14 @@ def test_fewer_features_than_classes_are_warned_of() -> None:
     attach_arm("resnet18", 9, input_size=96)
 
 
+def test_features_are_in_the_mode_of_their_network() -> None:
+    given = timm.create_model("resnet18").eval()
+    assert not any(module.training for module in find_features(given).modules())
+    given.train().bn1.eval()
+    features = find_features(given)
+    assert (features.training, features.model.bn1.training) == (True, False)
+
+
 def test_a_network_of_one_channel_and_of_another_type() -> None:
     given = timm.create_model("resnet18", in_chans=1).double()
     model = attach_arm(given, 7, input_size=64)

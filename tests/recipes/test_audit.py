@@ -59,7 +59,11 @@ def test_decisions_are_trained_on_and_left_alone(
     with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
         rows = [Row(int(r.pop("sample")), **r) for r in csv.DictReader(file)]
     assert len(rows) >= 2
-    decided = [rows[0]._replace(decision="accept"), rows[1]._replace(decision="reject"), *rows[2:]]
+    decided = [
+        rows[0]._replace(decision="ACCEPT"),
+        rows[1]._replace(decision=" Reject "),
+        *rows[2:],
+    ]
     write_rows(tmp_path / "labels.csv", decided)
     again = train(
         TrainConfig(

@@ -1,6 +1,8 @@
 """Data sets: what they hold, and that a broken layout is told whole before training."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,18 @@ def test_folder_without_val_splits_it_off_by_class_and_seed(tmp_path: Path) -> N
     assert first.val.labels.bincount().tolist() == [2, 2]
     assert first.val.images.paths == again.val.images.paths != other.val.images.paths
     assert not set(first.val.images.paths) & set(first.train.images.paths)
+
+
+def test_too_few_images_to_split_validation_off_are_told_by_class(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, ("train", "test"), each=8)
+    save_image(root / "train" / "sad" / "0.png", seed=0)
+    with pytest.raises(
+        UsageError, match=r"cannot split 10 % of 17 .* at least 21 images, .*; sad has 1"
+    ):
+        load_data(f"folder:{root}")
+    for number in range(1, 5):
+        save_image(root / "train" / "sad" / f"{number}.png", seed=number)
+    assert load_data(f"folder:{root}").val.labels.bincount().tolist() == [1, 1, 1]
 
 
 def test_ferplus_reads_the_owners_layout(tmp_path: Path) -> None:
@@ -378,10 +392,26 @@ def test_a_broken_folder_is_told_whole_in_one_error(tmp_path: Path) -> None:
         assert place in message
 
 
+def png_of_16_bits() -> bytes:
+    """A black 2 x 2 PNG of 16-bit RGB, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    rows = zlib.compress(2 * (b"\0" + bytes(12)))
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def test_images_of_16_bits_are_refused_not_mangled(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(tmp_path / "train" / "calm" / "03.png")
-    with pytest.raises(UsageError, match="image of more than 8 bits a channel: 1"):
+    calm = tmp_path / "train" / "calm"
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(calm / "03.png")
+    Image.fromarray(np.zeros((9, 9), dtype=np.float32)).save(calm / "float.tif")
+    (calm / "colour.png").write_bytes(png_of_16_bits())
+    with pytest.raises(UsageError, match="image of more than 8 bits a channel: 3"):
         load_data(f"folder:{tmp_path}")
 
 
@@ -504,12 +534,26 @@ def test_frames_that_are_not_used_are_told(tmp_path: Path) -> None:
     calm = make_folder(tmp_path, each=3) / "train" / "calm"
     frames = [Image.fromarray(np.full((9, 9), shade, np.uint8)) for shade in (0, 200)]
     frames[0].save(calm / "two.gif", save_all=True, append_images=frames[1:])
-    see_through = Image.fromarray(np.eye(9, dtype=np.uint8), mode="P")
-    see_through.save(calm / "palette.png", transparency=b"\x80\xff")
     splits = load_data(f"folder:{tmp_path}", image_size=9)
     kind = "frames after the first one of an image"
     assert splits.left_out == {kind: [str(calm / "two.gif")]}
-    assert not splits.train[4][0].any()
+    assert not splits.train[3][0].any()
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    calm = make_folder(tmp_path, each=3) / "train" / "calm"
+    red = np.zeros((9, 9, 4), np.uint8)
+    red[..., 0], red[:, 3:6, 3], red[:, 6:, 3] = 255, 255, 51  # clear, solid, a fifth
+    Image.fromarray(red).save(calm / "a.png")
+    palette = Image.fromarray(np.eye(9, dtype=np.uint8), mode="P")
+    palette.putpalette([0, 0, 0, 0, 0, 250])
+    palette.save(calm / "b.png", transparency=b"\x00\xff")
+    palette.save(calm / "c.gif", transparency=1)
+    train = load_data(f"folder:{tmp_path}", image_size=9).train
+    found = train[3][0][:, 4, [0, 4, 8]].T.tolist()
+    assert found == [[255, 255, 255], [255, 0, 0], [255, 204, 204]]
+    assert train[4][0][:, 0, :2].T.tolist() == [[0, 0, 250], [255, 255, 255]]
+    assert train[5][0][:, 0, :2].T.tolist() == [[255, 255, 255], [0, 0, 0]]
 
 
 def test_what_the_rules_of_a_data_set_leave_out_is_counted(tmp_path: Path) -> None:

@@ -47,10 +47,25 @@ def test_valid_anchors_of_the_first_views_and_of_many_rows() -> None:
     assert valid.tolist() == [True] * 1499 + [False]
     faint = torch.full((2, 3), 1e-6)  # in half precision their products are 0
     assert valid_anchors(torch.zeros(2, 1, dtype=torch.half), faint).tolist() == [True, True]
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    of_views = valid_anchors(x, torch.zeros(4, dtype=torch.int64), weight=weight)
+    assert of_views.tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
     with pytest.raises(ValueError, match="contrast_mode: expected one of"):
         valid_anchors(x, labels, contrast_mode="two")
     with pytest.raises(ValueError, match=r"labels: expected shape \(B,\) = \(4,\), got \(3,\)"):
         valid_anchors(x, labels[:3])
+
+
+def test_logarithms_of_memberships_are_refused() -> None:
+    x, logits = torch.randn(8, 4), torch.randn(8, 3)
+    with pytest.raises(ValueError, match="labels: expected memberships of at least 0"):
+        supcon_loss(x, logits.log_softmax(1))
+    ignored = logits.softmax(1)
+    ignored[2] = -100
+    assert supcon_loss(x, ignored).isfinite()
+    ignored[3, 0] = -100
+    with pytest.raises(ValueError, match="labels: expected memberships of at least 0"):
+        supcon_loss(x, ignored)
 
 
 @both_impls

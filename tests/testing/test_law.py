@@ -60,6 +60,38 @@ def test_numbers_of_python_are_compared_as_doubles() -> None:
     assert Finding(1, "<=", 2).worst == (1, 2)
 
 
+def test_a_loss_that_is_nan_everywhere_passes_no_law() -> None:
+    @law()
+    def shifted(loss, batch):
+        """Moving all rows changes nothing."""
+        x = batch.features
+        return Finding(loss.value(x + 1, batch.labels), "==", loss.value(x, batch.labels), 1e-9)
+
+    def nowhere(features, labels):
+        return features.sum() * math.nan
+
+    def in_pairs(features, labels):
+        return features.std() * (1 if len(features) > 2 else math.nan)
+
+    (result,) = check_loss(nowhere, laws=[shifted]).results
+    assert (result.status, result.numbers) == ("failed", "NaN on both sides")
+    (result,) = check_loss(in_pairs, laws=[shifted]).results
+    assert result.status == "passed"
+
+
+def test_a_misspelt_kind_and_a_negative_budget_are_told() -> None:
+    with pytest.raises(ValueError, match="no kind is called 'pairwize'; did you mean 'pairwise'"):
+        law("pairwize")
+
+    @law("contrastive", "temperature")
+    def below(loss, batch):
+        """Knows the old way to ask for less."""
+        return Finding(1.0, "<=", 1.0, -0.5)
+
+    with pytest.raises(TypeError, match="below: budget: expected at least 0, got -0.5"):
+        below(Loss(mutants.supcon), BATCH)
+
+
 def test_a_law_that_fails_by_itself_is_not_the_losses_failure() -> None:
     @law()
     def mean_is_the_same(loss, batch):

@@ -84,6 +84,10 @@ def test_the_weighted_mean_by_hand() -> None:
     torch.testing.assert_close(losses.grad, torch.tensor([2 / 3, 1 / 3, 0]))
     small = out._replace(weight=torch.full((3,), 1e-30)).weighted_mean(losses)
     assert small.item() == pytest.approx(7 / 3), "however small the weights are"
+    nothing = out._replace(weight=torch.zeros(3)).weighted_mean(losses.detach() / 0)
+    assert nothing == 0, "a loss that does not count may be infinite"
+    hidden = out._replace(weight=torch.tensor([1.0, 0.5, 0.0])).weighted_mean(losses.log() / 0)
+    assert hidden.isnan(), "one that counts may not"
     empty = out._replace(weight=torch.zeros(0)).weighted_mean(losses[:0])
     assert empty == 0
     with pytest.raises(
@@ -589,8 +593,8 @@ def test_batch_path_compiles_into_one_graph() -> None:
         ("momentum: expected 0 <= momentum < 1, got 1", {"momentum": 1}),
         ("warmup_epochs: expected a whole number of at least 0, got -1", {"warmup_epochs": -1}),
         ("warmup_epochs: expected a whole number of at least 0, got 0.4", {"warmup_epochs": 0.4}),
-        ("feature_dim: needed for importance", {"estimator": "attention"}),
-        ("feature_dim: needed for votes", {"collect": ["votes"]}),
+        ("feature_dim: expected D of the features, which importance", {"estimator": "attention"}),
+        ("feature_dim: expected D of the features, which votes", {"collect": ["votes"]}),
     ],
 )
 def test_wrong_options_are_named(message: str, options: dict) -> None:

@@ -31,6 +31,7 @@ class FeatureMap(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         self.is_traced = isinstance(model, torch.fx.GraphModule)
         self.is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm names it
 
@@ -142,7 +143,7 @@ def _drop_unused(model: nn.Module, features: nn.Module) -> None:
         hook.remove()
     for name, child in model.named_children():
         if used.isdisjoint(child.modules()):
-            setattr(model, name, nn.Identity())
+            setattr(model, name, nn.Identity().train(child.training))
     model.forward = _no_head  # or `torch.jit.script` would compile it, with parts that are gone
 
 

@@ -116,6 +116,9 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
             # Spreadsheets write what their country separates by.
             reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
             found, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
+        for _, row in rows:  # spreadsheets capitalise words
+            if isinstance(row.get("decision"), str):
+                row["decision"] = row["decision"].strip().lower()
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"not readable: {error}") from error
     missing = [name for name in Row._fields if name not in found]

@@ -18,11 +18,14 @@ def valid_anchors(
     mask: Tensor | None = None,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
+    weight: Tensor | None = None,
     contrast_mode: ContrastMode = "all",
     denominator: Denominator = "all",
     ignore_index: int = -100,
 ) -> Tensor:
-    """Whether each anchor has a loss: a positive and, with `denominator="negatives"`, a negative.
+    """Whether each anchor has a loss that counts.
+
+    It needs a positive, with `denominator="negatives"` a negative, and a weight above 0.
 
     `supcon_loss(..., reduction="none")` is 0 for an anchor without a positive, which looks like a
     perfect loss. Select with this mask before you average the losses of a class or log them.
@@ -33,6 +36,7 @@ def valid_anchors(
         mask: `(B, B)` weights instead of labels.
         keys: `(M, D)` further rows.
         key_labels: their labels.
+        weight: `(B,)` weights of the anchors' losses.
         contrast_mode: `"all"` or `"one"`.
         denominator: `"all"` or `"negatives"`.
         ignore_index: label of samples that take no part; they are no valid anchors.
@@ -55,7 +59,7 @@ def valid_anchors(
     """
     check_choice("contrast_mode", contrast_mode)
     check_choice("denominator", denominator)
-    batch = Batch(features, labels, mask, None, keys, key_labels).checked()
+    batch = Batch(features, labels, mask, weight, keys, key_labels).checked()
     x, row_labels, row_mask, included = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
     z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -71,5 +75,7 @@ def valid_anchors(
             if included is not None:
                 is_negative &= included
             valid[rows] &= is_negative.any(1)
+    if batch.weight is not None:
+        valid = valid & (batch.weight > 0).repeat_interleave(batch.views())
     valid = valid.view(features.shape[:-1])
     return valid[:, 0] if features.ndim == 3 and contrast_mode == "one" else valid

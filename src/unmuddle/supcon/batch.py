@@ -79,6 +79,13 @@ class Batch(NamedTuple):
             labels = torch.arange(len(self.features), device=x.device)
         elif labels is not None and not _surely_all(labels, ignore_index):
             included = _takes_part(labels, ignore_index)
+        if labels is not None and labels.ndim == 2 and _is_cheap(labels):
+            negative = (labels < 0).any(1)
+            if bool((negative if included is None else negative & included).any()):
+                raise ValueError(
+                    "labels: expected memberships of at least 0, got negative ones; give "
+                    "probabilities, not their logarithms"
+                )
         if self.views() > 1:
             labels = None if labels is None else labels.repeat_interleave(self.views(), 0)
             included = None if included is None else included.repeat_interleave(self.views())
@@ -121,9 +128,13 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 
 
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
-    """Whether a look at the labels, where it costs no synchronisation, finds none ignored."""
-    is_cheap = labels.is_cpu and not torch.compiler.is_compiling()
-    return is_cheap and labels.numel() > 0 and labels.min().item() > ignore_index
+    """Whether a look at the labels, where it is cheap, finds none ignored."""
+    return _is_cheap(labels) and labels.numel() > 0 and labels.min().item() > ignore_index
+
+
+def _is_cheap(labels: Tensor) -> bool:
+    """Whether a look at the values costs no synchronisation."""
+    return labels.is_cpu and not torch.compiler.is_compiling()
 
 
 def _result_type(features: Tensor) -> torch.dtype:

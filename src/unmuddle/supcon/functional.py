@@ -102,8 +102,9 @@ def supcon_loss(
         contrast_mode: `"all"`: every row is an anchor; `"one"`: the first view of each sample is.
         positives: where the mean over positives is: `"out"` of the logarithm or `"in"` it.
         denominator: `"all"`: `A(i)` is every other row; `"negatives"`: every row with `w_ij = 0`.
-        weight: `(B,)` non-negative weights of the anchors' losses; `"mean"` is the weighted mean.
-            What a sample weighs as a positive is set by soft labels.
+        weight: `(B,)` non-negative weights of the anchors' losses; `"mean"` is the weighted mean,
+            and with `reduction="none"` each loss is multiplied by its weight. What a sample weighs
+            as a positive is set by soft labels.
         normalize: scale rows to unit length; a zero row stays zero and gets a zero gradient.
         no_positive: anchors without a positive (or, with `denominator="negatives"`, without a
             negative) are left out of the mean (`"skip"`) or count as 0 (`"zero"`).

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -151,7 +151,11 @@ def check_loss(
         2
     """
     loss, chosen = _working(fn, kinds), _chosen(laws)
-    return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
+    results = [_try(law, loss, profile) for law in chosen]
+    if all(result.status == "not applicable" for result in results):
+        # No law could be asked; where that is because the loss is NaN on every batch, it fails.
+        results = [replace(r, status="failed") if r.error else r for r in results]
+    return Report(repr(loss), tuple(results))
 
 
 def parametrize_with_laws(
@@ -266,7 +270,7 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     try:
         finding = law(loss, batch)
         if finding.says_nothing:
-            return Result(law, "not applicable")
+            return Result(law, "not applicable", batch, error="NaN on both sides")
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst

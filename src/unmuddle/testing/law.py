@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping
+from difflib import get_close_matches
+from inspect import signature
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from unmuddle.supcon import supcon_loss
 from unmuddle.testing.examples import Batch
-from unmuddle.testing.loss import EPS, Loss
+from unmuddle.testing.loss import EPS, KINDS, Loss
 
 SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
 
@@ -110,6 +113,8 @@ class Law:
             raise LawError(
                 f"{self.name}: expected a Finding of {get_args(Relation)}, got {finding!r}"
             )
+        if finding.budget < 0:
+            raise LawError(f"{self.name}: budget: expected at least 0, got {finding.budget}")
         for name, value in (("found", finding.found), ("expected", finding.expected)):
             if not isinstance(value, Tensor | float | int):
                 raise LawError(
@@ -138,6 +143,9 @@ def law(*needs: str) -> Callable[[Statement], Law]:
     for name in needs:
         if not isinstance(name, str):
             raise TypeError(f"law: expected names of kinds and options, as law(), got {name!r}")
+        meant = get_close_matches(name, KINDS, n=1, cutoff=0.8)
+        if meant and name not in (*KINDS, *signature(supcon_loss).parameters):
+            raise ValueError(f"law: no kind is called {name!r}; did you mean {meant[0]!r}?")
     return lambda function: Law(function, needs)
 
 

@@ -34,7 +34,8 @@ def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result
         passed += results[-1].status == "passed"
         if passed == wanted:
             break
-    return next((result for result in results if result.status == "passed"), results[0])
+    found = [result for result in results if result.status == "passed" or result.error]
+    return max(found, key=lambda result: result.status == "passed", default=results[0])
 
 
 @cache

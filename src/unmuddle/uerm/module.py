@@ -69,7 +69,8 @@ class UERMOutput(NamedTuple):
                 f"(reduction='none'), got {tuple(losses.shape)}"
             )
         tiny = torch.finfo(self.weight.dtype).tiny
-        total, weight = (self.weight * losses).sum(), self.weight.sum()
+        counted = losses.masked_fill(self.weight == 0, 0)  # an infinite loss of weight 0 too
+        total, weight = (self.weight * counted).sum(), self.weight.sum()
         if not (gather and in_processes()):
             return total / weight.clamp(min=tiny)
         sums = over_processes(torch.stack([total.detach(), weight.to(total)]))
@@ -84,7 +85,8 @@ class UERM(nn.Module):
     Every training batch adds its predictions to this epoch's mean of each sample; views of a sample
     count alike, and a row with NaN or infinity does not count. `end_epoch` folds that into a
     running mean over epochs, `p <- momentum · p + (1 - momentum) · epoch's mean`, lets the policy
-    decide on the evidence, and records each change in `ledger`. In eval mode nothing is updated.
+    decide on the evidence, and records each change in `ledger`. In eval mode `forward` updates
+    nothing.
 
     Its state keeps its precision: `.half()`, `.bfloat16()` and `.double()` leave it as it is.
 
@@ -193,7 +195,10 @@ class UERM(nn.Module):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
         if needed and not feature_dim:
-            raise ValueError(f"feature_dim: needed for {' and '.join(sorted(needed))}")
+            raise ValueError(
+                f"feature_dim: expected D of the features, which {' and '.join(sorted(needed))} "
+                f"(of estimators 'neighbours' and 'attention') read, got {feature_dim}"
+            )
 
         self.ledger = LabelLedger(labels, num_classes)
         self.num_classes = num_classes

@@ -68,7 +68,7 @@ def load_affectnet(
             problems.add("no images", f"{name} set")
         parts.append(part)
     problems.raise_if_any(root)
-    train, val = split_off_validation(parts[0], seed)
+    train, val = split_off_validation(parts[0], seed, CLASSES[:classes])
     return Splits(train, val, parts[1], CLASSES[:classes], image_size or SIZE)
 
 

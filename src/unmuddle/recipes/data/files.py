@@ -1,6 +1,7 @@
 """Image files: finding and decoding them, all of them once before training starts."""
 
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ SHOWN = 20  # names shown of each kind of problem
 IN_MEMORY = 2**29  # bytes of decoded images that are kept, instead of decoding anew each epoch
 # What Pillow opens, but holds no pixels that it decodes by itself.
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+# Pillow's raw modes of 16 bits a channel; it would read their upper 8 bits.
+_HIGH_DEPTH = re.compile(r";16[BLN]")
 
 Box = tuple[int, int, int, int]
 
@@ -225,12 +229,13 @@ def read_labeled(
 
 
 def _decode(image: Image.Image, box: Box | None) -> Image.Image:
-    """RGB, the way up that EXIF says, cut out."""
+    """RGB on white, the way up that EXIF says, cut out."""
     image.load()
     with suppress(Exception):  # an EXIF block that cannot be parsed says nothing
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
     rgb = image.convert("RGB")
     return rgb if box is None else rgb.crop(box)
 
@@ -256,7 +261,7 @@ def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
         if not path.is_file():
             return _Read(problem="missing image")
         with Image.open(path) as image:
-            if image.mode[0] in "IF":
+            if image.mode[0] in "IF" or _HIGH_DEPTH.search(str(image.tile)):
                 return _Read(problem="image of more than 8 bits a channel")
             # A camera's MPO holds other views of the first image.
             has_frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1

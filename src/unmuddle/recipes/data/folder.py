@@ -33,7 +33,7 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
     parts = {name: _read_part(root / name, classes, size, problems) for name in names}
     problems.raise_if_any(root)
     if "val" not in parts:
-        parts["train"], parts["val"] = split_off_validation(parts["train"], seed)
+        parts["train"], parts["val"] = split_off_validation(parts["train"], seed, classes)
     return Splits(parts["train"], parts["val"], parts["test"], tuple(classes), size)
 
 

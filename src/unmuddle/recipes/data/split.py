@@ -1,5 +1,7 @@
 """Split off a validation part."""
 
+from collections.abc import Sequence
+
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -8,8 +10,23 @@ from unmuddle.recipes.data.types import LabeledImages
 from unmuddle.recipes.errors import UsageError
 
 
-def split_off_validation(train: LabeledImages, seed: int) -> tuple[LabeledImages, LabeledImages]:
-    """Nine tenths to train on and one to select on, every class in proportion."""
+def split_off_validation(
+    train: LabeledImages, seed: int, classes: Sequence[str]
+) -> tuple[LabeledImages, LabeledImages]:
+    """Split nine tenths to train on and one to select on, every class in proportion.
+
+    Raises:
+        UsageError: there are too few images.
+    """
+    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    alone = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    needed = 10 * (sum(count > 0 for count in counts) - 1) + 1
+    if alone or len(train) < needed:
+        raise UsageError(
+            f"cannot split 10 % of {len(train)} training images off for validation: expected at "
+            f"least {needed} images, and 2 of a class"
+            + (f"; {', '.join(alone)} has 1" if alone else "")
+        )
     kept, off = stratified_split(train.labels, 0.1, seed=seed)
     return train.subset(kept), train.subset(off)
 

@@ -1,5 +1,6 @@
 """Backbones by name, and what is said when one does not work."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def not_a_network() -> str:
     [
         ("small", 48, 192, (6, 6)),
         ("small", 32, 192, (4, 4)),
+        ("mobilefacenet", 112, 512, (7, 7)),
+        ("mobilefacenet", 48, 512, (3, 3)),
         ("resnet18", 48, 512, (3, 3)),  # 2 x 2 without the first stride's removal
         ("resnet18", 224, 512, (7, 7)),
         ("torchvision/resnet18", 96, 512, (3, 3)),
@@ -81,6 +84,35 @@ def test_weights_round_trip_in_both_formats(tmp_path: Path) -> None:
         assert backbone.unused == ("fc.weight",)
         loaded = backbone.network.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+FACES = os.environ.get("UNMUDDLE_MOBILEFACENET")
+
+
+@pytest.mark.skipif(FACES is None, reason="needs UNMUDDLE_MOBILEFACENET, a file of its weights")
+def test_published_weights_of_mobilefacenet_fit() -> None:
+    backbone = build_backbone("mobilefacenet", 112, weights=FACES)
+    assert backbone.unused == ()
+    assert backbone.pixels == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_pretrained_networks_name_the_pixels_that_they_expect(tmp_path: Path) -> None:
+    def pixels(name: str, weights: dict[str, torch.Tensor] | None = None):
+        network = build_backbone(name, 96).network
+        state = getattr(network, "model", network).state_dict() if weights is None else weights
+        safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+        return build_backbone(name, 96, weights=str(tmp_path / "w.safetensors")).pixels
+
+    assert build_backbone("resnet18", 96).pixels is None
+    assert pixels("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert pixels("torchvision/resnet18") == pixels("resnet18")
+    assert pixels("tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)  # timm's own
+    assert pixels("small") is None
+    # The model of a run says itself what it was trained with.
+    state = Classifier(build_backbone("small", 48), 3, arm=False, supcon=False).state_dict()
+    assert pixels("small", state) is None
+    halves = {"standardize.mean": torch.full((3,), 0.5), "standardize.std": torch.full((3,), 0.25)}
+    assert pixels("small", state | halves) == ([0.5] * 3, [0.25] * 3)
 
 
 class Trap:

@@ -12,7 +12,6 @@ import torch
 from unmuddle.cli import main
 from unmuddle.recipes import export
 from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.images import standardize
 from unmuddle.recipes.train import train
 from unmuddle.recipes.trained import load_trained
 
@@ -29,7 +28,8 @@ def run(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(run: Path, images: torch.Tensor) -> np.ndarray:
     with torch.no_grad():
-        return load_trained(run).model(standardize(images)).logits.softmax(1).numpy()
+        model = load_trained(run).model
+        return model(model.standardize(images)).logits.softmax(1).numpy()
 
 
 @pytest.mark.parametrize("count", [1, 7])

@@ -3,7 +3,9 @@
 import torch
 
 from unmuddle.recipes import images as im
-from unmuddle.recipes.images import CHANCES, augment, standardize
+from unmuddle.recipes.images import CHANCES, Standardize, augment
+
+standardize = Standardize()
 
 
 def faces(n: int = 64, size: int = 24) -> torch.Tensor:
@@ -27,8 +29,14 @@ def test_a_darker_image_is_the_same_image() -> None:
     assert standardize(torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)).abs().max() < 1e-5
 
 
+def test_a_pretrained_network_gets_the_pixels_that_it_expects() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None].expand(3, 4, 5)[None]
+    found = Standardize([0.5, 0.2, 0.0], [0.5, 0.1, 2.0])(images)
+    torch.testing.assert_close(found[0, :, 2, 3], torch.tensor([-1.0, 0.0, 0.5]))
+
+
 def test_every_image_is_augmented_by_its_own_chances() -> None:
-    one = faces(1).repeat(8, 1, 1, 1)
+    one = standardize(faces(1)).repeat(8, 1, 1, 1)
     drawn = chances(8)
     whole = augment(one, drawn, mirror=True)
     assert len({image.sum().item() for image in whole}) == 8
@@ -38,9 +46,9 @@ def test_every_image_is_augmented_by_its_own_chances() -> None:
 
 def test_without_strength_images_are_at_most_mirrored() -> None:
     plain = standardize(faces())
-    same = augment(faces(), chances(), mirror=False, strength=0)
+    same = augment(plain, chances(), mirror=False, strength=0)
     torch.testing.assert_close(same, plain, atol=1e-4, rtol=0)
-    mirrored = augment(faces(), chances(), mirror=True, strength=0)
+    mirrored = augment(plain, chances(), mirror=True, strength=0)
     is_plain = (mirrored - plain).abs().amax((1, 2, 3)) < 1e-4
     is_mirror = (mirrored - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert (is_plain | is_mirror).all()
@@ -51,7 +59,11 @@ def test_half_of_the_images_lose_a_box(monkeypatch) -> None:
     for name in ("TURN", "ZOOM", "SHIFT", "BRIGHTNESS"):
         monkeypatch.setattr(im, name, 0.0)
     erased = (
-        (augment(faces(256), chances(256), mirror=False) == 0).all(1).flatten(1).float().mean(1)
+        (augment(standardize(faces(256)), chances(256), mirror=False) == 0)
+        .all(1)
+        .flatten(1)
+        .float()
+        .mean(1)
     )
     assert 0.35 < (erased > 0).float().mean() < 0.6
     assert erased.max() <= 0.5**2 + 0.1

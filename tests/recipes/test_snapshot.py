@@ -4,7 +4,6 @@ import torch
 
 from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.data import LabeledImages
-from unmuddle.recipes.images import standardize
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.snapshot import MAPPED, PICTURED, snapshot
 from unmuddle.uerm import LabelLedger
@@ -23,7 +22,7 @@ def test_features_are_those_of_the_model_in_eval_mode() -> None:
     found = snapshot(model.train(), data, ledger, batch_size=8, seed=0)
     assert found["mapped"].tolist() == list(range(20))
     with torch.no_grad():
-        expected = model.eval()(standardize(data.images)).features
+        expected = model.eval()(model.standardize(data.images)).features
     torch.testing.assert_close(found["features"], expected)
 
 

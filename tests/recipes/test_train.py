@@ -27,10 +27,12 @@ from layouts import (
     make_rafdb,
     save_image,
 )
+from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.loaders import training_loader
 from unmuddle.recipes.train import train
+from unmuddle.recipes.trained import evaluate_run
 from unmuddle.supcon import SupConLoss
 
 EVERYTHING = "supcon,arm,uerm"
@@ -168,6 +170,49 @@ def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
         safetensors.torch.load_file(path) for path in (weights, run / "model.safetensors")
     )
     torch.testing.assert_close(second["backbone.0.weight"], first["backbone.0.weight"])
+
+
+def test_fine_tuning_has_its_own_rates_and_a_frozen_beginning(tmp_path: Path, monkeypatch) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    recipe = importlib.import_module("unmuddle.recipes.train")
+    evaluate = recipe.evaluate
+
+    def noted(model, *others):
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return evaluate(model, *others)
+
+    monkeypatch.setattr(recipe, "evaluate", noted)
+    options = QUICK | {"parts": "none", "average": 0.0}
+    train(TrainConfig(**options, epochs=3, freeze_epochs=2, out=str(tmp_path / "frozen")))
+    first, second, third = states[:3]
+    backbone = [name for name in first if name.startswith("backbone.")]
+    assert all(torch.equal(first[name], second[name]) for name in backbone)
+    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+    assert not any(torch.equal(second[n], third[n]) for n in backbone if "num_batches" not in n)
+
+    states.clear()
+    train(TrainConfig(**options, epochs=2, lr_backbone=0.0, out=str(tmp_path / "still")))
+    assert torch.equal(states[0]["backbone.0.weight"], states[1]["backbone.0.weight"])
+    assert not torch.equal(states[0]["classifier.weight"], states[1]["classifier.weight"])
+
+
+def test_a_run_on_pretrained_weights_is_scored_with_the_pixels_that_they_expect(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    state = build_backbone("mobilefacenet", 48).network.state_dict()
+    safetensors.torch.save_file(state, weights)
+    options = {"data": f"folder:{make_folder(tmp_path / 'data')}", "backbone": "mobilefacenet"}
+    config = TrainConfig(
+        **options, image_size=48, epochs=1, batch_size=8, parts="none", weights=str(weights),
+        label_smoothing=0.1, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert config.backbone_rate() == config.lr / 10
+    run = train(config)
+    saved = safetensors.torch.load_file(run / "model.safetensors")
+    assert saved["standardize.mean"].tolist() == [0.5] * 3
+    found, _ = evaluate_run(run)
+    assert found.confusion.tolist() == summary(run)["test"]["confusion"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:

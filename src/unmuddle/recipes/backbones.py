@@ -1,20 +1,27 @@
 """CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pickle import UnpicklingError
 from typing import NamedTuple
 
 import safetensors.torch
 import torch
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import BasicBlock, ResNet
-from torch import nn
+from torch import Tensor, nn
 
 from unmuddle.arm.features import FeatureMap, create_network, find_features, map_shape
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.paths import user_path
 
 _RUN_PREFIX = "backbone."
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
+
+
+Pixels = tuple[Sequence[float], Sequence[float]]
 
 
 class Backbone(NamedTuple):
@@ -25,12 +32,15 @@ class Backbone(NamedTuple):
         channels: C.
         map_size: `(h, w)`.
         unused: names of the tensors in a file of weights that the network does not have.
+        pixels: mean and deviation of each channel that its pretrained weights expect, of pixels
+            from 0 to 1; `None`: it has none, and takes images that are standardized one by one.
     """
 
     network: nn.Module
     channels: int
     map_size: tuple[int, int]
     unused: tuple[str, ...] = ()
+    pixels: Pixels | None = None
 
 
 def build_backbone(
@@ -42,7 +52,8 @@ def build_backbone(
     set to 1, one after the other, until the map is large enough. No weight changes shape by that.
 
     Args:
-        name: `small`, a timm or torchvision name, `torchvision/NAME`, or `module:callable`.
+        name: `small`, `mobilefacenet`, a timm or torchvision name, `torchvision/NAME`, or
+            `module:callable`.
         image_size: pixels a side.
         pretrained: let timm or torchvision fetch their weights.
         weights: file of weights to load.
@@ -54,7 +65,9 @@ def build_backbone(
         network = _create(name, pretrained)
     except OSError as error:  # no network, no such file on the hub
         raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
-    unused = () if weights is None else _load_weights(network, weights)
+    unused, pixels = (), _expected_pixels(name, network) if pretrained else None
+    if weights is not None:
+        unused, pixels = _load_weights(network, name, weights)
     shape = _map_shape(network, name, image_size)
     while min(shape[1:]) < SMALLEST_MAP:
         if not _remove_first_stride(network):
@@ -63,14 +76,14 @@ def build_backbone(
                 f"only {shape[1]} x {shape[2]}; try a larger --image_size"
             )
         shape = _map_shape(network, name, image_size)
-    return Backbone(network, shape[0], (shape[1], shape[2]), unused)
+    return Backbone(network, shape[0], (shape[1], shape[2]), unused, pixels)
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:
-    if name == "small":
+    if name in _OWN:
         if pretrained:
-            raise UsageError("--backbone small: has no pretrained weights")
-        return _small()
+            raise UsageError(f"--backbone {name}: has no weights to fetch; give --weights FILE")
+        return _OWN[name]()
     if ":" in name:
         return _from_callable(name)
     try:
@@ -94,6 +107,40 @@ def _small() -> nn.Module:
     network.conv1 = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
+
+
+def _mobilefacenet() -> nn.Module:
+    """MobileFaceNet, 0.9 million parameters, as timm's blocks: 112 pixels make a 7 x 7 map.
+
+    References:
+        Chen et al., MobileFaceNets, 2018, arXiv 1804.07573.
+    """
+    blocks = (
+        "dsa_r1_k3_s1_c64", "ir_r5_k3_s2_e2_c64", "ir_r1_k3_s2_e4_c128",
+        "ir_r6_k3_s1_e2_c128", "ir_r1_k3_s2_e4_c128", "ir_r2_k3_s1_e2_c128",
+    )  # fmt: skip
+    return EfficientNet(
+        decode_arch_def([[block] for block in blocks]),
+        stem_size=64,
+        fix_stem=True,
+        num_features=512,
+        act_layer=nn.ReLU6,
+        num_classes=0,
+        global_pool="",
+    )
+
+
+_OWN = {"small": _small, "mobilefacenet": _mobilefacenet}
+
+
+def _expected_pixels(name: str, network: nn.Module) -> Pixels | None:
+    """Mean and deviation of a channel that pretrained weights of a network expect."""
+    if name == "mobilefacenet":
+        return (0.5,) * 3, (0.5,) * 3
+    if not isinstance(network, FeatureMap):
+        return None
+    config = getattr(network.model, "pretrained_cfg", {})  # timm's; torchvision's take ImageNet's
+    return config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
 
 
 def _from_callable(name: str) -> nn.Module:
@@ -130,8 +177,11 @@ def _remove_first_stride(network: nn.Module) -> bool:
     return False
 
 
-def _load_weights(network: nn.Module, weights: str) -> tuple[str, ...]:
-    """Load a file of weights, and return the names of its tensors that the network lacks."""
+def _load_weights(
+    network: nn.Module, name: str, weights: str
+) -> tuple[tuple[str, ...], Pixels | None]:
+    """Load a file of weights; return its tensors that the network lacks, and expected pixels."""
+    pixels = _expected_pixels(name, network)
     path = user_path("--weights", weights)
     try:
         state = (
@@ -142,7 +192,7 @@ def _load_weights(network: nn.Module, weights: str) -> tuple[str, ...]:
         target = network.model if isinstance(network, FeatureMap) else network
         if "classifier.weight" in state and any(key.startswith(_RUN_PREFIX) for key in state):
             # The model of a run, saved as a whole.
-            target = network
+            target, pixels = network, saved_pixels(state)
             state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
         missing, unexpected = target.load_state_dict(state, strict=False)
     except UnpicklingError as error:
@@ -157,4 +207,11 @@ def _load_weights(network: nn.Module, weights: str) -> tuple[str, ...]:
             f"--weights {weights}: lacks {len(missing)} of the backbone's tensors, "
             f"the first {missing[0]}"
         )
-    return tuple(unexpected)
+    return tuple(unexpected), pixels
+
+
+def saved_pixels(state: Mapping[str, Tensor]) -> Pixels | None:
+    """Mean and deviation of a channel that the model of a run was trained with, if it has them."""
+    if "standardize.mean" not in state:
+        return None
+    return state["standardize.mean"].tolist(), state["standardize.std"].tolist()

@@ -20,8 +20,8 @@ class TrainConfig:
             file:TXT (as RAF-DB's noise01.txt)
         labels: CSV of accepted and rejected labels, as unmuddle audit writes it, or relabeled.csv
             of a run
-        backbone: small, a timm or torchvision name (torchvision/NAME to insist), or MODULE:CALLABLE
-            that returns a network from images to a feature map
+        backbone: small, mobilefacenet, a timm or torchvision name (torchvision/NAME to insist), or
+            MODULE:CALLABLE that returns a network from images to a feature map
         sampler: every sample once an epoch, or every class as often as the others
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
         targets: train on labels, or on the distribution of the annotators' votes
@@ -32,6 +32,9 @@ class TrainConfig:
         augment: strength of turns, shifts and erased boxes, from 0 to 1; mirroring stays
         accumulate: batches whose gradients make one step of the optimizer
         lr: peak learning rate of AdamW's one-cycle schedule
+        lr_backbone: that of the backbone; default: lr, a tenth of it with pretrained weights
+        freeze_epochs: first epochs, in which the backbone stays as it is
+        label_smoothing: share of each target that is spread over all classes
         weight_decay: of AdamW
         image_size: pixels a side; default: the data set's own, 224 for folder
         pretrained: fetch the backbone's pretrained weights
@@ -66,6 +69,9 @@ class TrainConfig:
     augment: float = 1.0
     accumulate: int = 1
     lr: float = 2e-3
+    lr_backbone: float | None = None
+    freeze_epochs: int = 0
+    label_smoothing: float = 0.0
     weight_decay: float = 0.05
     image_size: int | None = None
     skip_unreadable: bool = False
@@ -123,6 +129,12 @@ class TrainConfig:
                 )
         return frozenset(names)
 
+    def backbone_rate(self) -> float:
+        """Peak learning rate of the backbone."""
+        if self.lr_backbone is not None:
+            return self.lr_backbone
+        return self.lr / 10 if self.pretrained or self.weights else self.lr
+
     def check(self) -> None:
         """Raise a UsageError that names the first value out of its range."""
         for field in fields(self):
@@ -132,7 +144,13 @@ class TrainConfig:
             if isinstance(field.default, str) and not isinstance(value, str):
                 raise UsageError(f"--{field.name}: expected text, got {value!r}")
         self.chosen_parts()
-        for name, least in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("workers", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("accumulate", 1),
+            ("workers", 0),
+            ("freeze_epochs", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
         if self.image_size is not None and self.image_size < 8:
@@ -147,12 +165,14 @@ class TrainConfig:
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name}: expected more than 0, got {getattr(self, name)}")
+        if self.lr_backbone is not None and not self.lr_backbone >= 0:
+            raise UsageError(f"--lr_backbone: expected at least 0, got {self.lr_backbone}")
         for name in ("weight_decay", "supcon_weight"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
-        for name in ("warmup", "augment"):
+        for name in ("warmup", "augment", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(
                     f"--{name}: expected a number from 0 to 1, got {getattr(self, name)}"

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from unmuddle.recipes.images import standardize
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.processes import reduced
 from unmuddle.uerm import UERM
@@ -34,7 +33,7 @@ def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool
     """Show UERM what the model, in eval mode, predicts of every sample, and of its mirror image."""
     model.eval()
     for images, _, ids in loader:
-        images = standardize(images)
+        images = model.standardize(images)
         for view in (images, images.flip(3)) if mirror else (images,):
             logits, features, _ = model(view)
             uerm.observe(features, logits, ids)
@@ -45,7 +44,7 @@ def predict_batches(model: Classifier, loader: DataLoader[Any]) -> Generator[tup
     """Probabilities `(n, K)` by the model in eval mode, where it is left, and labels `(n,)`."""
     model.eval()
     for images, labels, _ in loader:
-        yield model(standardize(images)).logits.float().softmax(1), labels
+        yield model(model.standardize(images)).logits.float().softmax(1), labels
 
 
 def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from unmuddle.arm import fold_arm
 from unmuddle.recipes.errors import UsageError
-from unmuddle.recipes.images import standardize
 from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.run_folder import write_whole
 from unmuddle.recipes.trained import load_trained
@@ -31,7 +30,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify a batch."""
-        return self.model(standardize(images)).logits.softmax(1)
+        return self.model(self.model.standardize(images)).logits.softmax(1)
 
 
 def export_run(run: Path, out: Path) -> None:
@@ -54,7 +53,7 @@ def export_run(run: Path, out: Path) -> None:
     torch.manual_seed(0)
     images = torch.randint(256, (3, 3, *(trained.image_size,) * 2), dtype=torch.uint8)
     with torch.no_grad():
-        expected = trained.model(standardize(images)).logits.softmax(1)
+        expected = trained.model(trained.model.standardize(images)).logits.softmax(1)
     deployed = Deployed(trained.model).eval()
 
     def write_and_compare(path: Path) -> None:

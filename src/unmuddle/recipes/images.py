@@ -1,9 +1,10 @@
 """From a batch of images as stored to what the network takes, with or without augmentation."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
 TURN = math.radians(15)  # largest rotation
@@ -15,23 +16,43 @@ BOX = (1 / 6, 1 / 2)  # its sides, as shares of the image's
 CHANCES = 11  # random numbers that an image's augmentation takes
 
 
-def standardize(images: Tensor) -> Tensor:
-    """`(N, 3, H, W)` uint8 -> float, each image of mean 0 and deviation 1.
+class Standardize(nn.Module):
+    """Images as stored, `(N, 3, H, W)` uint8 -> what a network takes, float.
 
-    A face in the shade then looks like one in the light.
+    With `mean` and `std`: `(x / 255 - mean) / std`, as a pretrained network expects. Without them
+    each image gets mean 0 and deviation 1: a face in the shade then looks like one in the light.
+
+    Args:
+        mean: `(3,)` of a channel, of pixels from 0 to 1.
+        std: `(3,)`, likewise.
     """
-    pixels = images.float() / 255
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    deviation = pixels.std((1, 2, 3), keepdim=True)
-    # An even image has no contrast to stretch.
-    return (pixels - mean) / (deviation + 0.05)
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, None if values is None else torch.tensor(values).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Standardize a batch."""
+        pixels = images.float() / 255
+        if self.mean is not None and self.std is not None:
+            return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        mean = pixels.mean((1, 2, 3), keepdim=True)
+        deviation = pixels.std((1, 2, 3), keepdim=True)
+        # An even image has no contrast to stretch.
+        return (pixels - mean) / (deviation + 0.05)
 
 
 def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 1) -> Tensor:
-    """`standardize`, then turn, zoom, move, mirror and rescale each image, and erase a box in half.
+    """Turn, zoom, move, mirror and rescale each image, and erase a box in half of them.
 
     Args:
-        images: `(N, 3, H, W)` uint8.
+        images: `(N, 3, H, W)`, standardized.
         chances: `(N, CHANCES)` uniform in [0, 1), which decide what happens to each image.
         mirror: whether an image means the same mirrored.
         strength: of all but mirroring; 0: none.
@@ -50,9 +71,8 @@ def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 
         1,
     )
     grid = affine_grid(turned, list(images.shape), align_corners=False)
-    moved = grid_sample(
-        standardize(images), grid, padding_mode="reflection", align_corners=False
-    ) * (1 + BRIGHTNESS * contrast[:, None, None, None])
+    moved = grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    moved = moved * (1 + BRIGHTNESS * contrast[:, None, None, None])
     return moved.masked_fill(_boxes(chances[:, 6:], strength * ERASED, *images.shape[2:]), 0)
 
 

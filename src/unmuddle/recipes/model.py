@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from unmuddle.arm import ARM
 from unmuddle.arm.attach import warn_if_narrow
 from unmuddle.recipes.backbones import Backbone
+from unmuddle.recipes.images import Standardize
 
 EMBEDDING_DIM = 128
 
@@ -27,12 +29,18 @@ class Prediction(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Images `(N, 3, S, S)` -> `Prediction`."""
+    """Standardized images `(N, 3, S, S)` -> `Prediction`.
+
+    Attributes:
+        standardize: images as stored to those that `forward` takes.
+    """
 
     def __init__(self, backbone: Backbone, num_classes: int, *, arm: bool, supcon: bool) -> None:
         super().__init__()
         channels = backbone.channels
+        self.standardize = Standardize(*(backbone.pixels or ()))
         self.backbone = backbone.network
+        self.is_frozen = False
         self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.arm = ARM(channels, backbone.map_size) if arm else None
         if self.arm is not None:
@@ -47,9 +55,17 @@ class Classifier(nn.Module):
             else None
         )
 
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set the mode; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
     def forward(self, images: Tensor) -> Prediction:
         """Classify a batch; the projection head reads the averaged map, with ARM or without."""
-        feature_map = self.backbone(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            feature_map = self.backbone(images)
         features = self.arm(feature_map) if self.arm else self.average(feature_map)
         embeddings = (
             normalize(self.projection(self.average(feature_map))) if self.projection else None

@@ -5,7 +5,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from unmuddle.recipes.data import LabeledImages
-from unmuddle.recipes.images import standardize
 from unmuddle.recipes.loaders import Use, seed_for
 from unmuddle.recipes.model import Classifier
 from unmuddle.uerm import LabelLedger
@@ -35,7 +34,9 @@ def snapshot(
     device = next(model.parameters()).device
     mapped = draw(torch.arange(len(data)), MAPPED)
     features = [
-        model(standardize(torch.stack([data[i][0] for i in ids.tolist()]).to(device))).features
+        model(
+            model.standardize(torch.stack([data[i][0] for i in ids.tolist()]).to(device))
+        ).features
         for ids in mapped.split(batch_size)
     ]
     changed = (ledger.labels() != ledger.original()).nonzero()[:, 0].cpu()

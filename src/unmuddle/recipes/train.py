@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    set_seed,
+)
 from rich.console import Console
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn.functional import cross_entropy
@@ -143,10 +147,10 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
     )
     if decided is not None:
         uerm.ledger.decide(*decided)
-    parameters = [*model.parameters(), *uerm.parameters()]
-    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    optimizer = _optimizer(model, uerm, config)
     steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     for module in (average, uerm):
         module.to(accelerator.device)
     if votes is not None:
@@ -201,6 +205,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         with Display(console, config.epochs, len(train_loader), progress.epoch) as display:
             for epoch in range(progress.epoch + 1, config.epochs + 1):
                 began = time.perf_counter()
+                model.is_frozen = epoch <= config.freeze_epochs
                 trained.train()
                 uerm.train()
                 train_loader.set_epoch(epoch)
@@ -212,7 +217,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                     )
                     ids = ids.repeat_interleave(views)
                     images = augment(
-                        images.repeat_interleave(views, 0),
+                        model.standardize(images).repeat_interleave(views, 0),
                         _chances(len(ids), config.seed, number, accelerator),
                         mirror=splits.mirror,
                         strength=config.augment,
@@ -223,7 +228,12 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
                             features, logits, ids, observe=config.relabel_evidence == "batches"
                         )
                         targets = out.targets if votes is None else votes[ids]
-                        losses = cross_entropy(logits, targets, reduction="none")
+                        losses = cross_entropy(
+                            logits,
+                            targets,
+                            reduction="none",
+                            label_smoothing=config.label_smoothing,
+                        )
                         loss = out.weighted_mean(losses, gather=True) + out.regularizer
                         if embeddings is not None:
                             # A label that is not trusted pulls no samples together.
@@ -339,11 +349,25 @@ def _accelerator(config: TrainConfig, path: Path) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=path,
+        # A frozen backbone has no gradients.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.freeze_epochs > 0)
+        ],
         # A batch is shared out; no sample is seen twice to make the shares even.
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, even_batches=False, non_blocking=True
         ),
     )
+
+
+def _optimizer(model: Classifier, uerm: UERM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a learning rate for the backbone and one for the rest."""
+    rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = [
+        {"params": [*model.backbone.parameters()], "lr": config.backbone_rate()},
+        {"params": [*rest, *uerm.parameters()], "lr": config.lr},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
 def _chances(rows: int, seed: int, number: int, accelerator: Accelerator) -> torch.Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipes.backbones import build_backbone, saved_pixels
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.data import LabeledImages, load_data
 from unmuddle.recipes.data.files import Problems, find_images, read_labeled, tell_left_out
@@ -26,7 +26,7 @@ class Trained(NamedTuple):
     """The network of a run's best epoch, in eval mode.
 
     Attributes:
-        model: images, standardized, to logits.
+        model: standardized images to logits.
         config: of the run.
         classes: names, in label order.
         image_size: pixels a side that it was trained on.
@@ -56,7 +56,7 @@ def load_trained(run: Path) -> Trained:
     except (OSError, SafetensorError) as error:
         raise UsageError(f"--run {run}: model.safetensors is not readable: {error}") from error
     parts = config.chosen_parts()
-    backbone = build_backbone(config.backbone, image_size)
+    backbone = build_backbone(config.backbone, image_size)._replace(pixels=saved_pixels(state))
     model = Classifier(backbone, len(classes), arm="arm" in parts, supcon="supcon" in parts)
     try:
         model.load_state_dict(state)

@@ -61,7 +61,7 @@ def test_a_lightning_checkpoint_holds_the_ledger_and_goes_on_as_if_never_stopped
     resumed = Classifier()
     fit(resumed, tmp_path, 6, tmp_path / "half.ckpt")
     assert resumed.uerm.ledger.events() == whole.uerm.ledger.events()
-    assert torch.equal(resumed.uerm.ledger.labels(), whole.uerm.ledger.labels())
+    assert torch.equal(resumed.uerm.ledger.current_labels, whole.uerm.ledger.current_labels)
     assert torch.equal(resumed.head.weight, whole.head.weight)
 
 

@@ -27,7 +27,7 @@ event: int = UERM(torch.arange(3), num_classes=3).end_epoch()[0].event
 ledger: LabelLedger = UERM(torch.arange(3), num_classes=3).ledger
 """
 WRONG_FILE = (
-    USER_FILE + "wrong: str = ledger.labels()\nsupcon_loss(torch.ones(2, 2), reduction=3)\n"
+    USER_FILE + "wrong: str = ledger.current_labels\nsupcon_loss(torch.ones(2, 2), reduction=3)\n"
 )
 
 

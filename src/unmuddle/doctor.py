@@ -152,9 +152,11 @@ def _uerm(device: torch.device) -> None:
         uerm = UERM(given, 4, warmup_epochs=0).to(place)
         uerm(logits.to(place), logits.to(place), torch.arange(400, device=place))
         uerm.end_epoch()
-        labels.append(uerm.ledger.labels().cpu())
+        labels.append(uerm.ledger.current_labels.cpu())
         uerm.ledger.revert(ids=torch.arange(400, device=place))
-        assert torch.equal(uerm.ledger.labels().cpu(), given), "revert: not the labels as given"
+        assert torch.equal(uerm.ledger.current_labels.cpu(), given), (
+            "revert: not the labels as given"
+        )
     differing = int((labels[0] != labels[1]).sum())
     assert differing == 0, f"{differing} of 400 labels differ from those on the CPU"
 

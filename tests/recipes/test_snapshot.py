@@ -29,7 +29,7 @@ def test_features_are_those_of_the_model_in_eval_mode() -> None:
 def test_no_more_than_a_page_can_show_and_the_same_each_time() -> None:
     model, data, ledger = pieces(MAPPED + 50)
     changed = torch.arange(0, 2 * (PICTURED + 20), 2)
-    ledger.record(changed, (ledger.labels()[changed] + 1) % 3, epoch=1, rule="test")
+    ledger.record(changed, (ledger.current_labels[changed] + 1) % 3, epoch=1, rule="test")
     found = snapshot(model, data, ledger, batch_size=64, seed=0)
     assert len(found["mapped"].unique()) == len(found["features"]) == MAPPED
     assert len(found["pictured"].unique()) == PICTURED

@@ -89,9 +89,9 @@ def test_histories_can_be_played(history) -> None:
     ledger = LabelLedger(torch.tensor([0, 1, 2, 0]), 3)
     for method, arguments in history:
         getattr(ledger, method)(**arguments)
-    assert torch.equal(ledger.replay(), ledger.labels())
+    assert torch.equal(ledger.replay(), ledger.current_labels)
     ledger.revert(ids=torch.arange(4))
-    assert torch.equal(ledger.labels(), ledger.original())
+    assert torch.equal(ledger.current_labels, ledger.original_labels)
 
 
 def test_what_is_drawn_shrinks_to_a_readable_minimum() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from torch import Tensor
 
 from unmuddle.testing import NoisyLabels, strategies
-from unmuddle.uerm import Distribution, Evidence, bayes, ema_margin, fit_noise, odds
+from unmuddle.uerm import Distribution, bayes, ema_margin, fit_noise, gather_evidence
 from unmuddle.uerm.policy import PolicyName, choose_policy
-from unmuddle.uerm.uncertainty import EstimatorName, choose_estimator
+from unmuddle.uerm.uncertainty import EstimatorName, choose_estimator, odds
 
 POLICIES = get_args(PolicyName)
 ESTIMATORS = get_args(EstimatorName)
@@ -24,15 +24,14 @@ def evidence(problem: NoisyLabels, names: Tensor | None = None, order: Tensor | 
     p[:, names] = problem.probabilities
     importance = torch.rand(problem.n, generator=torch.Generator().manual_seed(problem.seed))
     labels = names[problem.labels]
-    return Evidence(
+    known = gather_evidence(
         Distribution(p[order]),
-        labels[order],
         labels[order],
         problem.classes,
-        (1 - importance)[order],
-        Distribution(p[order]),
-        importance[order],
+        votes=Distribution(p[order]),
+        importance=importance[order],
     )
+    return known._replace(uncertainty=(1 - importance)[order])
 
 
 def another_order(n: int, seed: int) -> Tensor:
@@ -69,7 +68,10 @@ def test_uncertainty_is_a_share_whatever_the_names_and_the_order(name, problem) 
 @given(problem=strategies.noisy_labels())
 def test_odds_are_a_half_where_another_class_is_e_times_as_likely(problem) -> None:
     known = evidence(problem)
-    label, (rival, _) = known.predictions.of(known.current), known.predictions.rival(known.current)
+    label, (rival, _) = (
+        known.predictions.prob_of(known.current),
+        known.predictions.rival(known.current),
+    )
     torch.testing.assert_close(odds(known), torch.sigmoid(2 * ((rival / label).log() - 1)))
 
 
@@ -77,6 +79,6 @@ def test_odds_are_a_half_where_another_class_is_e_times_as_likely(problem) -> No
 @given(problem=strategies.noisy_labels())
 def test_what_is_certain_and_agrees_is_left_alone(policy, problem) -> None:
     p = torch.nn.functional.one_hot(problem.labels, problem.classes).float()
-    known = evidence(problem)._replace(predictions=Distribution(p))
+    known = gather_evidence(Distribution(p), problem.labels, problem.classes)
     assert torch.equal(policy(known).labels, known.original)
     assert fit_noise(known.predictions, known.original, problem.classes).rate < 0.2

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmuddle import LabelLedger
-from unmuddle.uerm import Proposals
 
 N, K = 6, 3
 
@@ -39,13 +38,13 @@ def test_revert_by_sample_event_and_epoch() -> None:
     apply(ledger, {0: 1, 1: 2}, epoch=1)
     apply(ledger, {0: 2, 5: 0}, epoch=2)
     ledger.revert(event=2)  # sample 0 back to what it was before event 2
-    assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 0]
+    assert ledger.current_labels.tolist() == [1, 2, 2, 0, 1, 0]
     ledger.revert(epoch=2)  # sample 5; sample 0 is back already
-    assert ledger.labels().tolist() == [1, 2, 2, 0, 1, 2]
+    assert ledger.current_labels.tolist() == [1, 2, 2, 0, 1, 2]
     ledger.revert(ids=torch.tensor([0, 1, 3]))
-    assert torch.equal(ledger.labels(), ledger.original())
+    assert torch.equal(ledger.current_labels, ledger.original_labels)
     assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 5
-    assert ledger.pinned().tolist() == [True, True, False, True, False, True]
+    assert ledger.human_verified().tolist() == [True, True, False, True, False, True]
 
 
 def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() -> None:
@@ -53,7 +52,7 @@ def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() 
     apply(ledger, {0: 1}, epoch=3)
     apply(ledger, {0: 2}, epoch=3)
     ledger.revert(epoch=3)
-    assert ledger.labels()[0] == 0
+    assert ledger.current_labels[0] == 0
 
 
 def test_reverting_an_epoch_leaves_what_somebody_chose() -> None:
@@ -62,10 +61,10 @@ def test_reverting_an_epoch_leaves_what_somebody_chose() -> None:
     apply(ledger, {1: 2, 2: 0, 3: 2}, epoch=4)
     ledger.revert(ids=[0])
     ledger.decide([1, 4], [0, 2])
-    chosen = ledger.labels()
+    chosen = ledger.current_labels
     ledger.revert(epoch=4)
-    assert ledger.labels().tolist() == [0, 0, 2, 0, 2, 2]
-    assert torch.equal(ledger.labels()[[0, 1, 4]], chosen[[0, 1, 4]])
+    assert ledger.current_labels.tolist() == [0, 0, 2, 0, 2, 2]
+    assert torch.equal(ledger.current_labels[[0, 1, 4]], chosen[[0, 1, 4]])
     assert [e.sample for e in ledger.events(since=7)] == [2, 3]
 
 
@@ -82,10 +81,10 @@ def test_replay_gives_the_current_labels_and_reverting_all_the_original(
         ids = torch.tensor([c[0] for c in changes], dtype=torch.int64)
         ledger.record(ids, torch.tensor([c[1] for c in changes]), epoch=epoch, rule="test")
     ledger.revert(epoch=reverted)
-    assert torch.equal(ledger.replay(), ledger.labels())
+    assert torch.equal(ledger.replay(), ledger.current_labels)
     ledger.revert(ids=torch.arange(N))
-    assert torch.equal(ledger.labels(), ledger.original())
-    assert torch.equal(ledger.replay(), ledger.original())
+    assert torch.equal(ledger.current_labels, ledger.original_labels)
+    assert torch.equal(ledger.replay(), ledger.original_labels)
 
 
 def test_state_dict_round_trip_into_a_fresh_ledger() -> None:
@@ -98,7 +97,7 @@ def test_state_dict_round_trip_into_a_fresh_ledger() -> None:
     other.load_state_dict(state)
     # Unknown scores are NaN, so compare what is printed.
     assert str(other.events()) == str(ledger.events())
-    assert torch.equal(other.labels(), ledger.labels())
+    assert torch.equal(other.current_labels, ledger.current_labels)
     apply(other, {3: 1}, epoch=3, rule="first rule")
     assert other.events()[-1].rule == "first rule"
     assert len(ledger.events()) == 3
@@ -110,7 +109,7 @@ def test_a_state_taken_before_keeps_labels_that_belong_to_its_events() -> None:
     apply(ledger, {0: 1}, epoch=1)
     other = new_ledger()
     other.load_state_dict(state)
-    assert torch.equal(other.labels(), other.original())
+    assert torch.equal(other.current_labels, other.original_labels)
 
 
 @pytest.mark.parametrize("name", ["current_labels", "event_integers"])
@@ -143,14 +142,14 @@ def test_ids_may_be_a_list() -> None:
     ledger = new_ledger()
     ledger.record([1], [2], epoch=1, rule="test")
     ledger.revert(ids=[1])
-    assert torch.equal(ledger.labels(), ledger.original())
+    assert torch.equal(ledger.current_labels, ledger.original_labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
 def test_narrow_integers_count_as_far_as_they_reach(dtype: torch.dtype) -> None:
     labels = torch.tensor([0, 5, 120], dtype=dtype)
-    assert LabelLedger(labels, 70_000).labels().tolist() == [0, 5, 120]
-    assert LabelLedger(torch.tensor([0, 255], dtype=torch.uint8), 256).labels().max() == 255
+    assert LabelLedger(labels, 70_000).current_labels.tolist() == [0, 5, 120]
+    assert LabelLedger(torch.tensor([0, 255], dtype=torch.uint8), 256).current_labels.max() == 255
 
 
 def test_a_ledger_written_in_inference_mode_goes_on_outside() -> None:
@@ -158,7 +157,7 @@ def test_a_ledger_written_in_inference_mode_goes_on_outside() -> None:
     with torch.inference_mode():
         apply(ledger, {0: 1}, epoch=1)
     ledger.load_state_dict(new_ledger().state_dict())
-    assert torch.equal(ledger.labels(), ledger.original())
+    assert torch.equal(ledger.current_labels, ledger.original_labels)
 
 
 def test_exports(tmp_path: Path) -> None:
@@ -185,15 +184,6 @@ def test_an_infinite_score_is_valid_json(tmp_path: Path) -> None:
     ledger.record(torch.tensor([0]), torch.tensor([1]), epoch=1, rule="sure", margin=score)
     ledger.to_jsonl(tmp_path / "ledger.jsonl")
     assert "Infinity" not in (tmp_path / "ledger.jsonl").read_text()
-
-
-def test_suggestions_are_ranked_by_margin() -> None:
-    ledger = new_ledger()
-    labels = (ledger.labels() + torch.tensor([1, 0, 1, 0, 1, 0])) % K
-    margin = torch.linspace(0, 1, N)
-    found = ledger.suggest(proposals=Proposals(labels, margin, 0.5, "by hand"), limit=2)
-    assert [(s.sample, s.label, s.suggested) for s in found] == [(4, 1, 2), (2, 2, 0)]
-    assert torch.equal(ledger.labels(), ledger.original())
 
 
 def test_compare_by_hand() -> None:

@@ -90,20 +90,20 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def ledger_is_the_model(self) -> None:
-        assert self.ledger.labels().tolist() == self.labels
-        assert self.ledger.original().tolist() == GIVEN
+        assert self.ledger.current_labels.tolist() == self.labels
+        assert self.ledger.original_labels.tolist() == GIVEN
         found = [(e.sample, e.epoch, e.old, e.new, e.rule) for e in self.ledger.events()]
         assert found == self.events
 
     @invariant()
     def replaying_gives_the_labels(self) -> None:
-        assert torch.equal(self.ledger.replay(), self.ledger.labels())
+        assert torch.equal(self.ledger.replay(), self.ledger.current_labels)
 
     @invariant()
     def pinned_is_whose_last_event_was_by_hand(self) -> None:
         last = {sample: name for sample, _, _, _, name in self.events}
         expected = [last.get(i) in ("revert", "decide") for i in range(SAMPLES)]
-        assert self.ledger.pinned().tolist() == expected
+        assert self.ledger.human_verified().tolist() == expected
 
     @invariant()
     def flow_counts_every_sample_once(self) -> None:
@@ -114,7 +114,7 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.ledger.revert(ids=torch.arange(SAMPLES))
-        assert torch.equal(self.ledger.labels(), self.ledger.original())
+        assert torch.equal(self.ledger.current_labels, self.ledger.original_labels)
 
 
 TestHistories = Histories.TestCase

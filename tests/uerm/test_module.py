@@ -9,7 +9,8 @@ from torch import Tensor
 
 from operators import Operators
 from unmuddle import UERM
-from unmuddle.uerm import Evidence, Proposals, ema_margin, mislabeled
+from unmuddle.uerm import Evidence, Proposals, ema_margin, scn
+from unmuddle.uerm.uncertainty import mislabeled
 
 FREE = {"max_fraction": 1.0, "class_floor": 0.0}  # of these few samples any may change
 
@@ -71,7 +72,7 @@ def test_a_contradicted_label_is_relabeled_and_recorded(quarantine: bool) -> Non
     assert out.targets.tolist() == [[1, 0]] * 3
     assert out.weight[0] > 0.99
     assert (out.weight[1:] == 0 if quarantine else out.weight[1:] > 0.99).all()
-    assert uerm.ledger.original().tolist() == [0, 1, 1]
+    assert uerm.ledger.original_labels.tolist() == [0, 1, 1]
 
 
 def test_the_weighted_mean_by_hand() -> None:
@@ -139,7 +140,7 @@ def test_unseen_samples_are_never_relabeled() -> None:
     uerm = UERM(torch.tensor([0, 0, 0]), 2, policy=everything_to_class_one, warmup_epochs=0, **FREE)
     feed(uerm, [[1.0, 0.0]], [1])
     uerm.end_epoch()
-    assert uerm.ledger.labels().tolist() == [0, 1, 0]
+    assert uerm.ledger.current_labels.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("history", ["full", "topk"])
@@ -165,7 +166,7 @@ def test_a_reverted_label_stays() -> None:
     uerm.ledger.revert(ids=torch.tensor([0]))
     feed(uerm, [[9.0, 0.0]], [0])
     assert uerm.end_epoch() == []
-    assert uerm.ledger.labels().tolist() == [1]
+    assert uerm.ledger.current_labels.tolist() == [1]
 
 
 def test_a_confirmed_label_stays() -> None:
@@ -496,7 +497,7 @@ def test_a_policy_may_write_to_its_evidence() -> None:
     feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
     assert [(e.sample, e.old, e.new) for e in uerm.end_epoch()] == [(1, 1, 0)]
     assert uerm.predictions.mean.any()
-    assert uerm.ledger.original().tolist() == [0, 1]
+    assert uerm.ledger.original_labels.tolist() == [0, 1]
 
 
 def test_an_estimator_may_write_to_its_evidence() -> None:
@@ -546,7 +547,7 @@ def test_attention_trains_its_head_through_the_regularizer() -> None:
 
 
 def test_scn_trains_on_what_it_relabels() -> None:
-    for policy in ("scn", "scn_all"):
+    for policy in ("scn", scn, partial(scn, group="all")):
         assert not UERM(torch.tensor([0]), 2, policy=policy).quarantine
     assert UERM(torch.tensor([0]), 2, policy="scn", quarantine=True).quarantine
     assert UERM(torch.tensor([0]), 2).quarantine

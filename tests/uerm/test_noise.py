@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmuddle.uerm import Distribution, Evidence, bayes, fit_noise, mislabeled, posterior
+from unmuddle.uerm import Distribution, bayes, fit_noise, gather_evidence, posterior
+from unmuddle.uerm.uncertainty import mislabeled
 
 N, K = 6000, 6
 
@@ -46,7 +47,7 @@ def test_the_posterior_is_right_as_often_as_it_says(rate: float) -> None:
 @pytest.mark.parametrize("precision", [0.8, 0.9])
 def test_new_labels_are_right_as_often_as_asked_for(rate: float, precision: float) -> None:
     q, truth, y = problem(rate)
-    evidence = Evidence(Distribution((q.log() / 2).softmax(1)), y, y, K, torch.zeros(N))
+    evidence = gather_evidence(Distribution((q.log() / 2).softmax(1)), y, K)
     found = bayes(evidence, precision=precision)
     changed = found.labels != y
     assert changed.sum() > 0.2 * rate * N
@@ -58,7 +59,7 @@ def test_new_labels_are_right_as_often_as_asked_for(rate: float, precision: floa
 
 def test_by_default_nine_in_ten_new_labels_are_expected_to_be_right() -> None:
     q, _, y = problem(0.3)
-    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    evidence = gather_evidence(Distribution(q), y, K)
     thresholds = [float(bayes(evidence, precision=p).threshold) for p in (0.85, 0.9, 0.95)]
     assert float(bayes(evidence).threshold) == thresholds[1]
     assert thresholds == sorted(set(thresholds))
@@ -77,13 +78,13 @@ def test_the_more_noise_the_less_it_takes_to_relabel() -> None:
 
 def test_clean_labels_are_left_alone() -> None:
     q, truth, y = problem(0.0)
-    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    evidence = gather_evidence(Distribution(q), y, K)
     assert (bayes(evidence).labels == truth).float().mean() > 0.995
 
 
 def test_a_relabeled_sample_stays_until_the_evidence_has_turned() -> None:
     q, _, y = problem(0.2)
-    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    evidence = gather_evidence(Distribution(q), y, K)
     first = bayes(evidence)
     # One of them, with evidence that is a little less than the threshold, and much less.
     sample = int((first.labels != y).nonzero()[0])
@@ -100,7 +101,7 @@ def test_a_relabeled_sample_stays_until_the_evidence_has_turned() -> None:
             p[sample, new] = share
             said = posterior(Distribution(p), y, model).probabilities[sample, new]
             low, high = (share, high) if said < confidence else (low, share)
-        again = evidence._replace(predictions=Distribution(p), current=first.labels)
+        again = gather_evidence(Distribution(p), y, K, current=first.labels)
         return int(bayes(again).labels[sample])
 
     assert label_with(threshold - 0.05) == first.labels[sample]
@@ -109,7 +110,7 @@ def test_a_relabeled_sample_stays_until_the_evidence_has_turned() -> None:
 
 def test_uncertainty_is_the_probability_that_the_current_label_is_wrong() -> None:
     q, truth, y = problem(0.2)
-    evidence = Evidence(Distribution(q), y, y, K, torch.zeros(N))
+    evidence = gather_evidence(Distribution(q), y, K)
     wrong = mislabeled(evidence)
     assert float(wrong.mean()) == pytest.approx(float((y != truth).float().mean()), abs=0.02)
     better = mislabeled(evidence._replace(current=bayes(evidence).labels))
@@ -133,7 +134,7 @@ def test_a_label_beyond_the_largest_entries_is_unlikely_and_not_impossible() -> 
     short = Distribution(top.values, top.indices)
     beyond = ~(top.indices == y[:, None]).any(1)
     assert beyond.sum() > 300
-    right = posterior(short, y, fit_noise(short, y, 200)).of(y)
+    right = posterior(short, y, fit_noise(short, y, 200)).prob_of(y)
     assert (right[beyond] > 0.01).all()
 
 
@@ -156,7 +157,7 @@ def test_samples_that_are_alike_are_relabeled_only_if_all_are_sure_enough(seed: 
     truth = torch.multinomial(q, 1, generator=g)[:, 0]
     other = (truth + torch.randint(1, K, (N,), generator=g)) % K
     y = torch.where(torch.rand(N, generator=g) < 0.2, other, truth)
-    found = bayes(Evidence(Distribution(q), y, y, K, torch.zeros(N)))
+    found = bayes(gather_evidence(Distribution(q), y, K))
     changed = found.labels != y
     assert changed.any()
     assert found.margin[changed].mean() >= 0.9
@@ -176,13 +177,13 @@ def test_noise_that_goes_to_one_class_is_found_where_predictions_know_better() -
     y = torch.where(torch.rand(N, generator=g) < 0.2, (truth + 1) % K, truth)
     p = (4 * torch.eye(K)[truth] + torch.randn(N, K, generator=g)).softmax(1)
     assert float(fit_noise(Distribution(p), y, K).rate) == pytest.approx(0.2, abs=0.03)
-    found = bayes(Evidence(Distribution(p), y, y, K, torch.zeros(N))).labels
+    found = bayes(gather_evidence(Distribution(p), y, K)).labels
     assert (found == truth).float().mean() > 0.98
 
 
 def test_no_samples_at_all() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    evidence = Evidence(Distribution(torch.zeros(0, 3)), nothing, nothing, 3, torch.zeros(0))
+    evidence = gather_evidence(Distribution(torch.zeros(0, 3)), nothing, 3)
     assert len(bayes(evidence).labels) == 0
 
 

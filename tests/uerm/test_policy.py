@@ -6,30 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmuddle import uerm
-from unmuddle.uerm import (
-    AttentionHead,
-    Distribution,
-    Evidence,
-    Proposals,
-    ema_margin,
-    ensemble,
-    guarded,
-    rank_penalty,
-    scn,
-)
+from unmuddle.uerm import Distribution, Evidence, Proposals, ema_margin, gather_evidence, scn
+from unmuddle.uerm.importance import AttentionHead, rank_penalty
+from unmuddle.uerm.policy import guarded, suggestions
+from unmuddle.uerm.uncertainty import attention, ensemble, entropy, margin, neighbours
 
 
 def evidence(probabilities, original, current=None, uncertainty=None) -> Evidence:
     p = torch.tensor(probabilities)
     original = torch.tensor(original)
-    return Evidence(
-        Distribution(p),
-        original,
-        original if current is None else torch.tensor(current),
-        p.shape[1],
-        torch.zeros(len(p)) if uncertainty is None else torch.tensor(uncertainty),
-    )
+    current = None if current is None else torch.tensor(current)
+    known = gather_evidence(Distribution(p), original, p.shape[1], current=current)
+    return known if uncertainty is None else known._replace(uncertainty=torch.tensor(uncertainty))
 
 
 def entries(p: Tensor, k: int) -> Distribution:
@@ -46,7 +34,7 @@ def test_margin_is_the_label_against_the_best_other(n: int, k: int, seed: int) -
     expected = [p[i, y[i]] - max(p[i, j] for j in range(k) if j != y[i]) for i in range(n)]
     for distribution in (Distribution(p), entries(p, k)):
         assert torch.equal(distribution.margin(y), torch.tensor([float(v) for v in expected]))
-    uncertainty = uerm.margin(Evidence(Distribution(p), y, y, k, torch.zeros(n)))
+    uncertainty = margin(gather_evidence(Distribution(p), y, k))
     assert ((uncertainty >= 0) & (uncertainty <= 1)).all()
 
 
@@ -54,17 +42,15 @@ def test_the_largest_entries_say_what_the_whole_distribution_says_of_them() -> N
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     two = entries(p, 2)
     labels = torch.tensor([1, 2])
-    assert torch.equal(two.of(labels), Distribution(p).of(labels))
+    assert torch.equal(two.prob_of(labels), Distribution(p).prob_of(labels))
     for got, expected in zip(two.rival(labels), Distribution(p).rival(labels), strict=True):
         assert torch.equal(got, expected)
     # The smallest entry is not kept.
-    assert two.of(torch.tensor([2, 0])).tolist() == [0, 0]
+    assert two.prob_of(torch.tensor([2, 0])).tolist() == [0, 0]
 
 
 def test_entropy_is_1_when_undecided_and_0_when_certain() -> None:
-    found = uerm.entropy(
-        evidence([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], [0] * 3)
-    )
+    found = entropy(evidence([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], [0] * 3))
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]))
 
 
@@ -72,24 +58,24 @@ def test_neighbours_and_attention_read_their_own_evidence() -> None:
     known = evidence([[0.5, 0.5]], [1])._replace(
         votes=Distribution(torch.tensor([[0.9, 0.1]])), importance=torch.tensor([0.75])
     )
-    torch.testing.assert_close(uerm.neighbours(known), torch.tensor([0.9]))
-    torch.testing.assert_close(uerm.attention(known), torch.tensor([0.25]))
+    torch.testing.assert_close(neighbours(known), torch.tensor([0.9]))
+    torch.testing.assert_close(attention(known), torch.tensor([0.25]))
     with pytest.raises(ValueError, match="neighbours: needs votes"):
-        uerm.neighbours(known._replace(votes=None))
+        neighbours(known._replace(votes=None))
     with pytest.raises(ValueError, match="attention: needs importance"):
-        uerm.attention(known._replace(importance=None))
+        attention(known._replace(importance=None))
 
 
 def test_ensemble_is_the_mean() -> None:
     known = evidence([[0.7, 0.3], [0.2, 0.8]], [0, 0])
-    found = ensemble(uerm.margin, uerm.entropy)(known)
-    torch.testing.assert_close(found, (uerm.margin(known) + uerm.entropy(known)) / 2)
+    found = ensemble(margin, entropy)(known)
+    torch.testing.assert_close(found, (margin(known) + entropy(known)) / 2)
     with pytest.raises(ValueError, match="at least one estimator"):
         ensemble()
 
 
-def proposals(labels: list[int], margin: list[float]) -> Proposals:
-    return Proposals(torch.tensor(labels), torch.tensor(margin), 0.0, "test")
+def proposals(labels: list[int], margins: list[float]) -> Proposals:
+    return Proposals(torch.tensor(labels), torch.tensor(margins), 0.0, "test")
 
 
 def test_budget_goes_to_the_most_confident() -> None:
@@ -120,9 +106,7 @@ def test_guards_hold_whatever_is_proposed(n: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     original, current, labels = torch.randint(3, (3, n), generator=g).unbind()
     fraction, floor = torch.rand(2, generator=g).tolist()
-    known = Evidence(
-        Distribution(torch.rand(n, 3, generator=g)), original, original, 3, torch.zeros(n)
-    )
+    known = gather_evidence(Distribution(torch.rand(n, 3, generator=g)), original, 3)
     wanted = Proposals(labels, torch.randn(n, generator=g), 0.0, "test")
     found = guarded(wanted, known, max_fraction=fraction, class_floor=floor).labels
     assert int((found != original).sum()) <= fraction * n
@@ -211,3 +195,16 @@ def test_rank_penalty_keeps_importances_from_collapsing_to_one() -> None:
         optimizer.step()
     ordered = head(features).detach().sort(descending=True).values
     assert ordered[:45].mean() - ordered[45:].mean() > 0.1
+
+
+def test_suggestions_are_ranked_by_margin() -> None:
+    current = torch.tensor([0, 1, 2, 0, 1, 2])
+    labels = (current + torch.tensor([1, 0, 1, 0, 1, 0])) % 3
+    wanted = Proposals(labels, torch.linspace(0, 1, 6), 0.5, "by hand")
+    found = suggestions(wanted, current, torch.linspace(1, 0, 6), limit=2)
+    assert [(s.sample, s.label, s.suggested, s.rule) for s in found] == [
+        (4, 1, 2, "by hand"),
+        (2, 2, 0, "by hand"),
+    ]
+    assert [s.uncertainty for s in found] == pytest.approx([0.2, 0.6])
+    assert len(suggestions(wanted, current, torch.zeros(6))) == 3

@@ -14,7 +14,8 @@ from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.decisions import Row
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.run_folder import check_images, read_config
-from unmuddle.uerm import Distribution, LabelLedger, Proposals, fit_noise, posterior
+from unmuddle.uerm import Distribution, LabelLedger, Proposals, gather_evidence
+from unmuddle.uerm.policy import suggestions
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,21 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     add_noise(training, classes, config.noise, config.seed)
     check_images("--run", run, training)
     predictions, seen, ledger = _read_state(run, training, len(classes))
-    now = ledger.labels()
+    now = ledger.current_labels
 
     given = training.labels
-    likely = posterior(predictions, given, fit_noise(predictions, given, len(classes)))
-    wrong, (confidence, rival) = 1 - likely.of(given), likely.rival(given)
-    suggested_labels = torch.where(seen & ~ledger.pinned(), rival, given)
+    evidence = gather_evidence(predictions, given, len(classes))
+    wrong, (confidence, rival) = evidence.uncertainty, evidence.posterior.rival(given)
+    suggested_labels = torch.where(seen & ~ledger.human_verified(), rival, given)
     proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
 
     suspects: list[Suspect] = []
-    for found in LabelLedger(given, len(classes)).suggest(proposals, limit=limit):
+    for found in suggestions(proposals, given, wrong, limit):
         i, label, suggested = found.sample, classes[found.label], classes[found.suggested]
         row = Row(i, training.source(i), label, suggested, "")
         why = (
             f"wrong with probability {wrong[i]:.2f}: predicted as {suggested} "
-            f"{predictions.of(rival)[i]:.2f}, as {label} {predictions.of(given)[i]:.2f}"
+            f"{predictions.prob_of(rival)[i]:.2f}, as {label} {predictions.prob_of(given)[i]:.2f}"
         )
         if now[i] != given[i]:
             why += f"; the run relabeled it {classes[int(now[i])]}"

@@ -14,14 +14,11 @@ class TrainConfig:
     """Train a classifier on images with ambiguous labels.
 
     Args:
-        data: synthetic[:N] (drawn faces), digits, or NAME:PATH with folder, rafdb, ferplus,
-            affectnet, affectnet7 (without contempt), fer2013
-        noise: none, symmetric:P (any other class), pair:P (the next one), file:CSV (name, label) or
-            file:TXT (as RAF-DB's noise01.txt)
+        data: synthetic[:N], digits, or NAME:PATH with folder rafdb ferplus affectnet[7] fer2013
+        noise: none, symmetric:P, pair:P, file:CSV (name, label) or file:TXT (as RAF-DB's lists)
         labels: CSV of accepted and rejected labels, as unmuddle audit writes it, or relabeled.csv
             of a run
-        backbone: small, mobilefacenet, a timm or torchvision name (torchvision/NAME to insist), or
-            MODULE:CALLABLE that returns a network from images to a feature map
+        backbone: small, mobilefacenet, a timm name, torchvision/NAME, or MODULE:CALLABLE
         sampler: every sample once an epoch, or every class as often as the others
         parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
         targets: train on labels, or on the distribution of the annotators' votes

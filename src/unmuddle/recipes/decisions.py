@@ -48,8 +48,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
     """Every label that was changed or decided on, accepted as it stands."""
-    before, now = ledger.original(), ledger.labels()
-    ids = ((now != before) | ledger.pinned()).nonzero()[:, 0]
+    before, now = ledger.original_labels, ledger.current_labels
+    ids = ((now != before) | ledger.human_verified()).nonzero()[:, 0]
     for i, old, new in zip(ids.tolist(), before[ids].tolist(), now[ids].tolist(), strict=True):
         yield Row(i, data.source(i), classes[old], classes[new], ACCEPT)
 

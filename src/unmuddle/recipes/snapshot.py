@@ -39,7 +39,7 @@ def snapshot(
         ).features
         for ids in mapped.split(batch_size)
     ]
-    changed = (ledger.labels() != ledger.original()).nonzero()[:, 0].cpu()
+    changed = (ledger.current_labels != ledger.original_labels).nonzero()[:, 0].cpu()
     pictured = draw(changed, PICTURED)
     images = [data[i][0] for i in pictured.tolist()]
     side = min(THUMBNAIL, data[0][0].shape[-1])

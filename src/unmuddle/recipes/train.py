@@ -40,7 +40,7 @@ from unmuddle.recipes.run_folder import RunFolder, check_images, write_whole
 from unmuddle.recipes.sample_sheet import sample_sheet
 from unmuddle.recipes.snapshot import snapshot
 from unmuddle.supcon import SupConLoss
-from unmuddle.uerm import UERM
+from unmuddle.uerm import UERM, scn
 
 
 def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a paper
@@ -140,7 +140,9 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         training.labels,
         num_classes,
         estimator=config.relabel_estimator if relabels else "mislabeled",
-        policy=config.relabel_policy,
+        policy=partial(scn, group="all")
+        if config.relabel_policy == "scn_all"
+        else config.relabel_policy,
         outcome=config.relabel_outcome,
         warmup_epochs=warmup if relabels else config.epochs + 1,
         feature_dim=model.feature_dim,
@@ -390,7 +392,7 @@ def _run_path(config: TrainConfig) -> Path:
 def _labels_right(data: LabeledImages, uerm: UERM) -> float | None:
     if data.true_labels is None:
         return None
-    return float((uerm.ledger.labels().cpu() == data.true_labels).double().mean())
+    return float((uerm.ledger.current_labels.cpu() == data.true_labels).double().mean())
 
 
 def _plain(value: float | torch.Tensor) -> Any:

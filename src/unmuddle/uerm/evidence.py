@@ -2,87 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-
-class Distribution(NamedTuple):
-    """A distribution over K classes for each of n samples, whole or its largest entries.
-
-    Attributes:
-        probabilities: `(n, k)`; k = K when whole.
-        classes: `(n, k)` the class of each entry; `None` when whole: entry j is class j.
-    """
-
-    probabilities: Tensor
-    classes: Tensor | None = None
-
-    def of(self, labels: Tensor) -> Tensor:
-        """`(n,)` probability of each sample's label `(n,)`; 0 where it is not among the entries.
-
-        Examples:
-            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
-            >>> Distribution(p).of(torch.tensor([1, 2]))
-            tensor([0.2000, 0.4000])
-        """
-        if self.classes is None:
-            return self.probabilities.gather(1, labels[:, None])[:, 0].float()
-        is_label = self.classes == labels[:, None]
-        return torch.where(is_label, self.probabilities, 0).sum(1).float()
-
-    def rival(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`(n,)` largest probability of a class other than the label, and `(n,)` that class.
-
-        Examples:
-            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
-            >>> Distribution(p).rival(torch.tensor([0, 0]))
-            (tensor([0.2000, 0.6000]), tensor([1, 1]))
-        """
-        if self.classes is None:
-            probability, best = self.probabilities.scatter(1, labels[:, None], -1).max(1)
-            return probability.float(), best
-        is_label = self.classes == labels[:, None]
-        probability, entry = torch.where(is_label, -1, self.probabilities).max(1)
-        return probability.float(), self.classes.gather(1, entry[:, None])[:, 0].long()
-
-    def margin(self, labels: Tensor) -> Tensor:
-        """`(n,)` probability of the label less that of its rival, in [-1, 1].
-
-        -1: another class is certain; 1: the label is.
-
-        References:
-            Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking,
-            2020, arXiv 2001.10528 (there on logits).
-        """
-        return self.of(labels) - self.rival(labels)[0]
-
-    def rows(self, ids: Tensor) -> "Distribution":
-        """Those of samples `ids` `(m,)`."""
-        classes = None if self.classes is None else self.classes[ids]
-        return Distribution(self.probabilities[ids], classes)
-
-    def with_label(self, labels: Tensor, num_classes: int) -> "Distribution":
-        """The same, with each sample's label `(n,)` among its entries.
-
-        Where it is none of the k largest, it takes the place of the least of them, with an even
-        share of what these leave to all other classes, and no more than that entry had.
-
-        Examples:
-            >>> p = Distribution(torch.tensor([[0.6, 0.3]]), torch.tensor([[4, 1]]))
-            >>> p.with_label(torch.tensor([2]), num_classes=7)
-            Distribution(probabilities=tensor([[0.6000, 0.0200]]), classes=tensor([[4, 2]]))
-        """
-        if self.classes is None:
-            return self
-        p, k = self.probabilities.float(), self.classes.shape[1]
-        missing = ~(self.classes == labels[:, None]).any(1, keepdim=True)
-        least, entry = p.min(1, keepdim=True)
-        share = (1 - p.sum(1, keepdim=True)).clamp(min=0) / max(num_classes - k, 1)
-        label = labels[:, None].to(self.classes.dtype)
-        return Distribution(
-            torch.where(missing, p.scatter(1, entry, share.minimum(least)), p),
-            torch.where(missing, self.classes.scatter(1, entry, label), self.classes),
-        )
+from unmuddle.uerm.distribution import Distribution
+from unmuddle.uerm.noise import fit_noise, posterior
 
 
 class Evidence(NamedTuple):
@@ -90,15 +13,18 @@ class Evidence(NamedTuple):
 
     Attributes:
         predictions: running mean of each sample's predictions.
+        posterior: `P(k | y)`, the class that each sample really has, given its original label: the
+            noise model that fits the predictions says so.
         original: `(n,)` labels as given.
         current: `(n,)` labels as they stand.
         num_classes: K.
         uncertainty: `(n,)` of the current label, in [0, 1]; what the estimator made of the rest.
-        votes: running mean of the labels as given of each sample's neighbours, for `neighbours`.
-        importance: `(n,)` running mean of the attention head's output, for `attention`.
+        votes: running mean of the original labels of each sample's neighbours, for `"neighbours"`.
+        importance: `(n,)` running mean of the attention head's output, for `"attention"`.
     """
 
     predictions: Distribution
+    posterior: Distribution
     original: Tensor
     current: Tensor
     num_classes: int
@@ -107,7 +33,7 @@ class Evidence(NamedTuple):
     importance: Tensor | None = None
 
     def copy(self) -> "Evidence":
-        """The same in tensors of its own."""
+        """Copy every tensor."""
 
         def copied(value: Any) -> Any:
             if isinstance(value, Distribution):
@@ -115,3 +41,34 @@ class Evidence(NamedTuple):
             return value.clone() if isinstance(value, Tensor) else value
 
         return Evidence(*(copied(value) for value in self))
+
+
+def gather_evidence(
+    predictions: Distribution,
+    original: Tensor,
+    num_classes: int,
+    *,
+    current: Tensor | None = None,
+    votes: Distribution | None = None,
+    importance: Tensor | None = None,
+) -> Evidence:
+    """Fit the noise model to predictions and labels; the uncertainty is `1 - P(label is right)`.
+
+    Args:
+        predictions: of any classifier; best out of sample, or averaged over a training.
+        original: `(n,)` labels as given.
+        num_classes: K.
+        current: `(n,)` labels as they stand; `None`: as given.
+        votes: see `Evidence`.
+        importance: see `Evidence`.
+
+    Examples:
+        >>> import torch
+        >>> p = Distribution(torch.eye(2)[[0, 0, 0, 1, 1, 1]] * 0.98 + 0.01)
+        >>> gather_evidence(p, torch.tensor([0, 0, 0, 1, 1, 0]), 2).uncertainty.argmax()
+        tensor(5)
+    """
+    current = original if current is None else current
+    likely = posterior(predictions, original, fit_noise(predictions, original, num_classes))
+    wrong = (1 - likely.prob_of(current)).clamp(0, 1)
+    return Evidence(predictions, likely, original, current, num_classes, wrong, votes, importance)

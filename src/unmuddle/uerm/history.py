@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm.evidence import Distribution
+from unmuddle.uerm.distribution import Distribution
 from unmuddle.uerm.processes import over_processes
 
 UNIT = 2**16  # one, as an integer: 15 millionths are told apart, 32,767 ones fit into a sum

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm.policy import Proposals
-from unmuddle.uerm.records import Comparison, Event, Suggestion
+from unmuddle.uerm.records import Comparison, Event
 
 REVERT = "revert"
 DECIDE = "decide"
@@ -29,6 +28,10 @@ class LabelLedger(nn.Module):
     in `state_dict`, which loads only into a ledger made with the same labels; the data set itself
     is never written to.
 
+    Attributes:
+        original_labels: `(n,)` labels as given.
+        current_labels: `(n,)` labels as they stand; not to be written to.
+
     Args:
         labels: `(n,)` integer labels as given.
         num_classes: K; labels are in `[0, K)`.
@@ -39,10 +42,10 @@ class LabelLedger(nn.Module):
     Examples:
         >>> ledger = LabelLedger(torch.tensor([0, 1, 2]), num_classes=3)
         >>> ledger.record(torch.tensor([2]), torch.tensor([0]), epoch=1, rule="by hand")
-        >>> ledger.labels()
+        >>> ledger.current_labels
         tensor([0, 1, 0])
         >>> ledger.revert(ids=torch.tensor([2]))
-        >>> ledger.labels(), len(ledger.events())
+        >>> ledger.current_labels, len(ledger.events())
         (tensor([0, 1, 2]), 2)
     """
 
@@ -69,14 +72,6 @@ class LabelLedger(nn.Module):
         """Number of samples."""
         return len(self.original_labels)
 
-    def labels(self) -> Tensor:
-        """`(n,)` labels as they stand; a copy."""
-        return self.current_labels.clone()
-
-    def original(self) -> Tensor:
-        """`(n,)` labels as given; a copy."""
-        return self.original_labels.clone()
-
     def record(
         self,
         ids: Tensor,
@@ -101,7 +96,7 @@ class LabelLedger(nn.Module):
         """
         if not isinstance(rule, str) or not rule or "\n" in rule or rule in BY_HAND:
             raise ValueError(f"rule: expected a name of one line, not of {BY_HAND}, got {rule!r}")
-        self._append(ids, labels, _whole("epoch", epoch), rule, (uncertainty, margin, threshold))
+        self._append(ids, labels, whole("epoch", epoch), rule, (uncertainty, margin, threshold))
 
     @torch.inference_mode(False)
     def _append(
@@ -176,7 +171,7 @@ class LabelLedger(nn.Module):
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
         self._append(ids, before, self._last_epoch(), REVERT)
 
-    def pinned(self) -> Tensor:
+    def human_verified(self) -> Tensor:
         """`(n,)` True where a sample's last event is a revert or decision: somebody chose it."""
         by_hand = self.event_integers[:, 4] < len(BY_HAND)
         # Samples without an event look up the False put at the end.
@@ -184,10 +179,10 @@ class LabelLedger(nn.Module):
 
     def events(self, since: int = 0) -> list[Event]:
         """The events from number `since` on, oldest first."""
-        return list(self._events(_whole("since", since)))
+        return list(self._events(whole("since", since)))
 
     def replay(self) -> Tensor:
-        """`(n,)` labels that the events make of the original ones; equals `labels()`."""
+        """`(n,)` labels that the events make of the original ones; equals `current_labels`."""
         return _replayed(self.original_labels, self.event_integers)
 
     def to_csv(self, path: str | Path) -> None:
@@ -212,33 +207,6 @@ class LabelLedger(nn.Module):
         cell = self.original_labels * self.num_classes + self.current_labels
         counts = torch.bincount(cell, minlength=self.num_classes**2)
         return counts.view(self.num_classes, self.num_classes)
-
-    def suggest(
-        self, proposals: Proposals, *, uncertainty: Tensor | None = None, limit: int | None = None
-    ) -> list[Suggestion]:
-        """What `proposals` would change, most confident first; nothing is applied.
-
-        Args:
-            proposals: of a policy.
-            uncertainty: `(n,)` of the labels as they stand.
-            limit: at most this many; `None`: all.
-        """
-        if limit is not None:
-            limit = _whole("limit", limit)
-        ids = (proposals.labels != self.current_labels).nonzero()[:, 0]
-        best = proposals.margin[ids].argsort(descending=True, stable=True)
-        ids = ids[best[:limit]]
-        unknown = torch.full_like(proposals.margin, torch.nan)
-        columns = (
-            ids,
-            self.current_labels[ids],
-            proposals.labels[ids],
-            proposals.margin[ids],
-            torch.as_tensor(proposals.threshold, device=ids.device).expand(len(self))[ids],
-            (unknown if uncertainty is None else uncertainty)[ids],
-        )
-        lists: list[list[Any]] = [column.tolist() for column in columns]
-        return [Suggestion(*row, rule=proposals.rule) for row in zip(*lists, strict=True)]
 
     def compare(self, true_labels: Tensor) -> Comparison:
         """Score the changes against the truth `(n,)`."""
@@ -285,9 +253,9 @@ class LabelLedger(nn.Module):
     def _rows(self, event: int | None, epoch: int | None) -> Tensor:
         if event is None:
             samples, epochs, _, _, rules = self.event_integers.T
-            by_rule = (rules >= len(BY_HAND)) & ~self.pinned()[samples]
-            return self.event_integers[by_rule & (epochs == _whole("epoch", epoch))]
-        event = _whole("event", event)
+            by_rule = (rules >= len(BY_HAND)) & ~self.human_verified()[samples]
+            return self.event_integers[by_rule & (epochs == whole("epoch", epoch))]
+        event = whole("event", event)
         if event >= len(self.event_integers):
             raise ValueError(
                 f"event: expected 0 <= event < {len(self.event_integers)}, got {event}"
@@ -375,7 +343,7 @@ def _replayed(original: Tensor, events: Tensor) -> Tensor:
     return torch.where(last >= 0, new, original)
 
 
-def _whole(name: str, value: Any) -> int:
+def whole(name: str, value: Any) -> int:
     """`value` as an int, if it is an integer of at least 0, of whatever library."""
     try:
         number = operator.index(value)

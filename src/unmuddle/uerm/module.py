@@ -7,76 +7,53 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unmuddle.uerm.evidence import Evidence
+from unmuddle.uerm.evidence import Evidence, gather_evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
-from unmuddle.uerm.ledger import INTEGERS, LabelLedger
-from unmuddle.uerm.policy import Policy, PolicyName, Proposals, choose_policy, guarded
-from unmuddle.uerm.processes import from_first_process, in_processes, over_processes
+from unmuddle.uerm.ledger import INTEGERS, LabelLedger, whole
+from unmuddle.uerm.output import UERMOutput
+from unmuddle.uerm.policy import (
+    Policy,
+    PolicyName,
+    Proposals,
+    choose_policy,
+    guarded,
+    suggestions,
+)
+from unmuddle.uerm.processes import from_first_process
 from unmuddle.uerm.records import Event, Suggestion
 from unmuddle.uerm.uncertainty import Estimator, EstimatorName, choose_estimator
 from unmuddle.uerm.votes import NeighbourVotes
 
 
-class UERMOutput(NamedTuple):
-    """What to train a batch of N samples on.
+class EpochMeans(NamedTuple):
+    """Running means with this epoch in them, not yet in place."""
+
+    predictions: Folded
+    votes: Folded | None
+    importance: Folded | None
+
+
+class Decision(NamedTuple):
+    """What an epoch's end changes.
 
     Attributes:
-        labels: `(N,)` labels as they stand.
-        targets: `(N, K)` distributions to train on: one-hot labels, softened for ambiguous samples
-            with `outcome="soft"`.
-        weight: `(N,)` in [0, 1], for `weighted_mean`; 1 during warm-up and for samples never seen
-            before.
-        uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it; 0 where somebody
-            had chosen the label, and for samples never seen.
-        regularizer: scalar to add to the loss; trains the attention head only.
+        ids: `(m,)` samples to relabel.
+        labels: `(m,)` their new labels.
+        margin: `(m,)` by which the policy prefers them.
+        threshold: `(m,)` bound that the margin passed.
+        old_uncertainty: `(m,)` of the labels before.
+        uncertainty: `(n,)` of all labels after.
+        rule: name of the policy.
     """
 
+    ids: Tensor
     labels: Tensor
-    targets: Tensor
-    weight: Tensor
+    margin: Tensor
+    threshold: Tensor
+    old_uncertainty: Tensor
     uncertainty: Tensor
-    regularizer: Tensor
-
-    def weighted_mean(self, losses: Tensor, *, gather: bool = False) -> Tensor:
-        """`sum_i w_i L_i / sum_i w_i`; 0 with zero gradient where every weight is 0.
-
-        A batch may hold quarantined samples alone, whose weights are 0: dividing by `weight.sum()`
-        would then make the loss, and with it every weight of the network, NaN.
-
-        Args:
-            losses: `(N,)` of the samples, such as `cross_entropy(..., reduction="none")`.
-            gather: the mean over the batches of all processes of `torch.distributed`. Every process
-                gets its value; averaged over the processes, as `DistributedDataParallel` does,
-                gradients are those of one process holding all of these samples. A mean of each
-                process's own mean would differ where their weights do.
-
-        Returns:
-            Scalar.
-
-        Raises:
-            ValueError: `losses` has another shape.
-
-        Examples:
-            >>> uerm = UERM(torch.tensor([0, 1, 1]), num_classes=2)
-            >>> out = uerm(torch.randn(3, 8), torch.randn(3, 2), torch.arange(3))
-            >>> out._replace(weight=torch.tensor([1.0, 0.5, 0.0])).weighted_mean(torch.ones(3))
-            tensor(1.)
-        """
-        if losses.shape != self.weight.shape:
-            raise ValueError(
-                f"losses: expected shape (N,) = {tuple(self.weight.shape)}, one loss a sample "
-                f"(reduction='none'), got {tuple(losses.shape)}"
-            )
-        tiny = torch.finfo(self.weight.dtype).tiny
-        counted = losses.masked_fill(self.weight == 0, 0)  # an infinite loss of weight 0 too
-        total, weight = (self.weight * counted).sum(), self.weight.sum()
-        if not (gather and in_processes()):
-            return total / weight.clamp(min=tiny)
-        sums = over_processes(torch.stack([total.detach(), weight.to(total)]))
-        weight = sums[1].clamp(min=tiny)
-        own = total * torch.distributed.get_world_size() / weight
-        return sums[0] / weight + (own - own.detach())  # the value of all, the gradient of ours
+    rule: str
 
 
 class UERM(nn.Module):
@@ -97,8 +74,8 @@ class UERM(nn.Module):
     Args:
         labels: `(n,)` integer labels as given; a sample's id is its index.
         num_classes: K.
-        policy: `"bayes"`, `"ema_margin"`, `"scn"`, `"scn_all"`, or any callable
-            `Evidence -> Proposals`.
+        policy: `"bayes"`, `"ema_margin"`, `"scn"`, or any callable `Evidence -> Proposals`;
+            `functools.partial` binds options, as in `partial(scn, group="all")`.
         estimator: `"mislabeled"`, `"odds"`, `"margin"`, `"entropy"`, `"neighbours"`,
             `"attention"`, several names for their mean, or any callable `Evidence -> (n,)` in
             [0, 1].
@@ -168,11 +145,11 @@ class UERM(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-        self.policy, suits = choose_policy(policy)
+        self.policy, defaults = choose_policy(policy)
         self.estimator, needed = choose_estimator(estimator)
-        self.momentum = suits.momentum if momentum is None else momentum
+        self.momentum = defaults.momentum if momentum is None else momentum
         is_hard = outcome == "hard"
-        self.quarantine = suits.quarantine and is_hard if quarantine is None else quarantine
+        self.quarantine = defaults.quarantine and is_hard if quarantine is None else quarantine
         needed |= set(collect)
         for name, value, allowed in (
             ("outcome", outcome, ("hard", "soft")),
@@ -299,77 +276,83 @@ class UERM(nn.Module):
         Samples never seen, and samples whose label somebody chose, are left alone.
         """
         epoch = int(self.epoch) + 1
-        folded = self._fold()
+        means = self._epoch_means()
         before = len(self.ledger.event_integers)
         if epoch >= self.warmup_epochs:
-            ids, labels, margin, threshold, old, new, rule = from_first_process(
-                partial(self._decide, folded), self.epoch.device
-            )
+            decided = Decision(*from_first_process(partial(self._decide, means), self.epoch.device))
             self.ledger.record(
-                ids,
-                labels,
+                decided.ids,
+                decided.labels,
                 epoch=epoch,
-                rule=rule,
-                uncertainty=old,
-                margin=margin,
-                threshold=threshold,
+                rule=decided.rule,
+                uncertainty=decided.old_uncertainty,
+                margin=decided.margin,
+                threshold=decided.threshold,
             )
-            self.uncertainty.copy_(new.masked_fill(self.ledger.pinned(), 0))
+            self.uncertainty.copy_(decided.uncertainty.masked_fill(self.ledger.human_verified(), 0))
             self.weight.copy_(self._weights())
-        for history, values in zip(self._histories(), folded, strict=True):
-            history.put(values)
+        for history, folded in zip(self._histories(), means, strict=True):
+            if history is not None and folded is not None:
+                history.put(folded)
         self.epoch.fill_(epoch)
         return self.ledger.events(since=before)
 
     @torch.no_grad()
     def evidence(self) -> Evidence:
-        """What is known of every sample, this epoch so far included.
+        """Return what is known of every sample, this epoch so far included.
 
         In a distributed run all processes call it.
         """
-        return self._evidence(self._fold())
+        return self._evidence(self._epoch_means())
 
     @torch.no_grad()
     def suggest(self, limit: int | None = None) -> list[Suggestion]:
-        """What the policy would relabel now, most confident first; nothing is applied.
+        """List what the policy would relabel now, most confident first; nothing is applied.
 
         Samples never seen, and samples whose label somebody chose, are left out. In a distributed
         run all processes call it.
         """
-        folded = self._fold()
-        evidence = self._evidence(folded)
-        proposals = self._proposals(evidence, folded)
-        return self.ledger.suggest(proposals, uncertainty=evidence.uncertainty, limit=limit)
+        if limit is not None:
+            limit = whole("limit", limit)
+        means = self._epoch_means()
+        evidence = self._evidence(means)
+        proposals = self._proposals(evidence, self._free(means))
+        return suggestions(proposals, evidence.current, evidence.uncertainty, limit)
 
-    def _histories(self) -> list[DenseHistory | TopKHistory]:
-        kept = (self.predictions, self.votes, self.importance)
-        return [history for history in kept if history is not None]
+    def _histories(self) -> tuple[DenseHistory | TopKHistory | None, ...]:
+        return self.predictions, self.votes, self.importance
 
-    def _fold(self) -> list[Folded]:
-        return [history.fold(self.momentum) for history in self._histories()]
-
-    def _evidence(self, folded: list[Folded]) -> Evidence:
-        means = dict(zip(self._histories(), (values.mean for values in folded), strict=True))
-        evidence = Evidence(
-            predictions=means[self.predictions],
-            original=self.ledger.original(),
-            current=self.ledger.labels(),
-            num_classes=self.num_classes,
-            uncertainty=torch.zeros_like(self.uncertainty),
-            votes=means[self.votes] if self.votes is not None else None,
-            importance=(
-                means[self.importance].probabilities[:, 0] if self.importance is not None else None
-            ),
+    def _epoch_means(self) -> EpochMeans:
+        votes, importance = self.votes, self.importance
+        return EpochMeans(
+            self.predictions.fold(self.momentum),
+            None if votes is None else votes.fold(self.momentum),
+            None if importance is None else importance.fold(self.momentum),
         )
-        return evidence._replace(uncertainty=self._estimate(evidence, folded))
 
-    def _estimate(self, evidence: Evidence, folded: list[Folded]) -> Tensor:
+    def _free(self, means: EpochMeans) -> Tensor:
+        """`(n,)` True where a policy may change the label."""
+        return (means.predictions.seen > 0) & ~self.ledger.human_verified()
+
+    def _evidence(self, means: EpochMeans) -> Evidence:
+        """Fit the noise model, once, and estimate the uncertainty of the current labels."""
+        evidence = gather_evidence(
+            means.predictions.mean,
+            self.ledger.original_labels,
+            self.num_classes,
+            current=self.ledger.current_labels,
+            votes=means.votes and means.votes.mean,
+            importance=means.importance and means.importance.mean.probabilities[:, 0],
+        )
+        return evidence._replace(uncertainty=self._estimate(evidence, means))
+
+    def _estimate(self, evidence: Evidence, means: EpochMeans) -> Tensor:
         found = _checked("estimator", "(n,)", self.estimator(evidence.copy()), evidence.current)
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise ValueError("estimator: expected numbers from 0 to 1, got others or NaN")
-        return found.detach().float().masked_fill(folded[0].seen == 0, 0)
+        return found.detach().float().masked_fill(means.predictions.seen == 0, 0)
 
-    def _proposals(self, evidence: Evidence, folded: list[Folded]) -> Proposals:
+    def _proposals(self, evidence: Evidence, free: Tensor) -> Proposals:
         """The policy's proposals within what may change."""
         proposals = self.policy(evidence.copy())
         if not isinstance(proposals, Proposals):
@@ -385,21 +368,27 @@ class UERM(nn.Module):
         threshold = torch.as_tensor(proposals.threshold, device=labels.device)
         if threshold.ndim:
             _checked("policy", "one threshold, or thresholds of shape (n,)", threshold, labels)
-        proposals = proposals._replace(margin=margin.float())
-        free = (folded[0].seen > 0) & ~self.ledger.pinned()
-        proposals = proposals._replace(labels=torch.where(free, labels, evidence.current))
+        labels = torch.where(free, labels, evidence.current)
         return guarded(
-            proposals, evidence, max_fraction=self.max_fraction, class_floor=self.class_floor
+            proposals._replace(labels=labels, margin=margin.float()),
+            evidence,
+            max_fraction=self.max_fraction,
+            class_floor=self.class_floor,
         )
 
-    def _decide(self, folded: list[Folded]) -> tuple[Any, ...]:
-        evidence = self._evidence(folded)
-        labels, margin, threshold, rule = self._proposals(evidence, folded)
+    def _decide(self, means: EpochMeans) -> Decision:
+        evidence = self._evidence(means)
+        labels, margin, threshold, rule = self._proposals(evidence, self._free(means))
         ids = (labels != evidence.current).nonzero()[:, 0]
-        threshold = torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids]
-        old = evidence.uncertainty[ids]
-        new = self._estimate(evidence._replace(current=labels), folded)
-        return ids, labels[ids], margin[ids], threshold, old, new, rule
+        return Decision(
+            ids=ids,
+            labels=labels[ids],
+            margin=margin[ids],
+            threshold=torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids],
+            old_uncertainty=evidence.uncertainty[ids],
+            uncertainty=self._estimate(evidence._replace(current=labels), means),
+            rule=rule,
+        )
 
     def _weights(self) -> Tensor:
         """How far each target is trusted: fully where somebody chose the label."""
@@ -407,7 +396,7 @@ class UERM(nn.Module):
         weight = 1 - self.uncertainty if self.outcome == "hard" else torch.ones_like(self.weight)
         if self.quarantine:
             weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
-        return torch.where(ledger.pinned(), 1, weight)
+        return torch.where(ledger.human_verified(), 1, weight)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

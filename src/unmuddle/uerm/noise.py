@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unmuddle.uerm.evidence import Distribution
+from unmuddle.uerm.distribution import Distribution
 
 FITTED = 16_384  # samples that a fit looks at, drawn from all
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
@@ -103,10 +103,11 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     """
     num_classes = len(model.bias)
     p = predictions.with_label(labels, num_classes)
+    model = NoiseModel(*(value.float() for value in model))
+    joint = _q(_log(p, torch.float32), p.classes, model)
     is_label = _is_label(p, labels, num_classes)
-    of_class = torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
-    joint = _q(_log(p, model.bias.dtype), p.classes, model) * of_class
-    return Distribution((joint / joint.sum(1, keepdim=True)).float(), p.classes)
+    joint *= torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
+    return Distribution(joint.div_(joint.sum(1, keepdim=True)), p.classes)
 
 
 def _drawn(samples: int) -> Tensor:

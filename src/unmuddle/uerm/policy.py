@@ -5,13 +5,13 @@ A policy is any callable `Evidence -> Proposals`; bind options with `functools.p
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unmuddle.uerm.evidence import Evidence
-from unmuddle.uerm.noise import fit_noise, posterior
+from unmuddle.uerm.records import Suggestion
 
 
 class Proposals(NamedTuple):
@@ -41,15 +41,14 @@ def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1
     below (our choice).
 
     Examples:
-        >>> from unmuddle.uerm import Distribution
+        >>> from unmuddle.uerm import Distribution, gather_evidence
         >>> p = torch.tensor([[0.99, 0.01]]).repeat(100, 1)
         >>> given = (torch.arange(100) < 5).long()  # five are contradicted
-        >>> bayes(Evidence(Distribution(p), given, given, 2, torch.zeros(100))).labels[:7]
+        >>> bayes(gather_evidence(Distribution(p), given, 2)).labels[:7]
         tensor([0, 0, 0, 0, 0, 0, 0])
     """
     original, current = evidence.original, evidence.current
-    model = fit_noise(evidence.predictions, original, evidence.num_classes)
-    likely = posterior(evidence.predictions, original, model)
+    likely = evidence.posterior
     margin, rival = likely.rival(original)
     ordered = margin.sort(descending=True).values
     expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
@@ -58,7 +57,7 @@ def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1
     sure = (expected >= precision) & (ordered > 0.5) & last_of_ties
     threshold = float(ordered[sure][-1]) if sure.any() else 1.0
 
-    stays = (current != original) & (likely.of(current) > threshold - hysteresis)
+    stays = (current != original) & (likely.prob_of(current) > threshold - hysteresis)
     labels = torch.where(stays, current, original)
     labels = torch.where((margin >= threshold) & (margin > 0.5), rival, labels)
     return Proposals(labels, margin, threshold, "bayes")
@@ -73,9 +72,9 @@ def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float 
     is what keeps errors from feeding on themselves (our choice).
 
     Examples:
-        >>> from unmuddle.uerm import Distribution
+        >>> from unmuddle.uerm import Distribution, gather_evidence
         >>> p, given = torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([1, 0])
-        >>> ema_margin(Evidence(Distribution(p), given, given, 2, torch.zeros(2))).labels
+        >>> ema_margin(gather_evidence(Distribution(p), given, 2)).labels
         tensor([0, 0])
     """
     original, current = evidence.original, evidence.current
@@ -107,7 +106,7 @@ def scn(
     if group not in ("low", "all"):
         raise ValueError(f"group: expected 'low' or 'all', got {group!r}")
     probability, rival = evidence.predictions.rival(evidence.current)
-    margin = probability - evidence.predictions.of(evidence.current)
+    margin = probability - evidence.predictions.prob_of(evidence.current)
     relabel = margin > threshold
     if group == "low":
         rank = evidence.uncertainty.argsort(descending=True).argsort()
@@ -145,26 +144,53 @@ def guarded(
     return proposals._replace(labels=torch.where(wanted & ~allowed, current, proposals.labels))
 
 
-class Suits(NamedTuple):
-    """What a policy is meant to work with."""
+def suggestions(
+    proposals: Proposals, current: Tensor, uncertainty: Tensor, limit: int | None = None
+) -> list[Suggestion]:
+    """List what `proposals` would change, most confident first.
+
+    Args:
+        proposals: of a policy.
+        current: `(n,)` labels as they stand.
+        uncertainty: `(n,)` of them.
+        limit: at most this many; `None`: all.
+    """
+    ids = (proposals.labels != current).nonzero()[:, 0]
+    best = proposals.margin[ids].argsort(descending=True, stable=True)
+    ids = ids[best[:limit]]
+    threshold = torch.as_tensor(proposals.threshold, device=ids.device).expand(len(current))
+    columns = (
+        ids,
+        current[ids],
+        proposals.labels[ids],
+        proposals.margin[ids],
+        threshold[ids],
+        uncertainty[ids],
+    )
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [Suggestion(*row, rule=proposals.rule) for row in rows]
+
+
+class PolicyDefaults(NamedTuple):
+    """Options of `UERM` that suit a policy."""
 
     momentum: float
     quarantine: bool
 
 
-PolicyName = Literal["bayes", "ema_margin", "scn", "scn_all"]
+PolicyName = Literal["bayes", "ema_margin", "scn"]
 Policy = Callable[[Evidence], Proposals]
-_POLICIES: dict[str, tuple[Policy, Suits]] = {
-    "bayes": (bayes, Suits(0.5, quarantine=True)),
-    "ema_margin": (ema_margin, Suits(0.7, quarantine=True)),
+_POLICIES: dict[str, tuple[Policy, PolicyDefaults]] = {
+    "bayes": (bayes, PolicyDefaults(0.5, quarantine=True)),
+    "ema_margin": (ema_margin, PolicyDefaults(0.7, quarantine=True)),
     # It looks at the last predictions alone, and trains on what it relabels.
-    "scn": (scn, Suits(0.0, quarantine=False)),
-    "scn_all": (partial(scn, group="all"), Suits(0.0, quarantine=False)),
+    "scn": (scn, PolicyDefaults(0.0, quarantine=False)),
 }
+_OWN = PolicyDefaults(0.8, quarantine=True)
 
 
-def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, Suits]:
-    """A policy by its name, or one's own."""
+def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, PolicyDefaults]:
+    """Return a policy, given itself or by its name, and the options that suit it."""
     if isinstance(policy, str):
         if policy not in _POLICIES:
             raise ValueError(
@@ -173,7 +199,8 @@ def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, Suits]:
         return _POLICIES[policy]
     if not callable(policy):
         raise ValueError(f"policy: expected a name or a callable, got {policy!r}")
-    return policy, Suits(0.8, quarantine=True)
+    function: Any = policy.func if isinstance(policy, partial) else policy
+    return policy, next((d for known, d in _POLICIES.values() if known is function), _OWN)
 
 
 def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm.evidence import Evidence
-from unmuddle.uerm.noise import fit_noise, posterior
 
 Estimator = Callable[[Evidence], Tensor]
 
@@ -24,30 +23,28 @@ def odds(evidence: Evidence) -> Tensor:
     for the noise to show, and distrusts right labels of hard samples besides.
 
     Examples:
-        >>> from unmuddle.uerm import Distribution
+        >>> from unmuddle.uerm import Distribution, gather_evidence
         >>> p, y = torch.tensor([[0.25, 0.6, 0.15]]), torch.tensor([0])
-        >>> odds(Evidence(Distribution(p), y, y, 3, torch.zeros(1)))
+        >>> odds(gather_evidence(Distribution(p), y, 3))
         tensor([0.4381])
     """
-    for_label = (math.e * evidence.predictions.of(evidence.current)).square()
+    for_label = (math.e * evidence.predictions.prob_of(evidence.current)).square()
     for_rival = evidence.predictions.rival(evidence.current)[0].square()
     return (for_rival / (for_rival + for_label)).nan_to_num(0.5)
 
 
 def mislabeled(evidence: Evidence) -> Tensor:
-    """`1 - P(label is right)`, by the noise model that fits the evidence: see `fit_noise`."""
-    model = fit_noise(evidence.predictions, evidence.original, evidence.num_classes)
-    right = posterior(evidence.predictions, evidence.original, model).of(evidence.current)
-    return (1 - right).clamp(0, 1)
+    """`1 - P(label is right)`, by the posterior of the noise model: see `fit_noise`."""
+    return (1 - evidence.posterior.prob_of(evidence.current)).clamp(0, 1)
 
 
 def margin(evidence: Evidence) -> Tensor:
     """`(1 - (p[y] - max_{k != y} p[k])) / 2` for the current label y.
 
     Examples:
-        >>> from unmuddle.uerm import Distribution
+        >>> from unmuddle.uerm import Distribution, gather_evidence
         >>> p, y = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0])
-        >>> margin(Evidence(Distribution(p), y, y, 3, torch.zeros(1)))
+        >>> margin(gather_evidence(Distribution(p), y, 3))
         tensor([0.2500])
     """
     return (1 - evidence.predictions.margin(evidence.current)) / 2

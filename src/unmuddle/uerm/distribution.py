@@ -1,0 +1,85 @@
+"""Distributions over classes, whole or their largest entries."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Distribution(NamedTuple):
+    """A distribution over K classes for each of n samples, whole or its largest entries.
+
+    Attributes:
+        probabilities: `(n, k)`; k = K when whole.
+        classes: `(n, k)` the class of each entry; `None` when whole: entry j is class j.
+    """
+
+    probabilities: Tensor
+    classes: Tensor | None = None
+
+    def prob_of(self, labels: Tensor) -> Tensor:
+        """`(n,)` probability of each sample's label `(n,)`; 0 where it is not among the entries.
+
+        Examples:
+            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
+            >>> Distribution(p).prob_of(torch.tensor([1, 2]))
+            tensor([0.2000, 0.4000])
+        """
+        if self.classes is None:
+            return self.probabilities.gather(1, labels[:, None])[:, 0].float()
+        is_label = self.classes == labels[:, None]
+        return torch.where(is_label, self.probabilities, 0).sum(1).float()
+
+    def rival(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`(n,)` largest probability of a class other than the label, and `(n,)` that class.
+
+        Examples:
+            >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
+            >>> Distribution(p).rival(torch.tensor([0, 0]))
+            (tensor([0.2000, 0.6000]), tensor([1, 1]))
+        """
+        if self.classes is None:
+            probability, best = self.probabilities.scatter(1, labels[:, None], -1).max(1)
+            return probability.float(), best
+        is_label = self.classes == labels[:, None]
+        probability, entry = torch.where(is_label, -1, self.probabilities).max(1)
+        return probability.float(), self.classes.gather(1, entry[:, None])[:, 0].long()
+
+    def margin(self, labels: Tensor) -> Tensor:
+        """`(n,)` probability of the label less that of its rival, in [-1, 1].
+
+        -1: another class is certain; 1: the label is.
+
+        References:
+            Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking,
+            2020, arXiv 2001.10528 (there on logits).
+        """
+        return self.prob_of(labels) - self.rival(labels)[0]
+
+    def rows(self, ids: Tensor) -> "Distribution":
+        """Distributions of the samples `ids` `(m,)`."""
+        classes = None if self.classes is None else self.classes[ids]
+        return Distribution(self.probabilities[ids], classes)
+
+    def with_label(self, labels: Tensor, num_classes: int) -> "Distribution":
+        """The same, with each sample's label `(n,)` among its entries.
+
+        Where it is none of the k largest, it takes the place of the least of them, with an even
+        share of what these leave to all other classes, and no more than that entry had.
+
+        Examples:
+            >>> p = Distribution(torch.tensor([[0.6, 0.3]]), torch.tensor([[4, 1]]))
+            >>> p.with_label(torch.tensor([2]), num_classes=7)
+            Distribution(probabilities=tensor([[0.6000, 0.0200]]), classes=tensor([[4, 2]]))
+        """
+        if self.classes is None:
+            return self
+        p, k = self.probabilities.float(), self.classes.shape[1]
+        missing = ~(self.classes == labels[:, None]).any(1, keepdim=True)
+        least, entry = p.min(1, keepdim=True)
+        share = (1 - p.sum(1, keepdim=True)).clamp(min=0) / max(num_classes - k, 1)
+        label = labels[:, None].to(self.classes.dtype)
+        return Distribution(
+            torch.where(missing, p.scatter(1, entry, share.minimum(least)), p),
+            torch.where(missing, self.classes.scatter(1, entry, label), self.classes),
+        )

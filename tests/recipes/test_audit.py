@@ -209,21 +209,28 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
     ledger.record(torch.tensor([0]), torch.tensor([1]), epoch=1, rule="bayes")
     ledger.decide(torch.tensor([1]), torch.tensor([1]))
     write_rows(tmp_path / "labels.csv", rows_of(ledger, data, classes))
-    ids, labels = read_decisions(tmp_path / "labels.csv", data, classes)
-    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+    rows = [*rows_of(ledger, data, classes)]
+    assert [(row.suggested, row.decision) for row in rows] == [("glad", "keep"), ("glad", "accept")]
+    found = read_decisions(tmp_path / "labels.csv", data, classes)
+    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [False, True]]
+    again = LabelLedger(data.labels, len(classes))
+    found.enter(again)
+    assert torch.equal(again.current_labels, ledger.current_labels)
+    assert again.fixed().tolist() == [True, True, False]
+    assert again.human_verified().tolist() == [False, True, False]
 
 
 def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "labels.csv", GOOD)
-    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+    found = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
 
 
 def test_the_data_may_have_moved(tmp_path: Path) -> None:
     elsewhere = [row._replace(source=f"/elsewhere/{row.source}") for row in GOOD]
     write_rows(tmp_path / "labels.csv", elsewhere)
-    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+    found = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
 
 
 def test_blank_lines_count(tmp_path: Path) -> None:
@@ -237,17 +244,17 @@ def test_blank_lines_count(tmp_path: Path) -> None:
 def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> None:
     data, classes = labeled()
     write_rows(tmp_path / "labels.csv", rows_of(LabelLedger(data.labels, 2), data, classes))
-    ids, labels = read_decisions(tmp_path / "labels.csv", data, classes)
-    LabelLedger(data.labels, 2).decide(ids, labels)
-    assert len(ids) == len(labels) == 0
+    found = read_decisions(tmp_path / "labels.csv", data, classes)
+    found.enter(LabelLedger(data.labels, 2))
+    assert [*map(len, found)] == [0, 0, 0]
 
 
 def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
     write_rows(tmp_path / "labels.csv", GOOD)
     comma = (tmp_path / "labels.csv").read_text()
     (tmp_path / "labels.csv").write_text("\ufeff" + comma.replace(",", ";"), encoding="utf-8")
-    ids, labels = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert (ids.tolist(), labels.tolist()) == ([0, 1], [1, 1])
+    found = read_decisions(tmp_path / "labels.csv", *labeled())
+    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +294,7 @@ def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="row of another length than the header"):
         read_decisions(path, *labeled())
     write_rows(path, GOOD[2:])
-    with pytest.raises(UsageError, match="no row says accept or reject"):
+    with pytest.raises(UsageError, match="no row says accept, reject or keep"):
         read_decisions(path, *labeled())
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not readable"):

@@ -44,7 +44,7 @@ def test_revert_by_sample_event_and_epoch() -> None:
     ledger.revert(ids=torch.tensor([0, 1, 3]))
     assert torch.equal(ledger.current_labels, ledger.original_labels)
     assert [event.rule for event in ledger.events()] == ["test"] * 4 + ["revert"] * 5
-    assert ledger.human_verified().tolist() == [True, True, False, True, False, True]
+    assert ledger.fixed().tolist() == [True, True, False, True, False, True]
 
 
 def test_reverting_an_epoch_that_changed_a_sample_twice_goes_back_before_both() -> None:

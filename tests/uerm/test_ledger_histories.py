@@ -103,7 +103,7 @@ class Histories(RuleBasedStateMachine):
     def pinned_is_whose_last_event_was_by_hand(self) -> None:
         last = {sample: name for sample, _, _, _, name in self.events}
         expected = [last.get(i) in ("revert", "decide") for i in range(SAMPLES)]
-        assert self.ledger.human_verified().tolist() == expected
+        assert self.ledger.fixed().tolist() == expected
 
     @invariant()
     def flow_counts_every_sample_once(self) -> None:

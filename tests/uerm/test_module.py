@@ -224,12 +224,21 @@ def test_a_failing_policy_counts_no_epoch_and_changes_nothing() -> None:
 
 def test_labels_that_somebody_chose_are_trusted() -> None:
     uerm = UERM(torch.tensor([1, 1, 1]), 2, warmup_epochs=0, **FREE)
-    uerm.ledger.decide(torch.tensor([0, 1]), torch.tensor([1, 0]))
+    uerm.ledger.decide(torch.tensor([1]), torch.tensor([0]))
+    uerm.ledger.keep(torch.tensor([0]), torch.tensor([1]))
     out = feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
     uerm.end_epoch()
     out = feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
     assert out.labels.tolist() == [1, 0, 0]
     assert out.weight.tolist() == [1, 1, 0]
+
+
+def test_an_answer_that_the_label_is_right_saves_its_like() -> None:
+    uerm = UERM(torch.tensor([1, 1, 1]), 2, warmup_epochs=0, **FREE)
+    uerm.ledger.decide(torch.tensor([0, 1]), torch.tensor([1, 0]))
+    feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+    assert uerm.end_epoch() == []
+    assert uerm.uncertainty[2].item() == pytest.approx(0.5, abs=0.25)
 
 
 def test_soft_targets_lean_to_the_prediction_by_the_uncertainty() -> None:

@@ -69,9 +69,18 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     now = ledger.current_labels
 
     given = training.labels
-    evidence = gather_evidence(predictions, given, len(classes))
-    wrong, (confidence, rival) = evidence.uncertainty, evidence.posterior.rival(given)
-    suggested_labels = torch.where(seen & ~ledger.human_verified(), rival, given)
+    evidence = gather_evidence(
+        predictions,
+        given,
+        len(classes),
+        current=now,
+        verified=seen & ledger.human_verified(),
+    )
+    wrong, (confidence, rival) = (
+        1 - evidence.posterior.prob_of(given),
+        evidence.posterior.rival(given),
+    )
+    suggested_labels = torch.where(seen & ~ledger.fixed(), rival, given)
     proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
 
     suspects: list[Suspect] = []

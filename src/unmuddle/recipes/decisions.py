@@ -1,7 +1,7 @@
 """The file in which somebody accepts or rejects suggested labels.
 
 `unmuddle audit` writes it, a person fills in its last column, `unmuddle train --labels` reads it;
-or a run writes it, all accepted, of what it relabeled.
+or a run writes it, of what it relabeled.
 """
 
 import csv
@@ -18,6 +18,7 @@ from unmuddle.recipes.errors import UsageError
 from unmuddle.uerm import LabelLedger
 
 ACCEPT, REJECT = "accept", "reject"
+KEEP = "keep"  # the suggested label, which a run chose and nobody verified
 
 
 class Row(NamedTuple):
@@ -28,7 +29,8 @@ class Row(NamedTuple):
         source: file of the image, if any.
         label: name of the class as given.
         suggested: name of another class.
-        decision: "accept" the suggested label, "reject" it, or "" for neither yet.
+        decision: "accept" the suggested label, "reject" it, "keep" it unverified, or "" for neither
+            yet.
     """
 
     sample: int
@@ -47,11 +49,11 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
-    """Every label that was changed or decided on, accepted as it stands."""
-    before, now = ledger.original_labels, ledger.current_labels
-    ids = ((now != before) | ledger.human_verified()).nonzero()[:, 0]
-    for i, old, new in zip(ids.tolist(), before[ids].tolist(), now[ids].tolist(), strict=True):
-        yield Row(i, data.source(i), classes[old], classes[new], ACCEPT)
+    """Every label that was changed or fixed: accepted where a person verified it, else kept."""
+    before, now, verified = ledger.original_labels, ledger.current_labels, ledger.human_verified()
+    for i in ((now != before) | ledger.fixed()).nonzero()[:, 0].tolist():
+        decision = ACCEPT if verified[i] else KEEP
+        yield Row(i, data.source(i), classes[int(before[i])], classes[int(now[i])], decision)
 
 
 def check_undecided(path: Path) -> None:
@@ -67,10 +69,28 @@ def check_undecided(path: Path) -> None:
         raise UsageError(f"{path}: holds {decided} decisions; give another --out, or move it")
 
 
-def read_decisions(
-    path: Path, data: LabeledImages, classes: tuple[str, ...]
-) -> tuple[Tensor, Tensor]:
-    """Ids `(m,)` of the samples that somebody decided on, and the labels `(m,)` they have.
+class Decisions(NamedTuple):
+    """What a file says of m samples.
+
+    Attributes:
+        ids: `(m,)` samples.
+        labels: `(m,)` labels that they have.
+        verified: `(m,)` True where a person chose the label, False where a run did.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    verified: Tensor
+
+    def enter(self, ledger: LabelLedger) -> None:
+        """Record them."""
+        ids, labels, verified = self
+        ledger.decide(ids[verified], labels[verified])
+        ledger.keep(ids[~verified], labels[~verified])
+
+
+def read_decisions(path: Path, data: LabeledImages, classes: tuple[str, ...]) -> Decisions:
+    """Read the labels that a person accepted or rejected, or that an earlier run chose.
 
     Raises:
         UsageError: not such a file, or not of this data; lists everything that does not fit.
@@ -80,7 +100,7 @@ def read_decisions(
     except ValueError as error:
         raise UsageError(f"--labels {path}: {error}") from error
 
-    problems, decided = Problems(), dict[int, int]()
+    problems, decided = Problems(), dict[int, tuple[int, bool]]()
     for number, row in rows:
         if row["decision"] == "":
             continue
@@ -92,15 +112,14 @@ def read_decisions(
             sample = int(row["sample"])
             if sample in decided:
                 problems.add("decided twice", f"line {number}: sample {sample}")
-            chosen = row["suggested"] if row["decision"] == ACCEPT else row["label"]
-            decided[sample] = classes.index(chosen)
+            chosen = row["label"] if row["decision"] == REJECT else row["suggested"]
+            decided[sample] = classes.index(chosen), row["decision"] != KEEP
     problems.raise_if_any(f"--labels {path}")
     if rows and not decided:
-        raise UsageError(f"--labels {path}: no row says accept or reject")
-    return (
-        torch.tensor(list(decided), dtype=torch.int64),
-        torch.tensor(list(decided.values()), dtype=torch.int64),
-    )
+        raise UsageError(f"--labels {path}: no row says accept, reject or keep")
+    labels = torch.tensor([label for label, _ in decided.values()], dtype=torch.int64)
+    verified = torch.tensor([by_person for _, by_person in decided.values()], dtype=torch.bool)
+    return Decisions(torch.tensor(list(decided), dtype=torch.int64), labels, verified)
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
@@ -147,6 +166,6 @@ def _problem(
         return "label", f"label that is another one here; {own}"
     if row["suggested"] not in classes:
         return "suggested", f"suggested label that is none of {', '.join(classes)}"
-    if row["decision"] not in (ACCEPT, REJECT):
-        return "decision", f"decision that is none of {ACCEPT}, {REJECT} or nothing"
+    if row["decision"] not in (ACCEPT, REJECT, KEEP):
+        return "decision", f"decision that is none of {ACCEPT}, {REJECT}, {KEEP} or nothing"
     return None

@@ -99,7 +99,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         check_images("--resume", run.path, training)
     if config.labels is not None and not is_resumed:  # or they are in the checkpoint
         decided = read_decisions(user_path("--labels", config.labels), training, splits.classes)
-        console.print(f"--labels {config.labels}: {len(decided[0])} decisions", markup=False)
+        console.print(f"--labels {config.labels}: {len(decided.ids)} decisions", markup=False)
     votes = training.votes if config.targets == "votes" else None
     if config.targets == "votes" and votes is None:
         raise UsageError(f"--targets votes: {config.data} has no votes")
@@ -148,7 +148,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         feature_dim=model.feature_dim,
     )
     if decided is not None:
-        uerm.ledger.decide(*decided)
+        decided.enter(uerm.ledger)
     optimizer = _optimizer(model, uerm, config)
     steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
     rates = [group["lr"] for group in optimizer.param_groups]

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from unmuddle.uerm.calibration import calibrate
 from unmuddle.uerm.distribution import Distribution
 from unmuddle.uerm.noise import fit_noise, posterior
 
@@ -13,8 +14,8 @@ class Evidence(NamedTuple):
 
     Attributes:
         predictions: running mean of each sample's predictions.
-        posterior: `P(k | y)`, the class that each sample really has, given its original label: the
-            noise model that fits the predictions says so.
+        posterior: `P(k | y)`, the class that each sample really has, given its original label: by
+            the noise model that fits the predictions, and by the verified labels.
         original: `(n,)` labels as given.
         current: `(n,)` labels as they stand.
         num_classes: K.
@@ -49,16 +50,20 @@ def gather_evidence(
     num_classes: int,
     *,
     current: Tensor | None = None,
+    verified: Tensor | None = None,
     votes: Distribution | None = None,
     importance: Tensor | None = None,
 ) -> Evidence:
-    """Fit the noise model to predictions and labels; the uncertainty is `1 - P(label is right)`.
+    """Fit the noise model to predictions and labels, and its posterior to verified labels.
+
+    The uncertainty is `1 - P(label is right)`.
 
     Args:
         predictions: of any classifier; best out of sample, or averaged over a training.
         original: `(n,)` labels as given.
         num_classes: K.
         current: `(n,)` labels as they stand; `None`: as given.
+        verified: `(n,)` True where a person chose the current label; see `calibrate`.
         votes: see `Evidence`.
         importance: see `Evidence`.
 
@@ -70,5 +75,7 @@ def gather_evidence(
     """
     current = original if current is None else current
     likely = posterior(predictions, original, fit_noise(predictions, original, num_classes))
+    if verified is not None:
+        likely = calibrate(likely, original, num_classes, verified=verified, truth=current)
     wrong = (1 - likely.prob_of(current)).clamp(0, 1)
     return Evidence(predictions, likely, original, current, num_classes, wrong, votes, importance)

@@ -16,7 +16,8 @@ from unmuddle.uerm.records import Comparison, Event
 
 REVERT = "revert"
 DECIDE = "decide"
-BY_HAND = (REVERT, DECIDE)
+KEEP = "keep"
+BY_HAND = (REVERT, DECIDE, KEEP)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -89,7 +90,7 @@ class LabelLedger(nn.Module):
             ids: distinct sample ids.
             labels: their new labels.
             epoch: when.
-            rule: why; a name of one line, other than "revert" and "decide".
+            rule: why; a name of one line, other than "revert", "decide" and "keep".
             uncertainty: `(m,)` of the old label.
             margin: `(m,)` by which the rule preferred the new label.
             threshold: `(m,)` or one number; the bound that the margin passed.
@@ -140,12 +141,21 @@ class LabelLedger(nn.Module):
         self.current_labels = self.current_labels.index_copy(0, ids, labels)
 
     def decide(self, ids: Tensor, labels: Tensor) -> None:
-        """Somebody has looked: samples `ids` `(m,)` have `labels` `(m,)`, changed or confirmed.
+        """Record that a person verified: samples `ids` `(m,)` have `labels` `(m,)`.
 
-        One event of rule "decide" each, in the epoch of the last event; `UERM` leaves these samples
-        alone from then on.
+        One event of rule "decide" each, in the epoch of the last event, also where a label is
+        confirmed. `UERM` leaves these samples alone from then on, and learns from them how far to
+        trust the other labels.
         """
         self._append(ids, labels, self._last_epoch(), DECIDE)
+
+    def keep(self, ids: Tensor, labels: Tensor) -> None:
+        """Fix `labels` `(m,)` of samples `ids` `(m,)` that nobody verified, as of an earlier run.
+
+        As `decide`, with the rule "keep": `UERM` leaves these samples alone, and learns nothing
+        from them.
+        """
+        self._append(ids, labels, self._last_epoch(), KEEP)
 
     def revert(
         self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None
@@ -171,11 +181,24 @@ class LabelLedger(nn.Module):
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
         self._append(ids, before, self._last_epoch(), REVERT)
 
+    def fixed(self) -> Tensor:
+        """`(n,)` True where a sample's last event is a revert, a decision, or kept a label."""
+        return self._last_rule_is(*BY_HAND)
+
     def human_verified(self) -> Tensor:
-        """`(n,)` True where a sample's last event is a revert or decision: somebody chose it."""
-        by_hand = self.event_integers[:, 4] < len(BY_HAND)
+        """`(n,)` True where a sample's last event is a decision: a person verified the label."""
+        return self._last_rule_is(DECIDE)
+
+    def _last_rule_is(self, *names: str) -> Tensor:
+        is_one = self._is_rule(*names)
         # Samples without an event look up the False put at the end.
-        return torch.cat([by_hand, by_hand.new_zeros(1)])[_last(self.event_integers, len(self))]
+        return torch.cat([is_one, is_one.new_zeros(1)])[_last(self.event_integers, len(self))]
+
+    def _is_rule(self, *names: str) -> Tensor:
+        """`(events,)` True where the event has a rule of one of these names."""
+        codes = [code for code, name in enumerate(self._rules()) if name in names]
+        rules = self.event_integers[:, 4]
+        return torch.isin(rules, torch.tensor(codes, dtype=rules.dtype, device=rules.device))
 
     def events(self, since: int = 0) -> list[Event]:
         """The events from number `since` on, oldest first."""
@@ -252,8 +275,8 @@ class LabelLedger(nn.Module):
 
     def _rows(self, event: int | None, epoch: int | None) -> Tensor:
         if event is None:
-            samples, epochs, _, _, rules = self.event_integers.T
-            by_rule = (rules >= len(BY_HAND)) & ~self.human_verified()[samples]
+            samples, epochs = self.event_integers[:, :2].T
+            by_rule = ~self._is_rule(*BY_HAND) & ~self.fixed()[samples]
             return self.event_integers[by_rule & (epochs == whole("epoch", epoch))]
         event = whole("event", event)
         if event >= len(self.event_integers):

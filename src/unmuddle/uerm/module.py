@@ -289,7 +289,7 @@ class UERM(nn.Module):
                 margin=decided.margin,
                 threshold=decided.threshold,
             )
-            self.uncertainty.copy_(decided.uncertainty.masked_fill(self.ledger.human_verified(), 0))
+            self.uncertainty.copy_(decided.uncertainty.masked_fill(self.ledger.fixed(), 0))
             self.weight.copy_(self._weights())
         for history, folded in zip(self._histories(), means, strict=True):
             if history is not None and folded is not None:
@@ -332,15 +332,16 @@ class UERM(nn.Module):
 
     def _free(self, means: EpochMeans) -> Tensor:
         """`(n,)` True where a policy may change the label."""
-        return (means.predictions.seen > 0) & ~self.ledger.human_verified()
+        return (means.predictions.seen > 0) & ~self.ledger.fixed()
 
     def _evidence(self, means: EpochMeans) -> Evidence:
-        """Fit the noise model, once, and estimate the uncertainty of the current labels."""
+        """Fit the noise model and the verified labels; estimate the current labels' uncertainty."""
         evidence = gather_evidence(
             means.predictions.mean,
             self.ledger.original_labels,
             self.num_classes,
             current=self.ledger.current_labels,
+            verified=self.ledger.human_verified() & (means.predictions.seen > 0),
             votes=means.votes and means.votes.mean,
             importance=means.importance and means.importance.mean.probabilities[:, 0],
         )
@@ -396,7 +397,7 @@ class UERM(nn.Module):
         weight = 1 - self.uncertainty if self.outcome == "hard" else torch.ones_like(self.weight)
         if self.quarantine:
             weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
-        return torch.where(ledger.human_verified(), 1, weight)
+        return torch.where(ledger.fixed(), 1, weight)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -1,0 +1,138 @@
+"""What verified labels teach: noise that the predictions have taken over, and nothing else."""
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from unmuddle import UERM
+from unmuddle.uerm import Distribution, gather_evidence
+from unmuddle.uerm.calibration import calibrate
+
+K, N = 4, 3000
+
+
+def taken_over(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions that agree with most wrong labels; two thirds of the labels 3 are wrong."""
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.randint(K - 1, (N,), generator=g)
+    truth[:200] = 3
+    confused = torch.rand(N, generator=g) < torch.tensor([0.0, 0.02, 0.4, 0.0])[truth]
+    given = torch.where(confused, 3, truth)
+    logits = torch.randn(N, K, generator=g)
+    logits[torch.arange(N), given] += 2
+    logits[torch.arange(N), truth] += 1
+    return logits.softmax(1), given, truth
+
+
+def answers(wrong: Tensor, m: int, seed: int = 0) -> Tensor:
+    """Half of them at random, half among the suspects."""
+    g = torch.Generator().manual_seed(seed)
+    verified = torch.zeros(N, dtype=torch.bool)
+    verified[torch.randperm(N, generator=g)[: m // 2]] = True
+    suspects = wrong.argsort(descending=True)[: 2 * m]
+    verified[suspects[torch.randperm(len(suspects), generator=g)[: m // 2]]] = True
+    return verified
+
+
+@pytest.mark.parametrize("k", [K, 3])
+def test_a_hundred_answers_find_noise_that_was_taken_over(k: int) -> None:
+    p, given, truth = taken_over()
+    top = p.topk(k)
+    predictions = Distribution(p) if k == K else Distribution(top.values, top.indices.short())
+    before = gather_evidence(predictions, given, K)
+    verified = answers(before.uncertainty, 100)
+    after = gather_evidence(predictions, given, K, current=torch.where(verified, truth, given),
+                            verified=verified)  # fmt: skip
+    unknown = ~verified
+    is_wrong = (truth != given)[unknown]
+
+    def precision(evidence) -> float:
+        doubt = (1 - evidence.posterior.prob_of(given))[unknown]
+        return float(average_precision_score(is_wrong, doubt))
+
+    assert precision(after) > precision(before) + 0.3
+    share = float(is_wrong.float().mean())
+    off = [
+        abs(share - float((1 - evidence.posterior.prob_of(given))[unknown].mean()))
+        for evidence in (before, after)
+    ]
+    assert off[1] < 0.5 * off[0], "the expected share of wrong labels is nearer to the true one"
+    torch.testing.assert_close(after.posterior.probabilities.sum(1), torch.ones(N))
+    assert (after.posterior.probabilities >= 0).all()
+
+
+def test_other_classes_keep_their_proportions() -> None:
+    p, given, truth = taken_over()
+    verified = answers(1 - p.gather(1, given[:, None])[:, 0], 60)
+    found = calibrate(Distribution(p), given, K, verified=verified, truth=truth).probabilities
+    others = torch.ones_like(p).scatter_(1, given[:, None], 0)
+    before, after = (others * d / (others * d).sum(1, keepdim=True) for d in (p, found))
+    torch.testing.assert_close(after, before)
+
+
+def test_a_label_that_was_certain_shares_its_doubt_out_whole() -> None:
+    p, given, truth = taken_over()
+    p[0] = torch.tensor([1e-12, 3e-12, 0.0, 1.0])
+    given[0] = 3
+    verified = answers(1 - p.gather(1, given[:, None])[:, 0], 100)
+    found = calibrate(Distribution(p), given, K, verified=verified, truth=truth).probabilities
+    torch.testing.assert_close(found.sum(1), torch.ones(N))
+    torch.testing.assert_close(found[0, 1] / found[0, 0], torch.tensor(3.0))
+
+
+def test_without_answers_of_both_kinds_nothing_changes() -> None:
+    p, given, truth = taken_over()
+    posterior = Distribution(p)
+    wrong = truth != given
+    for verified in (torch.zeros(N, dtype=torch.bool), wrong, ~wrong):
+        assert calibrate(posterior, given, K, verified=verified, truth=truth) is posterior
+    one_each = torch.zeros(N, dtype=torch.bool)
+    one_each[wrong.nonzero()[0]] = one_each[(~wrong).nonzero()[0]] = True
+    assert calibrate(posterior, given, K, verified=one_each, truth=truth) is not posterior
+
+
+def test_neither_names_of_classes_nor_the_order_of_samples_matter() -> None:
+    p, given, truth = taken_over()
+    verified = answers(1 - p.gather(1, given[:, None])[:, 0], 80)
+    found = calibrate(Distribution(p), given, K, verified=verified, truth=truth).probabilities
+    g = torch.Generator().manual_seed(1)
+    names, order = torch.randperm(K, generator=g), torch.randperm(N, generator=g)
+    renamed = torch.empty_like(p)
+    renamed[:, names] = p
+    again = calibrate(
+        Distribution(renamed[order]), names[given][order], K,
+        verified=verified[order], truth=names[truth][order],
+    ).probabilities  # fmt: skip
+    torch.testing.assert_close(again[:, names], found[order], rtol=1e-3, atol=1e-3)
+
+
+def test_uerm_learns_from_decisions_and_from_nothing_else() -> None:
+    p, given, truth = taken_over()
+
+    def trained() -> UERM:
+        uerm = UERM(given, K, warmup_epochs=0)
+        uerm.observe(torch.zeros(N, 1), p.log(), torch.arange(N))
+        return uerm
+
+    alone, asked, kept, reverted = (trained() for _ in range(4))
+    verified = answers(alone.evidence().uncertainty, 200)
+    ids = verified.nonzero()[:, 0]
+    asked.ledger.decide(ids, truth[ids])
+    kept.ledger.keep(ids, truth[ids])
+    reverted.ledger.revert(ids=ids)
+    assert kept.ledger.fixed().equal(verified)
+    assert not (kept.ledger.human_verified() | reverted.ledger.human_verified()).any()
+    plain = alone.evidence().posterior.probabilities
+    for other in (kept, reverted):
+        assert torch.equal(other.evidence().posterior.probabilities, plain)
+    assert alone.end_epoch() == []
+    changes = asked.end_epoch()
+    changed = torch.tensor([change.sample for change in changes])
+    assert len(changed) > 30
+    assert not verified[changed].any()
+    assert (truth != given)[changed].float().mean() > 0.8
+    right = [float((u.ledger.current_labels == truth).float().mean()) for u in (alone, asked)]
+    gained = float((truth != given)[verified].float().sum()) / N  # by the answers themselves
+    assert right[1] > right[0] + gained + 0.005
+    assert asked.ledger.events()[-1].rule == "bayes", "what an answer changed is in the ledger"

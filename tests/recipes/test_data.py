@@ -457,8 +457,9 @@ def test_images_behind_links_are_read_once(tmp_path: Path) -> None:
     (calm / "linked").symlink_to(tmp_path / "elsewhere")
     (calm / "round").symlink_to(calm)
     (tmp_path / "data/train/sad").symlink_to(tmp_path / "elsewhere")
-    train = load_data(f"folder:{tmp_path / 'data'}", image_size=16).train
-    assert train.labels.bincount().tolist() == [15, 12, 3]
+    splits = load_data(f"folder:{tmp_path / 'data'}", image_size=16)
+    assert splits.train.labels.bincount().tolist() == [15, 12, 3]
+    assert splits.left_out == {"link to a folder that is read already": [str(calm / "round")]}
 
 
 def test_unreadable_images_are_skipped_if_asked(tmp_path: Path) -> None:
@@ -540,6 +541,29 @@ def test_frames_that_are_not_used_are_told(tmp_path: Path) -> None:
     assert not splits.train[3][0].any()
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".tif"])
+def test_several_frames_cut_off_anywhere_are_unreadable_or_read(
+    suffix: str, tmp_path: Path
+) -> None:
+    calm = make_folder(tmp_path, each=3) / "train" / "calm"
+    frames = [Image.fromarray(np.full((9, 9), shade, np.uint8)) for shade in (0, 200)]
+    frames[0].save(calm / f"whole{suffix}", save_all=True, append_images=frames[1:])
+    whole = (calm / f"whole{suffix}").read_bytes()
+    for length in range(0, len(whole), 3):
+        (calm / f"cut{length}{suffix}").write_bytes(whole[:length])
+    splits = load_data(f"folder:{tmp_path}", image_size=9, skip_unreadable=True)
+    read = int(splits.train.labels.bincount()[0])
+    unreadable = len(splits.left_out["unreadable or truncated image"])
+    assert read + unreadable == 3 + 1 + len(range(0, len(whole), 3))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = make_folder(tmp_path, each=3) / "train" / "calm" / "pipe"
+    os.mkfifo(pipe)
+    found = load_data(f"folder:{tmp_path}", image_size=9).left_out
+    assert found == {"file that is not an image": [str(pipe)]}
+
+
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     calm = make_folder(tmp_path, each=3) / "train" / "calm"
     red = np.zeros((9, 9, 4), np.uint8)
@@ -571,7 +595,14 @@ def test_what_the_rules_of_a_data_set_leave_out_is_counted(tmp_path: Path) -> No
     }
     root = make_affectnet(tmp_path / "affectnet")
     counts = {k: len(v) for k, v in load_data(f"affectnet7:{root}").left_out.items()}
-    assert counts == {"face of none of the 7 expressions": 22, "face with an empty box": 2}
+    assert counts == {
+        "face of no expression": 2,
+        "face of none of the 7 expressions": 20,
+        "face with an empty box": 2,
+    }
+    lists = root / "Manually_Annotated_file_lists" / "training.csv"
+    lists.write_text(lists.read_text() + "0/0000.jpg,4,6,50,40,,8,0,0\n0/none.jpg,0,0,9,9,,9,0,0\n")
+    assert len(load_data(f"affectnet7:{root}").left_out["face of no expression"]) == 4
     root = make_rafdb(tmp_path / "rafdb")
     save_image(root / "Image" / "aligned" / "train_99999_aligned.jpg", seed=0)
     splits = load_data(f"rafdb:{root}")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -155,22 +156,24 @@ def test_a_messy_folder_from_training_to_audit(tmp_path: Path, monkeypatch, caps
     for number in range(4):
         (calm / f"{number}.txt").write_text("calm")
     truncate(calm / "03.png")
+    (calm / os.fsdecode(b"caf\xe9.md")).write_text("calm")
     command = "train --data folder:faces --backbone test_train:tiny --image_size 48 --epochs 1 "
     command += "--batch_size 8 --out run"
     assert main(command.split()) == 2
     assert "unreadable or truncated image: 1" in capsys.readouterr().err
     assert main([*command.split(), "--skip_unreadable"]) == 0
     shown = capsys.readouterr().out
-    assert "file that is not an image: 4\n    faces/train/calm/0.txt" in shown
-    assert "... and 1 more" in shown
+    assert "file that is not an image: 5\n    faces/train/calm/0.txt" in shown
+    assert "... and 2 more" in shown
     assert "all of them: run/left_out.csv" in shown
     with (tmp_path / "run/left_out.csv").open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    unused = [("file that is not an image", f"faces/train/calm/{n}.txt") for n in range(4)]
+    names = [*(f"{n}.txt" for n in range(4)), r"caf\udce9.md"]
+    unused = [("file that is not an image", f"faces/train/calm/{name}") for name in names]
     assert rows == [*unused, ("unreadable or truncated image", "faces/train/calm/03.png")]
     for later in ("audit --run run", "evaluate --run run --split train"):
         assert main(later.split()) == 0
-        assert "file that is not an image: 4" in capsys.readouterr().err
+        assert "file that is not an image: 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

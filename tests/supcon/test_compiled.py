@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from unmuddle import supcon_loss
+from unmuddle.supcon import valid_anchors
 from unmuddle.supcon.operators import supcon, supcon_backward
 from unmuddle.supcon.problem import Options
 
@@ -128,3 +129,9 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool, n: i
     saved = (torch.rand(n), has_loss, lse, norm, coefficients)
     tensors = tuple(None if t is None else t.detach() for t in tensors)
     torch.library.opcheck(supcon_backward, (*saved, *tensors, False, True, *options))
+
+
+def test_valid_anchors_compile_without_a_graph_break() -> None:
+    compiled = torch.compile(valid_anchors, fullgraph=True, backend="eager")
+    x, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, -100])
+    assert torch.equal(compiled(x, labels), valid_anchors(x, labels))

@@ -63,6 +63,8 @@ def test_logarithms_of_memberships_are_refused() -> None:
     ignored = logits.softmax(1)
     ignored[2] = -100
     assert supcon_loss(x, ignored).isfinite()
+    with pytest.raises(ValueError, match="key_labels: expected memberships of at least 0"):
+        supcon_loss(x, ignored, keys=x, key_labels=logits.log_softmax(1))
     ignored[3, 0] = -100
     with pytest.raises(ValueError, match="labels: expected memberships of at least 0"):
         supcon_loss(x, ignored)

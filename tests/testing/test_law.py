@@ -7,7 +7,17 @@ import pytest
 import torch
 
 import mutants
-from unmuddle.testing import LAWS, Batch, Finding, Loss, check_loss, law, measured, try_law
+from unmuddle.testing import (
+    LAWS,
+    Batch,
+    Finding,
+    Loss,
+    check_loss,
+    law,
+    measured,
+    parametrize_with_laws,
+    try_law,
+)
 
 BATCH = Batch(n=4, dim=3, classes=2)
 
@@ -73,14 +83,18 @@ def test_a_loss_that_is_nan_everywhere_passes_no_law() -> None:
     def in_pairs(features, labels):
         return features.std() * (1 if len(features) > 2 else math.nan)
 
-    (result,) = check_loss(nowhere, laws=[shifted]).results
+    _, result = check_loss(nowhere, laws=["inputs_untouched", shifted]).results
     assert (result.status, result.numbers) == ("failed", "NaN on both sides")
+    assert "# loss: what was checked\nprint(try_law(shifted, Loss(loss, [" in result.code
+    test = parametrize_with_laws(nowhere, laws=[shifted]).args[1][0].values[0]
+    with pytest.raises(AssertionError, match="NaN on both sides"):
+        test()
     (result,) = check_loss(in_pairs, laws=[shifted]).results
     assert result.status == "passed"
 
 
 def test_a_misspelt_kind_and_a_negative_budget_are_told() -> None:
-    with pytest.raises(ValueError, match="no kind is called 'pairwize'; did you mean 'pairwise'"):
+    with pytest.warns(UserWarning, match="no kind is called 'pairwize'; did you mean 'pairwise'"):
         law("pairwize")
 
     @law("contrastive", "temperature")
@@ -109,6 +123,15 @@ def test_a_law_that_fails_by_itself_is_not_the_losses_failure() -> None:
         """A law that compares text."""
         return Finding("1", "==", loss.value(batch.features, batch.labels))
 
+    @law()
+    def indirect(loss, batch):
+        """A law whose helper has a bug."""
+
+        def helper():
+            return batch.nonsense
+
+        return Finding(loss.value(batch.features, batch.labels), "==", helper())
+
     def broken(features, labels):
         raise KeyError("scale")
 
@@ -116,6 +139,10 @@ def test_a_law_that_fails_by_itself_is_not_the_losses_failure() -> None:
     assert try_law(mean_is_the_same, Loss(broken), BATCH).error == "KeyError: 'scale'"
     with pytest.raises(TypeError, match="misspelt: NameError: name 'expectation' is not defined"):
         try_law(misspelt, Loss(mutants.supcon), BATCH)
+    with pytest.raises(
+        TypeError, match="indirect: AttributeError: 'Batch' object has no attribute"
+    ):
+        try_law(indirect, Loss(mutants.supcon), BATCH)
     with pytest.raises(TypeError, match="text: found: expected a tensor or a number, got str"):
         try_law(text, Loss(mutants.supcon), BATCH)
 

@@ -256,6 +256,39 @@ def test_soft_targets_lean_to_the_prediction_by_the_uncertainty() -> None:
     torch.testing.assert_close(out.targets.sum(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_soft_targets_are_never_negative(dtype: torch.dtype) -> None:
+    n = 500
+    uerm = UERM(torch.arange(n) % 7, 7, outcome="soft", estimator="margin", warmup_epochs=0,
+                dtype=dtype)  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        logits = 30 * torch.randn(n, 7, generator=g)  # most entries are 0
+        out = uerm(torch.zeros(n, 1), logits, torch.arange(n))
+        assert (out.targets >= 0).all()
+        uerm.end_epoch()
+
+
+def test_an_estimator_sees_the_uncertainty_of_the_labels_that_it_is_asked_about() -> None:
+    seen = []
+
+    def noted(evidence: Evidence) -> Tensor:
+        right = evidence.posterior.prob_of(evidence.current)
+        seen.append(float((evidence.uncertainty - (1 - right)).abs().max()))
+        return evidence.uncertainty.sqrt()
+
+    uerm = UERM(torch.tensor([0, 1, 1]), 2, warmup_epochs=0, estimator=noted, **FREE)
+    feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+    assert len(uerm.end_epoch()) == 2
+    assert seen == [0, 0]
+
+
+def test_evidence_is_a_copy() -> None:
+    uerm = UERM(torch.tensor([0, 1, 1]), 2)
+    uerm.evidence().original[0] = 1
+    assert uerm.ledger.original_labels.tolist() == [0, 1, 1]
+
+
 def test_a_softened_target_is_trusted_fully_and_a_chosen_label_is_not_softened() -> None:
     uerm = UERM(
         torch.tensor([0, 0, 1]), 2, outcome="soft", estimator="margin", warmup_epochs=1,

@@ -190,3 +190,13 @@ def test_no_samples_at_all() -> None:
 def test_one_class_has_no_noise_to_fit() -> None:
     with pytest.raises(ValueError, match="num_classes: expected at least 2, got 1"):
         fit_noise(Distribution(torch.ones(3, 1)), torch.zeros(3, dtype=torch.int64), 1)
+
+
+def test_the_posterior_has_a_gradient() -> None:
+    p = torch.rand(5, 3, dtype=torch.float64).softmax(1).requires_grad_()
+    model = fit_noise(Distribution(p.detach()), torch.tensor([0, 1, 2, 0, 1]), 3)
+    posterior(Distribution(p), torch.tensor([0, 1, 2, 0, 1]), model).probabilities[
+        :, 0
+    ].sum().backward()
+    assert p.grad.isfinite().all()
+    assert p.grad.any()

@@ -100,7 +100,9 @@ def amend(x: Tensor, weight: Tensor, upscale: int) -> Tensor:
     else:
         pixels = x.reshape(n * maps, depth, area)
         reach = torch.bmm(kernel.t().expand(n * maps, -1, -1), pixels)
-    return add_reach(reach, height, width).unflatten(0, (n, maps)).squeeze(2)
+    # What each pixel adds to the outputs that it reaches, added up.
+    y = fold(reach, output_size(height, width), WINDOW, padding=3, stride=2)
+    return y.unflatten(0, (n, maps)).squeeze(2)
 
 
 def transposed_kernel(weight: Tensor, upscale: int) -> Tensor:
@@ -111,11 +113,6 @@ def transposed_kernel(weight: Tensor, upscale: int) -> Tensor:
     """
     parts = unfold(weight[None, None], upscale, padding=upscale // 2, stride=upscale // 2)
     return parts.squeeze(0).flip(1)
-
-
-def add_reach(reach: Tensor, height: int, width: int) -> Tensor:
-    """Add up what pixels of a map add to outputs: `(N, 25, H·W)` -> `(N, 1, 2H - 3, 2W - 3)`."""
-    return fold(reach, output_size(height, width), WINDOW, padding=3, stride=2)
 
 
 def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:

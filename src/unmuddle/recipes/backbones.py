@@ -110,7 +110,7 @@ def _small() -> nn.Module:
 
 
 def _mobilefacenet() -> nn.Module:
-    """MobileFaceNet, 0.9 million parameters, as timm's blocks: 112 pixels make a 7 x 7 map.
+    """A network after MobileFaceNet, of timm's blocks: 0.9 million parameters, 112 pixels to 7 x 7.
 
     References:
         Chen et al., MobileFaceNets, 2018, arXiv 1804.07573.

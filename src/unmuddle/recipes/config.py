@@ -29,8 +29,8 @@ class TrainConfig:
         augment: strength of turns, shifts and erased boxes, from 0 to 1; mirroring stays
         accumulate: batches whose gradients make one step of the optimizer
         lr: peak learning rate of AdamW's one-cycle schedule
-        lr_backbone: that of the backbone; default: lr, a tenth of it with pretrained weights
-        freeze_epochs: first epochs, in which the backbone stays as it is
+        lr_backbone: peak of the backbone; default: lr, a tenth of it with pretrained weights
+        freeze_epochs: number of first epochs that leave the backbone as it is
         label_smoothing: share of each target that is spread over all classes
         weight_decay: of AdamW
         image_size: pixels a side; default: the data set's own, 224 for folder

@@ -79,13 +79,8 @@ class Batch(NamedTuple):
             labels = torch.arange(len(self.features), device=x.device)
         elif labels is not None and not _surely_all(labels, ignore_index):
             included = _takes_part(labels, ignore_index)
-        if labels is not None and labels.ndim == 2 and _is_cheap(labels):
-            negative = (labels < 0).any(1)
-            if bool((negative if included is None else negative & included).any()):
-                raise ValueError(
-                    "labels: expected memberships of at least 0, got negative ones; give "
-                    "probabilities, not their logarithms"
-                )
+        _check_memberships("labels", self.labels, ignore_index)
+        _check_memberships("key_labels", self.key_labels, ignore_index)
         if self.views() > 1:
             labels = None if labels is None else labels.repeat_interleave(self.views(), 0)
             included = None if included is None else included.repeat_interleave(self.views())
@@ -130,6 +125,17 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
     """Whether a look at the labels, where it is cheap, finds none ignored."""
     return _is_cheap(labels) and labels.numel() > 0 and labels.min().item() > ignore_index
+
+
+def _check_memberships(name: str, labels: Tensor | None, ignore_index: int) -> None:
+    """Raise a ValueError if soft labels are negative, where a look at them is cheap."""
+    if labels is None or labels.ndim != 2 or not _is_cheap(labels):
+        return
+    if bool(((labels < 0).any(1) & _takes_part(labels, ignore_index)).any()):
+        raise ValueError(
+            f"{name}: expected memberships of at least 0, got negative ones; give probabilities, "
+            "not their logarithms"
+        )
 
 
 def _is_cheap(labels: Tensor) -> bool:

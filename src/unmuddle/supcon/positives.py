@@ -7,7 +7,6 @@ nobody's. Every kind of supervision answers the same four questions, three of th
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -52,6 +51,7 @@ class Classes:
     included: Tensor | None
     anchors: int
     dtype: torch.dtype
+    _group: Tensor | None = None
 
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
@@ -86,9 +86,14 @@ class Classes:
             return rows
         return rows * self.included[: len(rows)].view(-1, *(1,) * (rows.ndim - 1))
 
-    @cached_property
+    @property
     def group(self) -> Tensor:
         """`(T,)` classes numbered 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
+        if self._group is None:  # no cached_property, whose lock torch.compile does not know
+            self._group = self._numbered()
+        return self._group
+
+    def _numbered(self) -> Tensor:
         ordered, order = self.labels.sort()
         starts = torch.zeros_like(ordered)
         starts[1:] = ordered[1:] != ordered[:-1]

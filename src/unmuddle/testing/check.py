@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class Result:
     Attributes:
         law: which one.
         status: `"passed"`, `"failed"` or `"not applicable"`.
-        batch: the smallest counter-example.
+        batch: the smallest counter-example, or one on which the loss is NaN.
         found: what the loss gave there.
         relation: `"=="`, `"<="` or `"<"`.
         expected: what that should be compared with.
@@ -151,11 +151,7 @@ def check_loss(
         2
     """
     loss, chosen = _working(fn, kinds), _chosen(laws)
-    results = [_try(law, loss, profile) for law in chosen]
-    if all(result.status == "not applicable" for result in results):
-        # No law could be asked; where that is because the loss is NaN on every batch, it fails.
-        results = [replace(r, status="failed") if r.error else r for r in results]
-    return Report(repr(loss), tuple(results))
+    return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
 
 
 def parametrize_with_laws(
@@ -244,13 +240,19 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     return search(lambda batch: try_law(law, own, batch), profile)
 
 
-def _raised_in(function: Callable[..., Any], error: Exception) -> bool:
-    """Whether a line of this function raised the error, not something it called."""
+def _is_at_fault(law: Law, error: Exception) -> bool:
+    """Whether an error comes from a law, and not from the loss that it called."""
+    codes: set[object] = set()
+    files = ""
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
+    while traceback is not None:
+        codes.add(traceback.tb_frame.f_code)
+        files += traceback.tb_frame.f_code.co_filename
         traceback = traceback.tb_next
-    code = getattr(function, "__code__", None)
-    return traceback is not None and traceback.tb_frame.f_code is code
+    of_loss = {Loss.__call__.__code__, Loss.gradient.__code__}
+    is_in_backward = "torch/autograd" in files.replace("\\", "/")
+    in_law = getattr(law.function, "__code__", None) in codes
+    return in_law and codes.isdisjoint(of_loss) and not is_in_backward
 
 
 def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
@@ -270,7 +272,14 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     try:
         finding = law(loss, batch)
         if finding.says_nothing:
-            return Result(law, "not applicable", batch, error="NaN on both sides")
+            return Result(
+                law,
+                "not applicable",
+                batch,
+                error="NaN on both sides",
+                loss=loss.code,
+                setup=loss.setup,
+            )
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst
@@ -279,7 +288,7 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     except LawError:
         raise
     except Exception as error:  # whatever a loss raises breaks the law
-        if law not in LAWS.values() and _raised_in(law.function, error):
+        if law not in LAWS.values() and _is_at_fault(law, error):
             raise LawError(f"{law.name}: {type(error).__name__}: {error}") from error
         message = str(error).partition("\n")[0]
         return Result(

@@ -1,6 +1,7 @@
 """What a law is, what came of trying it, and how far numbers may be apart."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping
 from difflib import get_close_matches
 from inspect import signature
@@ -64,7 +65,7 @@ class Finding(NamedTuple):
 
     def _both(self) -> tuple[Tensor, Tensor]:
         found, expected = (
-            torch.as_tensor(value, dtype=torch.float64).detach()
+            torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
             for value in (self.found, self.expected)
         )
         if found.shape != expected.shape and expected.ndim and found.ndim:
@@ -145,7 +146,9 @@ def law(*needs: str) -> Callable[[Statement], Law]:
             raise TypeError(f"law: expected names of kinds and options, as law(), got {name!r}")
         meant = get_close_matches(name, KINDS, n=1, cutoff=0.8)
         if meant and name not in (*KINDS, *signature(supcon_loss).parameters):
-            raise ValueError(f"law: no kind is called {name!r}; did you mean {meant[0]!r}?")
+            warnings.warn(
+                f"law: no kind is called {name!r}; did you mean {meant[0]!r}?", stacklevel=2
+            )
     return lambda function: Law(function, needs)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ class _BrokenError(Exception):
 
 
 def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result":
-    """The smallest failure of `attempt`; a pass, if there is none; else that nothing applies."""
+    """Return the smallest failure of `attempt`, else a pass, else that nothing applies."""
     wanted = strategies.profile(profile).max_examples
     results: list[Result] = []
     passed = 0
@@ -34,8 +35,11 @@ def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result
         passed += results[-1].status == "passed"
         if passed == wanted:
             break
-    found = [result for result in results if result.status == "passed" or result.error]
-    return max(found, key=lambda result: result.status == "passed", default=results[0])
+    if passed:
+        return next(result for result in results if result.status == "passed")
+    # A loss that is NaN wherever the law is asked of it passes no law.
+    nowhere = next((result for result in results if result.error), None)
+    return results[0] if nowhere is None else replace(nowhere, status="failed")
 
 
 @cache

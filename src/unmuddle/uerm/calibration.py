@@ -86,5 +86,7 @@ def _with_wrong(p: Distribution, labels: Tensor, wrong: Tensor) -> Distribution:
         classes = torch.arange(p.probabilities.shape[1], device=labels.device)
     is_label = classes == labels[:, None]
     others = p.probabilities.masked_fill(is_label, 0)
-    others *= (wrong / others.sum(1).clamp(min=torch.finfo(others.dtype).tiny))[:, None]
+    total = others.sum(1, keepdim=True)
+    even = (~is_label).float() / (others.shape[1] - 1)  # of a label without any doubt
+    others = wrong[:, None] * torch.where(total > 0, others / total, even)
     return Distribution(torch.where(is_label, 1 - wrong[:, None], others), p.classes)

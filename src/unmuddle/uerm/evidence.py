@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from unmuddle.uerm.calibration import calibrate
@@ -32,6 +33,11 @@ class Evidence(NamedTuple):
     uncertainty: Tensor
     votes: Distribution | None = None
     importance: Tensor | None = None
+
+    def about(self, current: Tensor) -> "Evidence":
+        """Replace the current labels `(n,)`; the uncertainty is `1 - P(label is right)` again."""
+        wrong = (1 - self.posterior.prob_of(current)).clamp(0, 1)
+        return self._replace(current=current, uncertainty=wrong)
 
     def copy(self) -> "Evidence":
         """Copy every tensor."""
@@ -68,7 +74,6 @@ def gather_evidence(
         importance: see `Evidence`.
 
     Examples:
-        >>> import torch
         >>> p = Distribution(torch.eye(2)[[0, 0, 0, 1, 1, 1]] * 0.98 + 0.01)
         >>> gather_evidence(p, torch.tensor([0, 0, 0, 1, 1, 0]), 2).uncertainty.argmax()
         tensor(5)
@@ -77,5 +82,7 @@ def gather_evidence(
     likely = posterior(predictions, original, fit_noise(predictions, original, num_classes))
     if verified is not None:
         likely = calibrate(likely, original, num_classes, verified=verified, truth=current)
-    wrong = (1 - likely.prob_of(current)).clamp(0, 1)
-    return Evidence(predictions, likely, original, current, num_classes, wrong, votes, importance)
+    unknown = torch.zeros(len(original), device=original.device)
+    return Evidence(
+        predictions, likely, original, current, num_classes, unknown, votes, importance
+    ).about(current)

@@ -238,7 +238,7 @@ class UERM(nn.Module):
         if self.outcome == "soft":
             # Uncertainty is 0 during warm-up. What a top-k history forgot counts for all alike.
             mean = self.predictions.rows(ids)
-            mean = mean + (1 - mean.sum(1, keepdim=True)) / self.num_classes
+            mean = mean + (1 - mean.sum(1, keepdim=True)).clamp(min=0) / self.num_classes
             targets = targets.lerp(mean, uncertainty[:, None])
 
         regularizer = uncertainty.new_zeros(())
@@ -303,7 +303,7 @@ class UERM(nn.Module):
 
         In a distributed run all processes call it.
         """
-        return self._evidence(self._epoch_means())
+        return self._evidence(self._epoch_means()).copy()
 
     @torch.no_grad()
     def suggest(self, limit: int | None = None) -> list[Suggestion]:
@@ -336,14 +336,15 @@ class UERM(nn.Module):
 
     def _evidence(self, means: EpochMeans) -> Evidence:
         """Fit the noise model and the verified labels; estimate the current labels' uncertainty."""
+        predictions, votes, importance = means
         evidence = gather_evidence(
-            means.predictions.mean,
+            predictions.mean,
             self.ledger.original_labels,
             self.num_classes,
             current=self.ledger.current_labels,
-            verified=self.ledger.human_verified() & (means.predictions.seen > 0),
-            votes=means.votes and means.votes.mean,
-            importance=means.importance and means.importance.mean.probabilities[:, 0],
+            verified=self.ledger.human_verified() & (predictions.seen > 0),
+            votes=None if votes is None else votes.mean,
+            importance=None if importance is None else importance.mean.probabilities[:, 0],
         )
         return evidence._replace(uncertainty=self._estimate(evidence, means))
 
@@ -387,7 +388,7 @@ class UERM(nn.Module):
             margin=margin[ids],
             threshold=torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids],
             old_uncertainty=evidence.uncertainty[ids],
-            uncertainty=self._estimate(evidence._replace(current=labels), means),
+            uncertainty=self._estimate(evidence.about(labels), means),
             rule=rule,
         )
 

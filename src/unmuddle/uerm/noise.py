@@ -106,8 +106,8 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     model = NoiseModel(*(value.float() for value in model))
     joint = _q(_log(p, torch.float32), p.classes, model)
     is_label = _is_label(p, labels, num_classes)
-    joint *= torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
-    return Distribution(joint.div_(joint.sum(1, keepdim=True)), p.classes)
+    joint = joint * torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
+    return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
 def _drawn(samples: int) -> Tensor:

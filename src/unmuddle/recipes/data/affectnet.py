@@ -94,9 +94,11 @@ def _read_list(root: Path, name: str, problems: Problems) -> list[_Face]:
                     problems.add(f"expression that is not from 0 to {_LAST_LABEL}", where)
                 elif image.is_absolute() or ".." in image.parts:
                     problems.add("image path that leaves the data set", where)
+                elif label >= len(CLASSES):
+                    problems.leave_out("face of no expression", str(root / _IMAGES / image))
                 elif str(image) in faces:
                     problems.add("image listed twice", where)
-                elif label < len(CLASSES) and min(width, height) <= 0:
+                elif min(width, height) <= 0:
                     problems.leave_out("face with an empty box", str(root / _IMAGES / image))
                 else:
                     box = (x, y, x + width, y + height)

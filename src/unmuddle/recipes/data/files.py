@@ -53,12 +53,12 @@ class Problems:
 
     def add_unreadable(self, kind: str, where: str) -> None:
         """Note an image that cannot be read: a problem, unless such images are skipped."""
-        (self.left_out if self.skip_unreadable else self._found)[kind].append(where)
+        (self.left_out if self.skip_unreadable else self._found)[kind].append(_printable(where))
         self._can_skip = not self.skip_unreadable
 
     def leave_out(self, kind: str, where: str) -> None:
         """Note that `where` is not part of the data set."""
-        self.left_out[kind].append(where)
+        self.left_out[kind].append(_printable(where))
 
     def raise_if_any(self, root: Path | str) -> None:
         """Raise one UsageError that lists all problems of `root`, if there is one."""
@@ -66,6 +66,11 @@ class Problems:
             return
         hint = "; --skip_unreadable leaves out unreadable images" if self._can_skip else ""
         raise UsageError("\n".join([f"{root}: there are problems{hint}", *listing(self._found)]))
+
+
+def _printable(place: str) -> str:
+    """Escape what is not UTF-8 in a file's name."""
+    return place.encode("utf-8", "backslashreplace").decode()
 
 
 def listing(found: Mapping[str, Sequence[str]], shown: int = SHOWN) -> list[str]:
@@ -155,7 +160,9 @@ def _files(folder: Path, problems: Problems) -> list[Path]:
 
     for root, folders, names in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(root)
-        if real in visited:  # a link to a folder above it
+        folders.sort()  # so that the same link is followed on every machine
+        if real in visited:
+            problems.leave_out("link to a folder that is read already", root)
             folders.clear()
             continue
         visited.add(real)
@@ -170,14 +177,21 @@ def _suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in formats.items() if name in readable)
 
 
+@cache
+def _signed_formats() -> tuple[str, ...]:
+    Image.init()
+    formats = Image.OPEN.items()
+    return tuple(name for name, (_, accept) in formats if accept and name not in _NO_PIXELS)
+
+
 def _has_pixels(path: Path) -> bool:
     """Whether the content is that of an image, of a format with a signature."""
-    Image.init()
-    signed = [name for name, (_, accept) in Image.OPEN.items() if accept and name not in _NO_PIXELS]
+    if not path.is_file():  # a pipe would wait for a writer
+        return False
     try:
-        with Image.open(path, formats=signed):
+        with Image.open(path, formats=_signed_formats()):
             return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # a foreign file can fail in any way
         return False
 
 
@@ -263,13 +277,13 @@ def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
         with Image.open(path) as image:
             if image.mode[0] in "IF" or _HIGH_DEPTH.search(str(image.tile)):
                 return _Read(problem="image of more than 8 bits a channel")
-            # A camera's MPO holds other views of the first image.
-            has_frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+            # A camera's MPO holds other views of the first image, a PSD its layers.
+            has_frames = image.format not in ("MPO", "PSD") and getattr(image, "n_frames", 1) > 1
             rgb = _decode(image, box)
             if kept is not None:
                 kept[:] = _scaled(rgb, len(kept))
             return _Read(digest(np.array(rgb)), has_frames=has_frames)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # a foreign file can fail in any way
         return _Read(problem="unreadable or truncated image")
 
 

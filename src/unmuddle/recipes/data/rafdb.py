@@ -78,6 +78,9 @@ def _read_folders(root: Path, problems: Problems) -> dict[Path, int]:
                 problems.add("missing folder", str(folder))
                 continue
             for image in folder.iterdir():
+                if image.name.startswith("."):
+                    problems.leave_out("hidden file", str(image))
+                    continue
                 if _part(image) != part:
                     problems.add(f"file in {part} whose name is not {part}_...", str(image))
                 elif image.name in names:

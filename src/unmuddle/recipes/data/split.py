@@ -24,7 +24,7 @@ def split_off_validation(
     if alone or len(train) < needed:
         raise UsageError(
             f"cannot split 10 % of {len(train)} training images off for validation: expected at "
-            f"least {needed} images, and 2 of a class"
+            f"least {needed} images, and 2 of each class"
             + (f"; {', '.join(alone)} has 1" if alone else "")
         )
     kept, off = stratified_split(train.labels, 0.1, seed=seed)

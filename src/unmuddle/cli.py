@@ -243,10 +243,11 @@ def _heed_no_more_children() -> None:
 def _failure(error: OSError | RuntimeError) -> str | None:
     """The one line that a failure from outside needs; `None` if it may be a fault of the code."""
     text = str(error)
+    # Which of the two comes first when a worker is killed is chance.
+    if "DataLoader worker" in text or isinstance(error, ConnectionError):
+        return f"a process that loads images has ended: {text}"
     if isinstance(error, OSError):
         return text
-    if "DataLoader worker" in text:
-        return f"a process that loads images has ended: {text}"
     if "gloo" in text or "NCCL" in text or "c10d" in text:
         return f"another process of this training has ended, or cannot be reached: {text}"
     return None

@@ -1,6 +1,7 @@
 """`attach_arm` on the CNN families of torchvision and timm, and what is said when it cannot."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -242,6 +243,18 @@ def test_fewer_features_than_classes_are_warned_of() -> None:
         attach_arm("resnet18", 7, input_size=64)
     assert caught[0].filename == __file__
     attach_arm("resnet18", 9, input_size=96)
+
+
+def test_a_traced_network_is_pickled_by_its_state_alone() -> None:
+    model = attach_arm("torchvision/resnet18", 7, input_size=64)
+    with pytest.raises(TypeError, match="cut by tracing cannot be pickled, .* save its state_dict"):
+        pickle.dumps(model)
+    other = attach_arm("torchvision/resnet18", 7, input_size=64)
+    other.load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(other.eval()(images), model.eval()(images))
+    whole = pickle.loads(pickle.dumps(attach_arm("resnet18", 7, input_size=64)))
+    assert not torch.equal(whole.train().features(images), whole.eval().features(images))
 
 
 def test_features_are_in_the_mode_of_their_network() -> None:

@@ -50,10 +50,26 @@ def test_valid_anchors_of_the_first_views_and_of_many_rows() -> None:
     weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
     of_views = valid_anchors(x, torch.zeros(4, dtype=torch.int64), weight=weight)
     assert of_views.tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+    undefined = torch.tensor([1.0, float("nan"), 0.0, 1.0])
+    losses = supcon_loss(x[:, 0], torch.zeros(4, dtype=torch.int64), weight=undefined,
+                         reduction="none")  # fmt: skip
+    kept = valid_anchors(x[:, 0], torch.zeros(4, dtype=torch.int64), weight=undefined)
+    assert kept.tolist() == [True, True, False, True]
+    assert losses[kept].mean().isnan(), "what is undefined is not left out"
     with pytest.raises(ValueError, match="contrast_mode: expected one of"):
         valid_anchors(x, labels, contrast_mode="two")
     with pytest.raises(ValueError, match=r"labels: expected shape \(B,\) = \(4,\), got \(3,\)"):
         valid_anchors(x, labels[:3])
+
+
+def test_negative_weights_and_masks_are_refused() -> None:
+    x, mask = torch.randn(4, 3), torch.ones(4, 4)
+    mask[1, 2] = -0.5
+    with pytest.raises(ValueError, match="mask: expected numbers of at least 0, got -0.5"):
+        supcon_loss(x, mask=mask)
+    weight = torch.tensor([1.0, -2.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="weight: expected numbers of at least 0, got -2.0"):
+        supcon_loss(x, torch.zeros(4, dtype=torch.int64), weight=weight)
 
 
 def test_logarithms_of_memberships_are_refused() -> None:

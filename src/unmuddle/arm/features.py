@@ -42,6 +42,14 @@ class FeatureMap(nn.Module):
         _set_modes(zip(twin.modules(), modes, strict=True))
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.is_traced:
+            raise TypeError(
+                "FeatureMap: a network cut by tracing cannot be pickled, since torchvision would "
+                "pickle its graph of one mode alone; save its state_dict"
+            )
+        return super().__getstate__()
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the map."""
         if self.is_traced:

@@ -65,7 +65,7 @@ def valid_anchors(
     z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
     takes_part = None if included is None else included.to(z.dtype)
     positives = find_positives(z, row_labels, row_mask, takes_part, anchors)
-    valid = positives.count() > 0
+    valid = positives.count() != 0  # NaN too: what is undefined is not left out
     if denominator == "negatives":
         every = torch.arange(len(x), device=x.device)
         for start in range(0, anchors, ROWS):
@@ -76,6 +76,6 @@ def valid_anchors(
                 is_negative &= included
             valid[rows] &= is_negative.any(1)
     if batch.weight is not None:
-        valid = valid & (batch.weight > 0).repeat_interleave(batch.views())
+        valid = valid & (batch.weight != 0).repeat_interleave(batch.views())
     valid = valid.view(features.shape[:-1])
     return valid[:, 0] if features.ndim == 3 and contrast_mode == "one" else valid

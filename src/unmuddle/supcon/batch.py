@@ -33,6 +33,7 @@ class Batch(NamedTuple):
                 raise ValueError("labels, mask: give one of the two, not both")
             mask = torch.as_tensor(mask, device=device).detach()
             check_shape("mask", mask, (size, size), "(B, B)")
+            _check_not_negative("mask", mask)
         elif labels is not None:
             labels = torch.as_tensor(labels, device=device)
             _check_labels("labels", labels, size, "B")
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
             weight = torch.as_tensor(weight, device=device)
             check_shape("weight", weight, (size,), "(B,)")
             weight = weight.detach().to(_result_type(features))
+            _check_not_negative("weight", weight)
         if keys is not None:
             keys = torch.as_tensor(keys, device=device)
             if key_labels is not None:
@@ -136,6 +138,12 @@ def _check_memberships(name: str, labels: Tensor | None, ignore_index: int) -> N
             f"{name}: expected memberships of at least 0, got negative ones; give probabilities, "
             "not their logarithms"
         )
+
+
+def _check_not_negative(name: str, values: Tensor) -> None:
+    """Raise a ValueError if there are negative numbers, where a look at them is cheap."""
+    if _is_cheap(values) and values.numel() and values.min().item() < 0:
+        raise ValueError(f"{name}: expected numbers of at least 0, got {values.min().item()}")
 
 
 def _is_cheap(labels: Tensor) -> bool:

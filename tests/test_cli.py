@@ -13,7 +13,7 @@ import yaml
 
 from recipes.layouts import make_folder, truncate
 from report.run_files import write_run
-from unmuddle.cli import main
+from unmuddle.cli import _failure, main
 from unmuddle.recipes.config import TrainConfig
 from unmuddle.recipes.presets import PRESETS
 
@@ -362,3 +362,13 @@ def test_a_clone_on_the_path_runs_without_being_installed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "unmuddle 0+not.installed\n")
+
+
+def test_a_killed_loader_is_told_however_it_shows() -> None:
+    for error in (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ):
+        assert _failure(error).startswith("a process that loads images has ended: ")
+    assert _failure(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert _failure(RuntimeError("shapes do not fit")) is None

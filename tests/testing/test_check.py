@@ -336,3 +336,18 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     assert main(["laws", "torch:nn.functional.cross_entropy", "--kinds", "logits"]) == 0
     assert main(["laws", "my_losses:honest", "--kinds", "nice"]) == 2
     assert "kinds: expected some of" in capsys.readouterr().err
+
+
+def test_a_loss_in_fp32_without_a_gradient_is_caught() -> None:
+    def detached(features, labels):
+        return torch.nn.functional.cross_entropy(features.float().detach(), labels)
+
+    def right(features, labels):
+        return torch.nn.functional.cross_entropy(features.float(), labels)
+
+    def failed(loss) -> set[str]:
+        report = check_loss(loss, kinds=["logits"])
+        return {result.law.name for result in report.of("failed")}
+
+    assert failed(right) == {"double_precision", "result_dtype"}
+    assert failed(detached) == {"double_precision", "result_dtype", "directional_derivative"}

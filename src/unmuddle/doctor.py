@@ -1,4 +1,4 @@
-"""What this machine has, whether the parts compute the same on all of it, and then how fast."""
+"""Report of a machine: what it has, whether the parts agree on every device, and their speed."""
 
 import os
 import platform

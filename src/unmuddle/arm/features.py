@@ -212,7 +212,7 @@ def _output_shapes(probe: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
 
 
 def _try(model: nn.Module, size: Sequence[int]) -> Any:
-    """What a network makes of a blank image of three channels, or as many as it begins with."""
+    """Run a network on a blank image of three channels, or of as many as its first layer takes."""
     like = next(model.parameters(), torch.zeros(()))
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     with torch.no_grad(), eval_mode(model):

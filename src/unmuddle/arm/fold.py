@@ -13,7 +13,7 @@ torch.fx.wrap("checked_map")  # a traced network calls it, and checks its input 
 
 
 class FoldedARM(nn.Module):
-    """What an `ARM` computes in eval mode: `(N, C, H, W)` -> `(N, out_features)`.
+    """Inference form of an `ARM`: `(N, C, H, W)` -> `(N, out_features)`.
 
     `y = conv(sum_k scale[k] · x_k) + offset` for the C/r² groups `x_k` of r² channels
 
@@ -116,7 +116,7 @@ def _fold(arm: ARM, name: str) -> FoldedARM:
 
 
 def _check_agreement(arm: ARM, folded: FoldedARM, name: str) -> None:
-    """On random maps, in the fp64 of both."""
+    """Compare both on random maps in fp64."""
     generator = torch.Generator(arm.weight.device).manual_seed(0)
     shape = PROBES, arm.in_channels, *arm.input_size
     x = torch.randn(shape, generator=generator, dtype=arm.weight.dtype, device=arm.weight.device)

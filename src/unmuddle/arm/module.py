@@ -140,7 +140,7 @@ class ARM(nn.Module):
         return x.mean((0, 1))
 
     def _is_joined(self) -> bool:
-        """Whether batches of several processes are one."""
+        """Return whether the batches of several processes count as one."""
         is_synchronised = hasattr(self.bn, "process_group") and self.training
         is_distributed = dist.is_available() and dist.is_initialized()
         return is_synchronised and is_distributed and dist.get_world_size() > 1

@@ -162,7 +162,7 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
 
 
 def _reason(error: ValueError) -> str:
-    """Without the name of an argument that a command line does not have."""
+    """Strip the name of an argument that the command line does not have."""
     return str(error).partition(": ")[2]
 
 

@@ -91,7 +91,7 @@ class TrainConfig:
     tracker: Literal["none", "tensorboard"] = "none"
 
     def anywhere(self) -> "TrainConfig":
-        """The same, with paths to read from that hold in any working folder."""
+        """Return a copy whose input paths are absolute."""
 
         def absolute(text: str | None) -> str | None:
             return None if text is None else str(Path(text).expanduser().absolute())

@@ -49,7 +49,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
-    """Every label that was changed or fixed: accepted where a person verified it, else kept."""
+    """Yield every changed or fixed label: accepted where a person verified it, else kept."""
     before, now, verified = ledger.original_labels, ledger.current_labels, ledger.human_verified()
     for i in ((now != before) | ledger.fixed()).nonzero()[:, 0].tolist():
         decision = ACCEPT if verified[i] else KEEP
@@ -70,7 +70,7 @@ def check_undecided(path: Path) -> None:
 
 
 class Decisions(NamedTuple):
-    """What a file says of m samples.
+    """Decisions of a file about m samples.
 
     Attributes:
         ids: `(m,)` samples.

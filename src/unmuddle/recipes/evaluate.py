@@ -15,7 +15,7 @@ from unmuddle.uerm import UERM
 
 
 class Score(NamedTuple):
-    """How well a split was classified.
+    """Figures of one split.
 
     Attributes:
         accuracy: share of samples classified right.

@@ -1,4 +1,4 @@
-"""From a batch of images as stored to what the network takes, with or without augmentation."""
+"""Standardization and augmentation of batches of images."""
 
 import math
 from collections.abc import Sequence

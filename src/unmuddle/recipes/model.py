@@ -15,7 +15,7 @@ EMBEDDING_DIM = 128
 
 
 class Prediction(NamedTuple):
-    """What the network says of N images.
+    """Outputs of the network for N images.
 
     Attributes:
         logits: `(N, K)`.

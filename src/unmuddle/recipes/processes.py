@@ -30,7 +30,7 @@ def reduced(values: Tensor, accelerator: Accelerator, how: Literal["sum", "mean"
 
 
 def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
-    """As `DistributedDataParallel` does, for a module that has to stay out of it."""
+    """Average gradients of a module that has to stay out of `DistributedDataParallel`."""
     if accelerator.sync_gradients:
         for parameter in module.parameters():
             if parameter.grad is not None:

@@ -163,7 +163,7 @@ class RunFolder:
         write_whole(self.path / "config.yaml", lambda file: file.write_text(text))
 
     def status(self) -> str | None:
-        """How the run ended, if it has."""
+        """Return how the run ended, if it has."""
         path = self.path / "summary.json"
         try:
             return json.loads(path.read_text())["status"] if path.exists() else None

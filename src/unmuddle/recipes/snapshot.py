@@ -1,4 +1,4 @@
-"""What a report shows of the training samples: where they lie, and images of relabeled ones."""
+"""Snapshot of the training samples for a report: features, and images of relabeled samples."""
 
 import torch
 from torch import Tensor

@@ -373,7 +373,7 @@ def _optimizer(model: Classifier, uerm: UERM, config: TrainConfig) -> torch.opti
 
 
 def _chances(rows: int, seed: int, number: int, accelerator: Accelerator) -> torch.Tensor:
-    """Of our rows of a batch: those that one process would draw for them."""
+    """Return this rank's slice of the random numbers that augment the global batch."""
     random = torch.Generator().manual_seed(seed_for(Use.AUGMENTATION, seed, number))
     everyone = torch.rand(
         rows * accelerator.num_processes, CHANCES, generator=random, dtype=torch.float32
@@ -396,7 +396,7 @@ def _labels_right(data: LabeledImages, uerm: UERM) -> float | None:
 
 
 def _plain(value: float | torch.Tensor) -> Any:
-    """As JSON knows it: a tensor as lists, an undefined figure as null."""
+    """Convert to JSON types: a tensor to lists, an undefined figure to null."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return None if value != value else value

@@ -1,4 +1,4 @@
-"""What a run has learned, applied: to a split of a data set, or to images without labels."""
+"""Network of a run, applied to a split of a data set or to images without labels."""
 
 import json
 from pathlib import Path

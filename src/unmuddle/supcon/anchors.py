@@ -23,7 +23,7 @@ def valid_anchors(
     denominator: Denominator = "all",
     ignore_index: int = -100,
 ) -> Tensor:
-    """Whether each anchor has a loss that counts.
+    """Return whether each anchor has a loss that counts.
 
     It needs a positive, with `denominator="negatives"` a negative, and a weight above 0.
 

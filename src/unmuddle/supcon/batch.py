@@ -10,7 +10,7 @@ from unmuddle.supcon.problem import ContrastSet
 
 
 class Batch(NamedTuple):
-    """What a caller gives, see `supcon_loss`."""
+    """Tensors of one call, see `supcon_loss`."""
 
     features: Tensor
     labels: Tensor | None = None
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         return self.features.shape[1] if self.features.ndim == 3 else 1
 
     def checked(self) -> "Batch":
-        """The same as tensors of one device and few dtypes; raises if something does not fit."""
+        """Return the tensors on one device and in few dtypes; raise if something does not fit."""
         features, labels, mask, weight, keys, key_labels = self
         _check_features(features)
         size, device = features.shape[0], features.device
@@ -125,7 +125,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 
 
 def _surely_all(labels: Tensor, ignore_index: int) -> bool:
-    """Whether a look at the labels, where it is cheap, finds none ignored."""
+    """Return whether a look at the labels, where it is cheap, finds none ignored."""
     return _is_cheap(labels) and labels.numel() > 0 and labels.min().item() > ignore_index
 
 
@@ -147,7 +147,7 @@ def _check_not_negative(name: str, values: Tensor) -> None:
 
 
 def _is_cheap(labels: Tensor) -> bool:
-    """Whether a look at the values costs no synchronisation."""
+    """Return whether reading the values costs no synchronisation."""
     return labels.is_cpu and not torch.compiler.is_compiling()
 
 

@@ -33,7 +33,7 @@ SHARP_TEMPERATURE = 1 / 40
 
 
 def _has_triton() -> bool:
-    """Whether there is a Triton that multiplies fp64, as ours has to where rounding is felt."""
+    """Return whether Triton is installed in a version that multiplies fp64."""
     try:
         return find_spec("triton") is not None and _release(version("triton")) >= (3, 4)
     except PackageNotFoundError:  # a nightly build, which has another name

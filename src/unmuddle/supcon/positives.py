@@ -1,4 +1,4 @@
-"""Who is a positive of whom, and how much.
+"""Weights of positives: how much each row is a positive of each anchor.
 
 The contrast set has T rows: the N anchors of the batch first, keys after them. `w_ij >= 0` is how
 much row j is a positive of anchor i; a row is never its own positive, a row that takes no part is
@@ -196,7 +196,7 @@ def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 def find_positives(
     z: Tensor, labels: Tensor | None, mask: Tensor | None, included: Tensor | None, anchors: int
 ) -> Positives:
-    """From `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask with N = B * V."""
+    """Choose the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
     if mask is not None:
         return SampleMask(mask.to(z), anchors // len(mask) if len(mask) else 1, len(z))
     assert labels is not None

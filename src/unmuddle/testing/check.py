@@ -21,7 +21,7 @@ class BrokenLawError(AssertionError):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one law.
+    """Outcome of one law.
 
     Attributes:
         law: which one.
@@ -78,7 +78,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of all laws; prints as a table.
+    """Outcomes of all laws; prints as a table.
 
     Attributes:
         loss: name of the loss.
@@ -241,7 +241,7 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
 
 
 def _is_at_fault(law: Law, error: Exception) -> bool:
-    """Whether an error comes from a law, and not from the loss that it called."""
+    """Return whether an error comes from a law, and not from the loss that it called."""
     codes: set[object] = set()
     files = ""
     traceback = error.__traceback__

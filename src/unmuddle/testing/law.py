@@ -1,4 +1,4 @@
-"""What a law is, what came of trying it, and how far numbers may be apart."""
+"""Laws, their findings, and error budgets."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ class LawError(TypeError):
 
 
 class Finding(NamedTuple):
-    """What came of trying a law.
+    """Two results that a law compares.
 
     Attributes:
         found: what the loss gave; a tensor or a number.
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the law holds here; a NaN on either side breaks it."""
+        """Return whether the law holds here; a NaN on either side breaks it."""
         excess = self._excess(*self._both())
         allowed = excess < -self.budget if self.relation == "<" else excess <= self.budget
         return bool(allowed.all())
@@ -125,7 +125,7 @@ class Law:
         return finding
 
     def applies(self, loss: Loss) -> bool:
-        """Whether it is about this loss."""
+        """Return whether the law is about this loss."""
         return self.needs <= loss.traits
 
 
@@ -220,7 +220,7 @@ def _once(
     labels: Tensor,
     options: Mapping[str, object],
 ) -> tuple[Tensor, float]:
-    """What `measure` gives, asked once of a loss and its copies for the same numbers."""
+    """Return what `measure` gives, computed once for a loss and its copies."""
     if not isinstance(getattr(compute, "__self__", compute), Loss):
         return measure()  # a function of the law's own, which has no name to know it by
     given = ("x", x), ("labels", labels), *sorted(options.items())

@@ -1,4 +1,4 @@
-"""What verified labels teach about the posterior of all others."""
+"""Calibration of the posterior by verified labels."""
 
 import torch
 from torch import Tensor

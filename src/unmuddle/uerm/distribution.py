@@ -62,7 +62,7 @@ class Distribution(NamedTuple):
         return Distribution(self.probabilities[ids], classes)
 
     def with_label(self, labels: Tensor, num_classes: int) -> "Distribution":
-        """The same, with each sample's label `(n,)` among its entries.
+        """Return the distribution with each sample's label `(n,)` among its entries.
 
         Where it is none of the k largest, it takes the place of the least of them, with an even
         share of what these leave to all other classes, and no more than that entry had.

@@ -1,4 +1,4 @@
-"""What is known of every sample when an epoch ends."""
+"""Evidence about every sample when an epoch ends."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from unmuddle.uerm.noise import fit_noise, posterior
 
 
 class Evidence(NamedTuple):
-    """What is known of n samples and K classes.
+    """Evidence about n samples and K classes.
 
     Attributes:
         predictions: running mean of each sample's predictions.

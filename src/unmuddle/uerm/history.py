@@ -24,7 +24,7 @@ class Folded(NamedTuple):
 
 
 class DenseHistory(nn.Module):
-    """All K entries of each mean: 8 n K bytes, 6 n K with float16 means."""
+    """History of all K entries of each mean: 8 n K bytes, 6 n K with float16 means."""
 
     mean: Tensor
     total: Tensor
@@ -61,7 +61,7 @@ class DenseHistory(nn.Module):
 
 
 class TopKHistory(nn.Module):
-    """The k largest entries of each mean: 12 n k bytes, 10 n k with float16 means; for large K.
+    """History of the k largest entries of each mean: 12 n k bytes, 10 n k with float16 means; for large K.
 
     What falls out of the k largest is forgotten, so the order in which a sample's predictions come
     can matter. `dtype` is that of the means.
@@ -143,7 +143,7 @@ def _integers(distributions: Tensor) -> Tensor:
 
 
 def _rate(seen: Tensor, mass: Tensor, momentum: float) -> Tensor:
-    """How much this epoch's mean counts: all when it is the first, nothing when there is none."""
+    """Weight of this epoch's mean: 1 when it is the first, 0 when there is none."""
     return torch.where(seen > 0, 1 - momentum, 1.0).float() * (mass > 0)
 
 

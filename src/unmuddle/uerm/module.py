@@ -35,7 +35,7 @@ class EpochMeans(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What an epoch's end changes.
+    """Changes at the end of an epoch.
 
     Attributes:
         ids: `(m,)` samples to relabel.
@@ -222,7 +222,7 @@ class UERM(nn.Module):
     def forward(
         self, features: Tensor, logits: Tensor, ids: Tensor, *, observe: bool = True
     ) -> UERMOutput:
-        """What to train a batch on; takes its predictions in as evidence besides.
+        """Return what to train a batch on, and take its predictions in as evidence.
 
         Args:
             features: `(N, D)` embeddings of the samples; read for votes and importance only.
@@ -393,7 +393,7 @@ class UERM(nn.Module):
         )
 
     def _weights(self) -> Tensor:
-        """How far each target is trusted: fully where somebody chose the label."""
+        """Return how far each target is trusted: fully where its label is fixed."""
         ledger = self.ledger
         weight = 1 - self.uncertainty if self.outcome == "hard" else torch.ones_like(self.weight)
         if self.quarantine:

@@ -1,4 +1,4 @@
-"""How noisy the labels are, and what a label and a prediction together say of the truth.
+"""Noise model of the labels, and the posterior of the true class given a label and a prediction.
 
 A label y is right with probability 1 - ε, and else any other class alike. The prediction p says
 which class k the sample really has, once it is told how sure it should be (β) and how often each
@@ -23,7 +23,7 @@ FLOOR = 2**-17  # least probability that counts: half of what a history can tell
 
 
 class NoiseModel(NamedTuple):
-    """What `fit_noise` found.
+    """Noise model that `fit_noise` found.
 
     Attributes:
         rate: ε, the share of labels that are wrong.

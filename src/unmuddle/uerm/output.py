@@ -9,7 +9,7 @@ from unmuddle.uerm.processes import in_processes, over_processes
 
 
 class UERMOutput(NamedTuple):
-    """What to train a batch of N samples on.
+    """Targets and weights to train a batch of N samples on.
 
     Attributes:
         labels: `(N,)` labels as they stand.

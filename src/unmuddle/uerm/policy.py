@@ -1,4 +1,4 @@
-"""When to relabel: evidence about all samples -> proposals. Pure; nothing is written here.
+"""Policies: evidence about all samples -> proposals. Nothing is written here.
 
 A policy is any callable `Evidence -> Proposals`; bind options with `functools.partial`.
 """
@@ -118,7 +118,7 @@ def scn(
 def guarded(
     proposals: Proposals, evidence: Evidence, *, max_fraction: float = 1.0, class_floor: float = 0.0
 ) -> Proposals:
-    """Of the proposals, keep the most confident that budget and class floors leave room for.
+    """Keep the most confident proposals that budget and class floors leave room for.
 
     Args:
         proposals: what a policy proposes.

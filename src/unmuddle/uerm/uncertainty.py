@@ -1,4 +1,4 @@
-"""How little a sample's label is to be trusted: 0 certainly right, 1 certainly wrong.
+"""Estimators of the uncertainty of labels: 0 certainly right, 1 certainly wrong.
 
 An estimator is any callable `Evidence -> (n,)` in [0, 1].
 """

@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 
 
 class Problems:
-    """What is wrong with a data set, told in one error, and what is left out of it.
+    """Problems of a data set, raised together in one error, and what is left out of it.
 
     Args:
         skip_unreadable: leave out images that cannot be read, instead of refusing the data set.
@@ -123,7 +123,7 @@ class ImageFiles:
         return torch.from_numpy(_scaled(rgb, self.size)).permute(2, 0, 1)
 
     def subset(self, ids: Tensor) -> "ImageFiles":
-        """Some of them."""
+        """Return some of the images."""
         chosen = ids.tolist()
         return ImageFiles(
             [self.paths[i] for i in chosen],
@@ -135,7 +135,7 @@ class ImageFiles:
 
 
 def find_images(folder: Path, problems: Problems) -> list[Path]:
-    """Every image file below a folder, in order; notes all other files as left out.
+    """List the image files below a folder, in order, and note all other files as left out.
 
     An image is what Pillow reads: by its suffix or, without one that Pillow knows, by its content.
     """
@@ -151,7 +151,7 @@ def find_images(folder: Path, problems: Problems) -> list[Path]:
 
 
 def _files(folder: Path, problems: Problems) -> list[Path]:
-    """Every file below a folder and below links in it, in order."""
+    """List the files below a folder and below links in it, in order."""
     files: list[Path] = []
     visited: set[str] = set()
 
@@ -185,7 +185,7 @@ def _signed_formats() -> tuple[str, ...]:
 
 
 def _has_pixels(path: Path) -> bool:
-    """Whether the content is that of an image, of a format with a signature."""
+    """Return whether the content is an image of a format that has a signature."""
     if not path.is_file():  # a pipe would wait for a writer
         return False
     try:

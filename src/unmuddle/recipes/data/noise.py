@@ -137,7 +137,7 @@ def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
 
 
 def _names(source: str) -> list[str]:
-    """Of an image: its file, with as many of its folders as one likes.
+    """Names of an image: its file, with any number of the folders above it.
 
     Aligned or not is the same: RAF-DB lists the one and holds the other.
     """

@@ -1,4 +1,4 @@
-"""What every data set is made of."""
+"""Types that every data set is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Tensor: ...
 
     def subset(self, ids: Tensor) -> "Images":
-        """Some of them."""
+        """Return some of the images."""
         ...
 
 
@@ -42,7 +42,7 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         return len(self.labels)
 
     def subset(self, ids: Tensor) -> "LabeledImages":
-        """Some of them; their ids count anew."""
+        """Return some of the images, with ids that count anew."""
         images = self.images
         return LabeledImages(
             images[ids] if isinstance(images, Tensor) else images.subset(ids),

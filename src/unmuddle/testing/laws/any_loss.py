@@ -48,7 +48,7 @@ def deterministic(loss: Loss, batch: Batch) -> Finding:
 
 @law()
 def stateless(loss: Loss, batch: Batch) -> Finding:
-    """What was asked before changes nothing.
+    """Earlier calls change nothing.
 
     A loss that keeps something of earlier batches cannot be reproduced from its input.
     """
@@ -117,7 +117,7 @@ def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
 
 @law()
 def strides(loss: Loss, batch: Batch) -> Finding:
-    """Where the numbers lie in memory does not matter.
+    """The memory layout of the features does not matter.
 
     The features as a transposed view and as a part of a larger tensor have the same loss.
     """

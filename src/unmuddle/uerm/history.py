@@ -61,7 +61,9 @@ class DenseHistory(nn.Module):
 
 
 class TopKHistory(nn.Module):
-    """History of the k largest entries of each mean: 12 n k bytes, 10 n k with float16 means; for large K.
+    """History of the k largest entries of each mean, for large K: 12 n k bytes.
+
+    With float16 means it takes 10 n k bytes.
 
     What falls out of the k largest is forgotten, so the order in which a sample's predictions come
     can matter. `dtype` is that of the means.

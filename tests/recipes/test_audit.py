@@ -17,7 +17,7 @@ from unmuddle.recipes.data import LabeledImages
 from unmuddle.recipes.decisions import Row, read_decisions, rows_of, write_rows
 from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.train import train
-from unmuddle.uerm import LabelLedger
+from unmuddle.uerm import LabelLedger, gather_evidence
 
 SMALL = {"backbone": "small", "epochs": 2, "image_size": 16, "batch_size": 8, "warmup": 0.5}
 
@@ -53,7 +53,7 @@ def test_suspects_are_ranked_and_say_why(run: Path) -> None:
 
 
 def test_decisions_are_trained_on_and_left_alone(
-    run: Path, data: str, tmp_path: Path, capsys
+    run: Path, data: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
@@ -77,8 +77,14 @@ def test_decisions_are_trained_on_and_left_alone(
     assert events[:2] == [(rows[0].sample, "decide"), (rows[1].sample, "decide")]
     later = {sample for sample, rule in events[2:]}
     assert not later & {rows[0].sample, rows[1].sample}
-    # An audit of that run does not ask again.
+    # An audit of that run does not ask again, and learns from the answers.
+    taught = []
+    monkeypatch.setattr(
+        "unmuddle.recipes.audit.gather_evidence",
+        lambda *a, **k: taught.append(k["verified"]) or gather_evidence(*a, **k),
+    )
     assert not {s.row.sample for s in audit(None, again)} & {rows[0].sample, rows[1].sample}
+    assert set(taught[0].nonzero()[:, 0].tolist()) == {rows[0].sample, rows[1].sample}
 
 
 def test_an_audit_does_not_write_over_decisions(

@@ -86,6 +86,14 @@ def test_weights_round_trip_in_both_formats(tmp_path: Path) -> None:
         assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
+def test_fewer_features_than_classes_are_warned_of() -> None:
+    backbone = build_backbone("small", 24)
+    assert backbone.map_size == (3, 3)
+    with pytest.warns(UserWarning, match="out_features = 9 for a 3 x 3 map is less than num_cl"):
+        Classifier(backbone, 10, arm=True, supcon=False)
+    Classifier(backbone, 9, arm=True, supcon=False)
+
+
 FACES = os.environ.get("UNMUDDLE_MOBILEFACENET")
 
 

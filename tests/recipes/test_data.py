@@ -462,6 +462,27 @@ def test_images_behind_links_are_read_once(tmp_path: Path) -> None:
     assert splits.left_out == {"link to a folder that is read already": [str(calm / "round")]}
 
 
+def test_the_same_link_is_followed_in_whatever_order_folders_are_listed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    calm = make_folder(tmp_path / "data") / "train" / "calm"
+    save_image(tmp_path / "elsewhere" / "0.png", seed=5000)
+    for name in ("a", "b"):
+        (calm / name).symlink_to(tmp_path / "elsewhere")
+    walk = os.walk
+    for way in (1, -1):
+
+        def listed(*arguments, way=way, **options):
+            for root, folders, names in walk(*arguments, **options):
+                folders.sort()
+                folders[:] = folders[::way]
+                yield root, folders, names
+
+        monkeypatch.setattr(os, "walk", listed)
+        found = load_data(f"folder:{tmp_path / 'data'}", image_size=16).left_out
+        assert found == {"link to a folder that is read already": [str(calm / "b")]}
+
+
 def test_unreadable_images_are_skipped_if_asked(tmp_path: Path) -> None:
     make_folder(tmp_path)
     broken = [tmp_path / "train" / "calm" / "03.png", tmp_path / "train" / "glad" / "00.png"]
@@ -607,6 +628,9 @@ def test_what_the_rules_of_a_data_set_leave_out_is_counted(tmp_path: Path) -> No
     save_image(root / "Image" / "aligned" / "train_99999_aligned.jpg", seed=0)
     splits = load_data(f"rafdb:{root}")
     assert [*splits.left_out] == ["file that the list does not name"]
+    folders = make_rafdb_folders(tmp_path / "folders")
+    (folders / "train" / "3" / ".DS_Store").write_bytes(b"")
+    assert [*load_data(f"rafdb:{folders}").left_out] == ["hidden file"]
     path = tmp_path / "labels.csv"
     path.write_text("name,label\ntrain_00001.jpg,fear\nfoo.png,fear\n")
     train = splits.train

@@ -13,10 +13,8 @@ from unmuddle import UERM
 BATCH, SIDE, CLASSES = 64, 112, 8
 MODES: dict[str, dict[str, Any]] = {
     "hard labels": {},
-    "soft targets": {"outcome": "soft"},
-    "top-k history": {"history": "topk", "k": 4},
+    "top-k history": {"top_k": 4},
     "attention": {"estimator": "attention", "feature_dim": 512},
-    "neighbours": {"estimator": "neighbours", "feature_dim": 512},
 }
 
 
@@ -68,7 +66,7 @@ def end_of_epoch(policy: str, samples: int = 300_000) -> dict[str, Any]:
 def state_of_imagenet(samples: int = 1_281_167, classes: int = 1000) -> dict[str, Any]:
     """A batch on a top-k state that is allocated and touched; its megabytes."""
     given = torch.randint(classes, (samples,), device=DEVICE)
-    uerm = UERM(given, classes, history="topk", dtype=torch.float16)
+    uerm = UERM(given, classes, top_k=32, dtype=torch.float16)
     state: dict[str, Tensor] = uerm.state_dict()
     megabytes = sum(v.numel() * v.element_size() for v in state.values()) / 1e6
     ids = torch.arange(0, samples, samples // 256, device=DEVICE)[:256]

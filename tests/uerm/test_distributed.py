@@ -44,8 +44,8 @@ def train(uerm: UERM, rank: int, sizes: tuple[int, ...]) -> UERM:
 
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
-    "soft": {"outcome": "soft", "dtype": torch.float16, "max_fraction": 0.1},
-    "topk": {"history": "topk", "k": CLASSES},
+    "half": {"dtype": torch.float16, "max_fraction": 0.1},
+    "topk": {"top_k": CLASSES},
     "scn": {"policy": "scn", "estimator": "attention", "feature_dim": 5},
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmuddle.testing import NoisyLabels, strategies
 from unmuddle.uerm import Distribution, bayes, ema_margin, fit_noise, gather_evidence
 from unmuddle.uerm.policy import PolicyName, choose_policy
-from unmuddle.uerm.uncertainty import EstimatorName, choose_estimator, odds
+from unmuddle.uerm.uncertainty import EstimatorName, choose_estimator
 
 POLICIES = get_args(PolicyName)
 ESTIMATORS = get_args(EstimatorName)
@@ -28,7 +28,6 @@ def evidence(problem: NoisyLabels, names: Tensor | None = None, order: Tensor | 
         Distribution(p[order]),
         labels[order],
         problem.classes,
-        votes=Distribution(p[order]),
         importance=importance[order],
     )
     return known._replace(uncertainty=(1 - importance)[order])
@@ -57,22 +56,12 @@ def test_relabeling_depends_on_neither_names_nor_order(name, problem) -> None:
 @pytest.mark.parametrize("name", ESTIMATORS)
 @given(problem=strategies.noisy_labels())
 def test_uncertainty_is_a_share_whatever_the_names_and_the_order(name, problem) -> None:
-    estimator, _ = choose_estimator(name)
+    estimator = choose_estimator(name)
     found = estimator(evidence(problem))
     assert ((found >= 0) & (found <= 1)).all()
     names, order = another_order(problem.classes, 1), another_order(problem.n, 2)
     again = estimator(evidence(problem, names=names, order=order))
     torch.testing.assert_close(again, found[order], rtol=1e-3, atol=1e-3)
-
-
-@given(problem=strategies.noisy_labels())
-def test_odds_are_a_half_where_another_class_is_e_times_as_likely(problem) -> None:
-    known = evidence(problem)
-    label, (rival, _) = (
-        known.predictions.prob_of(known.current),
-        known.predictions.rival(known.current),
-    )
-    torch.testing.assert_close(odds(known), torch.sigmoid(2 * ((rival / label).log() - 1)))
 
 
 @pytest.mark.parametrize("policy", [bayes, ema_margin], ids=["bayes", "ema_margin"])

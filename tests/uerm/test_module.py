@@ -20,7 +20,7 @@ def feed(uerm: UERM, logits: list[list[float]], ids: list[int]):
 
 
 def test_pickle_keeps_everything() -> None:
-    uerm = UERM(torch.tensor([0, 1]), 2, warmup_epochs=0, estimator=("margin", "entropy"))
+    uerm = UERM(torch.tensor([0, 1]), 2, warmup_epochs=0)
     feed(uerm, [[2.0, 0.0]], [1])
     copy = pickle.loads(pickle.dumps(uerm))
     assert copy.end_epoch() == uerm.end_epoch()
@@ -143,20 +143,18 @@ def test_unseen_samples_are_never_relabeled() -> None:
     assert uerm.ledger.current_labels.tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize("history", ["full", "topk"])
-@pytest.mark.parametrize("estimator", ["mislabeled", "odds", "entropy", "neighbours", "attention"])
-def test_a_sample_never_seen_is_trusted_as_given(estimator: str, history: str) -> None:
-    options = {"estimator": estimator, "feature_dim": 4, "history": history, "k": 2}
-    for outcome in ("hard", "soft"):
-        uerm = UERM(torch.arange(6) % 3, 3, warmup_epochs=0, outcome=outcome, **options)
-        feed(uerm, [[0.0, 1.0, 2.0]] * 4, [0, 1, 2, 3])
-        uerm.end_epoch()
-        out = feed(uerm.eval(), [[0.0, 1.0, 2.0]] * 6, list(range(6)))
-        assert out.uncertainty[4:].tolist() == [0, 0]
-        assert out.weight[4:].tolist() == [1, 1]
-        assert torch.equal(out.targets[4:], torch.eye(3)[[1, 2]])
-        assert out.uncertainty[:4].any()
-        torch.testing.assert_close(out.targets.sum(1), torch.ones(6))
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("estimator", ["mislabeled", "attention"])
+def test_a_sample_never_seen_is_trusted_as_given(estimator: str, top_k: int | None) -> None:
+    options = {"estimator": estimator, "feature_dim": 4, "top_k": top_k}
+    uerm = UERM(torch.arange(6) % 3, 3, warmup_epochs=0, **options)
+    feed(uerm, [[0.0, 1.0, 2.0]] * 4, [0, 1, 2, 3])
+    uerm.end_epoch()
+    out = feed(uerm.eval(), [[0.0, 1.0, 2.0]] * 6, list(range(6)))
+    assert out.uncertainty[4:].tolist() == [0, 0]
+    assert out.weight[4:].tolist() == [1, 1]
+    assert torch.equal(out.targets[4:], torch.eye(3)[[1, 2]])
+    assert out.uncertainty[:4].any()
 
 
 def test_a_reverted_label_stays() -> None:
@@ -178,7 +176,7 @@ def test_a_confirmed_label_stays() -> None:
     assert [event.sample for event in uerm.end_epoch()] == [1]
 
 
-@pytest.mark.parametrize("estimator", ["margin", "attention"])
+@pytest.mark.parametrize("estimator", ["mislabeled", "attention"])
 def test_an_overflowed_batch_leaves_no_trace(estimator: str) -> None:
     torch.manual_seed(0)
     uerm = UERM(torch.tensor([0, 1]), 2, estimator=estimator, feature_dim=4, warmup_epochs=0)
@@ -241,34 +239,6 @@ def test_an_answer_that_the_label_is_right_saves_its_like() -> None:
     assert uerm.uncertainty[2].item() == pytest.approx(0.5, abs=0.25)
 
 
-def test_soft_targets_lean_to_the_prediction_by_the_uncertainty() -> None:
-    uerm = UERM(
-        torch.tensor([0, 1]), 2, outcome="soft", estimator="margin", warmup_epochs=1,
-        policy=partial(ema_margin, threshold=2.0),
-    )  # fmt: skip
-    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    out = uerm(torch.zeros(2, 4), logits, torch.tensor([0, 1]))
-    assert out.targets.tolist() == [[1, 0], [0, 1]]  # warm-up
-    uerm.end_epoch()
-    out = uerm(torch.zeros(2, 4), logits, torch.tensor([0, 1]))
-    u, one_hot = out.uncertainty[:, None], torch.eye(2)
-    torch.testing.assert_close(out.targets, (1 - u) * one_hot + u * uerm.predictions.mean)
-    torch.testing.assert_close(out.targets.sum(1), torch.ones(2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_soft_targets_are_never_negative(dtype: torch.dtype) -> None:
-    n = 500
-    uerm = UERM(torch.arange(n) % 7, 7, outcome="soft", estimator="margin", warmup_epochs=0,
-                dtype=dtype)  # fmt: skip
-    g = torch.Generator().manual_seed(0)
-    for _ in range(4):
-        logits = 30 * torch.randn(n, 7, generator=g)  # most entries are 0
-        out = uerm(torch.zeros(n, 1), logits, torch.arange(n))
-        assert (out.targets >= 0).all()
-        uerm.end_epoch()
-
-
 def test_an_estimator_sees_the_uncertainty_of_the_labels_that_it_is_asked_about() -> None:
     seen = []
 
@@ -287,21 +257,6 @@ def test_evidence_is_a_copy() -> None:
     uerm = UERM(torch.tensor([0, 1, 1]), 2)
     uerm.evidence().original[0] = 1
     assert uerm.ledger.original_labels.tolist() == [0, 1, 1]
-
-
-def test_a_softened_target_is_trusted_fully_and_a_chosen_label_is_not_softened() -> None:
-    uerm = UERM(
-        torch.tensor([0, 0, 1]), 2, outcome="soft", estimator="margin", warmup_epochs=1,
-        policy=partial(ema_margin, threshold=0.1),
-    )  # fmt: skip
-    uerm.ledger.decide(torch.tensor([0]), torch.tensor([0]))
-    feed(uerm, [[0.0, 1.0]] * 3, [0, 1, 2])
-    assert [event.sample for event in uerm.end_epoch()] == [1]
-    out = feed(uerm, [[0.0, 1.0]] * 3, [0, 1, 2])
-    assert out.labels.tolist() == [0, 1, 1]
-    assert out.weight.tolist() == [1, 1, 1]
-    assert out.targets[0].tolist() == [1, 0]
-    assert out.targets[2, 0] > 0.05
 
 
 def test_observing_once_an_epoch_instead_of_batches() -> None:
@@ -335,11 +290,9 @@ def test_suggestions_change_nothing_and_leave_out_what_somebody_chose() -> None:
     ("at_most", "options"),
     [
         (25, {}),
-        (25, {"outcome": "soft"}),
-        (25, {"outcome": "soft", "dtype": torch.float16}),
-        (35, {"history": "topk", "k": 2}),
+        (25, {"dtype": torch.float16}),
+        (35, {"top_k": 2}),
         (50, {"estimator": "attention", "feature_dim": 4}),
-        (65, {"estimator": "neighbours", "feature_dim": 4}),
     ],
 )
 def test_a_batch_calls_few_operators_and_never_waits_for_the_host(at_most: int, options) -> None:
@@ -352,10 +305,7 @@ def test_a_batch_calls_few_operators_and_never_waits_for_the_host(at_most: int, 
     assert not [name for name in operators.called if any(word in name for word in waiting)]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"estimator": "neighbours"}, {"estimator": ("margin", "attention")},
-                {"history": "topk", "k": 2}]
-)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"estimator": "attention"}, {"top_k": 2}])
 def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(options) -> None:
     def epoch(uerm: UERM, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -371,9 +321,7 @@ def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(
         torch.manual_seed(0)
         wrong = torch.arange(60) < 12
         labels = torch.where(wrong, (torch.arange(60) + 1) % 3, torch.arange(60) % 3)
-        return UERM(
-            labels, 3, warmup_epochs=1, feature_dim=6, queue=50, policy="ema_margin", **options
-        )
+        return UERM(labels, 3, warmup_epochs=1, feature_dim=6, policy="ema_margin", **options)
 
     straight, first, second = new(), new(), new()
     for seed in range(5):
@@ -388,36 +336,12 @@ def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(
         assert torch.equal(value.nan_to_num(), second.state_dict()[name].nan_to_num()), name
 
 
-def test_neighbours_vote_by_the_labels_as_given_and_not_on_themselves() -> None:
-    uerm = UERM(
-        torch.tensor([0] * 40 + [1] * 41), 2, estimator="neighbours", feature_dim=2, queue=81
-    )
-    left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    # Sample 80 is given as 1 and looks like those given as 0.
-    features = torch.cat([left.repeat(40, 1), right.repeat(40, 1), left])
-    for _ in range(2):
-        uerm(features, torch.zeros(81, 2), torch.arange(81))
-    votes = uerm.evidence().votes.probabilities
-    torch.testing.assert_close(votes[80], torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(votes[50], torch.tensor([0.0, 1.0]))
-    assert uerm.evidence().uncertainty[80] == 1
-
-
-def test_every_other_sample_has_a_vote() -> None:
-    # 30 neighbours are asked, and there are 30 besides sample 30, sample 0 among them.
-    uerm = UERM(torch.arange(31) % 2, 2, estimator="neighbours", feature_dim=2, queue=31)
-    for _ in range(2):
-        uerm(torch.ones(31, 2), torch.zeros(31, 2), torch.arange(31))
-    votes = uerm.evidence().votes.probabilities
-    torch.testing.assert_close(votes[30], torch.tensor([0.5, 0.5]))
-
-
 @pytest.mark.parametrize(
     ("message", "other"),
     [
         ("differ from the labels", {"labels": torch.tensor([1, 0, 1])}),
         (r"original_labels: expected \(4,\), got \(3,\)", {"labels": torch.tensor([0, 1, 1, 0])}),
-        ("predictions.classes: expected .* other options", {"history": "topk", "k": 3}),
+        ("predictions.classes: expected .* other options", {"top_k": 3}),
         ("predictions.mean: expected .* got .* other options", {"num_classes": 4}),
     ],
 )
@@ -436,11 +360,10 @@ def test_a_state_that_does_not_fit_is_refused_whole(message: str, other: dict) -
 @pytest.mark.parametrize(
     ("message", "saved", "other"),
     [
-        ("importance.mean: expected no such tensor; was it saved by a UERM of other options",
+        ("attention.*: expected no such tensor; was it saved by a UERM of other options",
          {"num_classes": 3, "estimator": "attention", "feature_dim": 4}, {"num_classes": 3}),
         ("classes: of more than 3 classes; was it saved by a UERM of other options",
-         {"num_classes": 9, "history": "topk", "k": 3},
-         {"num_classes": 3, "history": "topk", "k": 3}),
+         {"num_classes": 9, "top_k": 3}, {"num_classes": 3, "top_k": 3}),
     ],
 )  # fmt: skip
 def test_a_state_that_holds_more_is_refused_whole(message: str, saved: dict, other: dict) -> None:
@@ -468,9 +391,7 @@ def test_inside_a_larger_model_it_loads_what_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
-@pytest.mark.parametrize(
-    "options", [{"outcome": "soft"}, {"estimator": ("neighbours", "attention")}]
-)
+@pytest.mark.parametrize("options", [{}, {"estimator": "attention"}])
 def test_it_keeps_its_precision_inside_a_model_of_another(convert: str, options: dict) -> None:
     uerm = UERM(torch.arange(60) % 3, 3, warmup_epochs=0, feature_dim=4, **options)
     expected = {name: value.dtype for name, value in uerm.state_dict().items()}
@@ -553,7 +474,7 @@ def test_an_estimator_may_write_to_its_evidence() -> None:
 
 
 def test_features_of_another_width_are_refused_before_anything_is_counted() -> None:
-    uerm = UERM(torch.tensor([0, 1]), 2, estimator="neighbours", feature_dim=3)
+    uerm = UERM(torch.tensor([0, 1]), 2, estimator="attention", feature_dim=3)
     with pytest.raises(ValueError, match=r"features: expected shape \(N, D\) = \(2, 3\)"):
         feed(uerm, [[9.0, 0.0]] * 2, [0, 1])
     assert not uerm.predictions.total.any()
@@ -596,7 +517,7 @@ def test_scn_trains_on_what_it_relabels() -> None:
 
 
 def test_scn_decides_on_the_last_epoch_alone() -> None:
-    uerm = UERM(torch.tensor([0]), 2, policy="scn", estimator="margin", warmup_epochs=0)
+    uerm = UERM(torch.tensor([0]), 2, policy="scn", warmup_epochs=0)
     assert uerm.momentum == 0
     for logits in ([[9.0, 0.0]], [[0.0, 9.0]]):
         feed(uerm, logits, [0])
@@ -621,23 +542,17 @@ def test_batch_path_compiles_into_one_graph() -> None:
     ("message", "options"),
     [
         ("num_classes: expected at least 2, got 1", {"num_classes": 1}),
-        ("estimator: expected some of .* got 'size'", {"estimator": "size"}),
-        ("estimator: expected some of .* got 'size'", {"estimator": ["margin", "size"]}),
-        ("outcome: expected one of .* got 'medium'", {"outcome": "medium"}),
-        ("history: expected one of .* got 'none'", {"history": "none"}),
-        ("dtype: expected one of .* got torch.float64", {"dtype": torch.float64}),
-        ("collect: expected one of .* got 'tax'", {"collect": ["tax"]}),
+        ("estimator: expected one of .* or a callable, got 'size'", {"estimator": "size"}),
+        ("dtype: expected float32 or float16, got torch.float64", {"dtype": torch.float64}),
         ("max_fraction: expected a share from 0 to 1, got 2", {"max_fraction": 2}),
         ("class_floor: expected a share from 0 to 1, got -0.1", {"class_floor": -0.1}),
-        ("k: expected at least 1, got 0", {"k": 0}),
-        ("queue: expected at least 1, got 0", {"queue": 0}),
+        ("top_k: expected at least 1, got 0", {"top_k": 0}),
         ("policy: expected one of .* or a callable, got 'ema'", {"policy": "ema"}),
         ("policy: expected a name or a callable, got 5", {"policy": 5}),
         ("momentum: expected 0 <= momentum < 1, got 1", {"momentum": 1}),
         ("warmup_epochs: expected a whole number of at least 0, got -1", {"warmup_epochs": -1}),
         ("warmup_epochs: expected a whole number of at least 0, got 0.4", {"warmup_epochs": 0.4}),
-        ("feature_dim: expected D of the features, which importance", {"estimator": "attention"}),
-        ("feature_dim: expected D of the features, which votes", {"collect": ["votes"]}),
+        ("feature_dim: expected D of the features, which estimator", {"estimator": "attention"}),
     ],
 )
 def test_wrong_options_are_named(message: str, options: dict) -> None:

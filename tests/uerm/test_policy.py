@@ -9,7 +9,6 @@ from torch import Tensor
 from unmuddle.uerm import Distribution, Evidence, Proposals, ema_margin, gather_evidence, scn
 from unmuddle.uerm.importance import AttentionHead, rank_penalty
 from unmuddle.uerm.policy import guarded, suggestions
-from unmuddle.uerm.uncertainty import attention, ensemble, entropy, margin, neighbours
 
 
 def evidence(probabilities, original, current=None, uncertainty=None) -> Evidence:
@@ -34,8 +33,6 @@ def test_margin_is_the_label_against_the_best_other(n: int, k: int, seed: int) -
     expected = [p[i, y[i]] - max(p[i, j] for j in range(k) if j != y[i]) for i in range(n)]
     for distribution in (Distribution(p), entries(p, k)):
         assert torch.equal(distribution.margin(y), torch.tensor([float(v) for v in expected]))
-    uncertainty = margin(gather_evidence(Distribution(p), y, k))
-    assert ((uncertainty >= 0) & (uncertainty <= 1)).all()
 
 
 def test_the_largest_entries_say_what_the_whole_distribution_says_of_them() -> None:
@@ -47,31 +44,6 @@ def test_the_largest_entries_say_what_the_whole_distribution_says_of_them() -> N
         assert torch.equal(got, expected)
     # The smallest entry is not kept.
     assert two.prob_of(torch.tensor([2, 0])).tolist() == [0, 0]
-
-
-def test_entropy_is_1_when_undecided_and_0_when_certain() -> None:
-    found = entropy(evidence([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], [0] * 3))
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]))
-
-
-def test_neighbours_and_attention_read_their_own_evidence() -> None:
-    known = evidence([[0.5, 0.5]], [1])._replace(
-        votes=Distribution(torch.tensor([[0.9, 0.1]])), importance=torch.tensor([0.75])
-    )
-    torch.testing.assert_close(neighbours(known), torch.tensor([0.9]))
-    torch.testing.assert_close(attention(known), torch.tensor([0.25]))
-    with pytest.raises(ValueError, match="neighbours: needs votes"):
-        neighbours(known._replace(votes=None))
-    with pytest.raises(ValueError, match="attention: needs importance"):
-        attention(known._replace(importance=None))
-
-
-def test_ensemble_is_the_mean() -> None:
-    known = evidence([[0.7, 0.3], [0.2, 0.8]], [0, 0])
-    found = ensemble(margin, entropy)(known)
-    torch.testing.assert_close(found, (margin(known) + entropy(known)) / 2)
-    with pytest.raises(ValueError, match="at least one estimator"):
-        ensemble()
 
 
 def proposals(labels: list[int], margins: list[float]) -> Proposals:

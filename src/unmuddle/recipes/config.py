@@ -43,7 +43,6 @@ class TrainConfig:
         relabel_policy: when UERM relabels
         relabel_estimator: estimate of uncertainty
         relabel_evidence: predictions of averaged weights once an epoch, or of the batches
-        relabel_outcome: train on labels, or on distributions where they are uncertain
         warmup: share of the epochs before UERM may relabel
         seed: of weights, noise, order and augmentation
         precision: of the network's products; the losses are fp32
@@ -78,11 +77,8 @@ class TrainConfig:
     supcon_weight: float = 0.5
     temperature: float = 0.1
     relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
-    relabel_estimator: Literal[
-        "mislabeled", "odds", "margin", "entropy", "neighbours", "attention"
-    ] = "mislabeled"
+    relabel_estimator: Literal["mislabeled", "attention"] = "mislabeled"
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
-    relabel_outcome: Literal["hard", "soft"] = "hard"
     warmup: float = 0.4
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"

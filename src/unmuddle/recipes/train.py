@@ -143,7 +143,6 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
         policy=partial(scn, group="all")
         if config.relabel_policy == "scn_all"
         else config.relabel_policy,
-        outcome=config.relabel_outcome,
         warmup_epochs=warmup if relabels else config.epochs + 1,
         feature_dim=model.feature_dim,
     )

@@ -21,7 +21,6 @@ class Evidence(NamedTuple):
         current: `(n,)` labels as they stand.
         num_classes: K.
         uncertainty: `(n,)` of the current label, in [0, 1]; what the estimator made of the rest.
-        votes: running mean of the original labels of each sample's neighbours, for `"neighbours"`.
         importance: `(n,)` running mean of the attention head's output, for `"attention"`.
     """
 
@@ -31,7 +30,6 @@ class Evidence(NamedTuple):
     current: Tensor
     num_classes: int
     uncertainty: Tensor
-    votes: Distribution | None = None
     importance: Tensor | None = None
 
     def about(self, current: Tensor) -> "Evidence":
@@ -57,7 +55,6 @@ def gather_evidence(
     *,
     current: Tensor | None = None,
     verified: Tensor | None = None,
-    votes: Distribution | None = None,
     importance: Tensor | None = None,
 ) -> Evidence:
     """Fit the noise model to predictions and labels, and its posterior to verified labels.
@@ -70,7 +67,6 @@ def gather_evidence(
         num_classes: K.
         current: `(n,)` labels as they stand; `None`: as given.
         verified: `(n,)` True where a person chose the current label; see `calibrate`.
-        votes: see `Evidence`.
         importance: see `Evidence`.
 
     Examples:
@@ -83,6 +79,5 @@ def gather_evidence(
     if verified is not None:
         likely = calibrate(likely, original, num_classes, verified=verified, truth=current)
     unknown = torch.zeros(len(original), device=original.device)
-    return Evidence(
-        predictions, likely, original, current, num_classes, unknown, votes, importance
-    ).about(current)
+    known = Evidence(predictions, likely, original, current, num_classes, unknown, importance)
+    return known.about(current)

@@ -55,10 +55,6 @@ class DenseHistory(nn.Module):
         self.seen.copy_(folded.seen)
         self.total.zero_()
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """`(N, K)` means of samples `ids`, float32."""
-        return self.mean[ids].float()
-
 
 class TopKHistory(nn.Module):
     """History of the k largest entries of each mean, for large K: 12 n k bytes.
@@ -134,10 +130,6 @@ class TopKHistory(nn.Module):
         self.total.zero_()
         self.total_classes.zero_()
         self.mass.zero_()
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """`(N, K)` means of samples `ids`, float32."""
-        return _unfold(self.mean[ids].float(), self.classes[ids], self.size)
 
 
 def _integers(distributions: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """`UERM(nn.Module)`: watches predictions, proposes relabels once an epoch, records them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,12 @@ from unmuddle.uerm.policy import (
 from unmuddle.uerm.processes import from_first_process
 from unmuddle.uerm.records import Event, Suggestion
 from unmuddle.uerm.uncertainty import Estimator, EstimatorName, choose_estimator
-from unmuddle.uerm.votes import NeighbourVotes
 
 
 class EpochMeans(NamedTuple):
     """Running means with this epoch in them, not yet in place."""
 
     predictions: Folded
-    votes: Folded | None
     importance: Folded | None
 
 
@@ -76,28 +74,20 @@ class UERM(nn.Module):
         num_classes: K.
         policy: `"bayes"`, `"ema_margin"`, `"scn"`, or any callable `Evidence -> Proposals`;
             `functools.partial` binds options, as in `partial(scn, group="all")`.
-        estimator: `"mislabeled"`, `"odds"`, `"margin"`, `"entropy"`, `"neighbours"`,
-            `"attention"`, several names for their mean, or any callable `Evidence -> (n,)` in
-            [0, 1].
+        estimator: of uncertainty: `"mislabeled"`, `"attention"`, or any callable
+            `Evidence -> (n,)` in [0, 1].
+        feature_dim: D of the features; needed for `"attention"`.
         quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
             evidence; `False`: they are trained on by their new label. `None`: what suits the
-            policy, the Self-Cure Network trains on them; `False` for `outcome="soft"`.
-        outcome: `"hard"`: `targets` are one-hot labels; `"soft"`: after warm-up each is mixed with
-            the running mean prediction, `(1 - u) · one-hot + u · p`, by its uncertainty u; such a
-            target says itself how far it is trusted, so weights stay 1.
+            policy; the Self-Cure Network trains on them.
         warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
             come at the end of epoch W, or of the first where W = 0.
         momentum: of the running mean; `None`: what suits the policy, and 0 for `"scn"`, which
             looks at the last epoch alone.
         max_fraction: at most this share of the samples has another label than its original one.
         class_floor: of the samples given as one class, at least this share keeps that label.
-        history: `"full"`: all K classes of the running mean; `"topk"`: the largest `k`.
-        k: entries of a top-k history.
+        top_k: keep this many classes of each running mean, the largest; `None`: all K.
         dtype: of the running mean, float32 or float16.
-        collect: `"votes"`, `"importance"`: evidence for a policy or estimator of your own, beside
-            what the named estimators need.
-        feature_dim: D of the features; needed for votes and importance.
-        queue: how many embeddings of earlier batches can be neighbours.
 
     Raises:
         ValueError: an option or shape does not fit. An id out of range is a RuntimeError, before
@@ -128,37 +118,25 @@ class UERM(nn.Module):
         num_classes: int,
         *,
         policy: PolicyName | Policy = "bayes",
-        estimator: EstimatorName | Sequence[EstimatorName] | Estimator = "mislabeled",
+        estimator: EstimatorName | Estimator = "mislabeled",
+        feature_dim: int | None = None,
         quarantine: bool | None = None,
-        outcome: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 5,
         momentum: float | None = None,
         max_fraction: float = 0.5,
         class_floor: float = 0.1,
-        history: Literal["full", "topk"] = "full",
-        k: int = 32,
+        top_k: int | None = None,
         dtype: torch.dtype = torch.float32,
-        collect: Collection[Literal["votes", "importance"]] = (),
-        feature_dim: int | None = None,
-        queue: int = 4096,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
         self.policy, defaults = choose_policy(policy)
-        self.estimator, needed = choose_estimator(estimator)
+        self.estimator = choose_estimator(estimator)
         self.momentum = defaults.momentum if momentum is None else momentum
-        is_hard = outcome == "hard"
-        self.quarantine = defaults.quarantine and is_hard if quarantine is None else quarantine
-        needed |= set(collect)
-        for name, value, allowed in (
-            ("outcome", outcome, ("hard", "soft")),
-            ("history", history, ("full", "topk")),
-            ("dtype", dtype, (torch.float32, torch.float16)),
-            *(("collect", name, ("votes", "importance")) for name in needed),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        self.quarantine = defaults.quarantine if quarantine is None else quarantine
+        if dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"dtype: expected float32 or float16, got {dtype!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
         if warmup_epochs < 0 or warmup_epochs != int(warmup_epochs):
@@ -168,13 +146,13 @@ class UERM(nn.Module):
         for name, share in (("max_fraction", max_fraction), ("class_floor", class_floor)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
-        for name, number in (("k", k), ("queue", queue)):
-            if number < 1:
-                raise ValueError(f"{name}: expected at least 1, got {number}")
-        if needed and not feature_dim:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k: expected at least 1, got {top_k}")
+        is_attention = estimator == "attention"
+        if is_attention and not feature_dim:
             raise ValueError(
-                f"feature_dim: expected D of the features, which {' and '.join(sorted(needed))} "
-                f"(of estimators 'neighbours' and 'attention') read, got {feature_dim}"
+                f"feature_dim: expected D of the features, which estimator 'attention' reads, "
+                f"got {feature_dim}"
             )
 
         self.ledger = LabelLedger(labels, num_classes)
@@ -182,29 +160,14 @@ class UERM(nn.Module):
         self.warmup_epochs = warmup_epochs
         self.max_fraction = max_fraction
         self.class_floor = class_floor
-        self.feature_dim = feature_dim if needed else None
-        self.outcome = outcome
         n, device = len(self.ledger), self.ledger.current_labels.device
-        entries = min(k, num_classes)
-
-        def distributions() -> DenseHistory | TopKHistory:
-            if history == "full":
-                return DenseHistory(n, num_classes, dtype, device)
-            return TopKHistory(n, num_classes, entries, dtype, device)
-
-        self.predictions = distributions()
-        self.votes = distributions() if "votes" in needed else None
-        self.importance = (
-            DenseHistory(n, 2, torch.float32, device) if "importance" in needed else None
+        self.predictions = (
+            DenseHistory(n, num_classes, dtype, device)
+            if top_k is None
+            else TopKHistory(n, num_classes, min(top_k, num_classes), dtype, device)
         )
-        self.neighbours = (
-            NeighbourVotes(feature_dim, queue, device)
-            if "votes" in needed and feature_dim
-            else None
-        )
-        self.attention = (
-            AttentionHead(feature_dim) if "importance" in needed and feature_dim else None
-        )
+        self.attention = AttentionHead(feature_dim) if is_attention and feature_dim else None
+        self.importance = DenseHistory(n, 2, torch.float32, device) if is_attention else None
         self.register_buffer("uncertainty", torch.zeros(n, device=device))
         self.register_buffer("weight", torch.ones(n, device=device))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
@@ -225,7 +188,7 @@ class UERM(nn.Module):
         """Return what to train a batch on, and take its predictions in as evidence.
 
         Args:
-            features: `(N, D)` embeddings of the samples; read for votes and importance only.
+            features: `(N, D)` embeddings of the samples; only estimator `"attention"` reads them.
             logits: `(N, K)` of the classifier.
             ids: `(N,)` integer sample ids; views of one sample repeat its id.
             observe: `False` where better predictions are given to `observe`.
@@ -235,12 +198,6 @@ class UERM(nn.Module):
         labels = self.ledger.current_labels[ids]
         uncertainty = self.uncertainty[ids]
         targets = self.one_hot[labels]
-        if self.outcome == "soft":
-            # Uncertainty is 0 during warm-up. What a top-k history forgot counts for all alike.
-            mean = self.predictions.rows(ids)
-            mean = mean + (1 - mean.sum(1, keepdim=True)).clamp(min=0) / self.num_classes
-            targets = targets.lerp(mean, uncertainty[:, None])
-
         regularizer = uncertainty.new_zeros(())
         if self.attention is not None:
             regularizer = self.attention.loss(self.attention(features), logits, labels)
@@ -264,10 +221,6 @@ class UERM(nn.Module):
         if self.importance is not None and self.attention is not None:
             importance = self.attention(features)
             self.importance.add(ids, torch.stack([importance, 1 - importance], 1))
-        if self.votes is not None and self.neighbours is not None:
-            labels = self.one_hot[self.ledger.original_labels[self.neighbours.ids]]
-            self.votes.add(ids, self.neighbours(features, ids, labels))
-            self.neighbours.enqueue(features, ids)
 
     @torch.no_grad()
     def end_epoch(self) -> list[Event]:
@@ -320,13 +273,12 @@ class UERM(nn.Module):
         return suggestions(proposals, evidence.current, evidence.uncertainty, limit)
 
     def _histories(self) -> tuple[DenseHistory | TopKHistory | None, ...]:
-        return self.predictions, self.votes, self.importance
+        return self.predictions, self.importance
 
     def _epoch_means(self) -> EpochMeans:
-        votes, importance = self.votes, self.importance
+        importance = self.importance
         return EpochMeans(
             self.predictions.fold(self.momentum),
-            None if votes is None else votes.fold(self.momentum),
             None if importance is None else importance.fold(self.momentum),
         )
 
@@ -336,14 +288,13 @@ class UERM(nn.Module):
 
     def _evidence(self, means: EpochMeans) -> Evidence:
         """Fit the noise model and the verified labels; estimate the current labels' uncertainty."""
-        predictions, votes, importance = means
+        predictions, importance = means
         evidence = gather_evidence(
             predictions.mean,
             self.ledger.original_labels,
             self.num_classes,
             current=self.ledger.current_labels,
             verified=self.ledger.human_verified() & (predictions.seen > 0),
-            votes=None if votes is None else votes.mean,
             importance=None if importance is None else importance.mean.probabilities[:, 0],
         )
         return evidence._replace(uncertainty=self._estimate(evidence, means))
@@ -395,7 +346,7 @@ class UERM(nn.Module):
     def _weights(self) -> Tensor:
         """Return how far each target is trusted: fully where its label is fixed."""
         ledger = self.ledger
-        weight = 1 - self.uncertainty if self.outcome == "hard" else torch.ones_like(self.weight)
+        weight = 1 - self.uncertainty
         if self.quarantine:
             weight = torch.where(ledger.current_labels == ledger.original_labels, weight, 0)
         return torch.where(ledger.fixed(), 1, weight)
@@ -440,10 +391,10 @@ class UERM(nn.Module):
             raise ValueError(
                 f"features: expected shape (N, D) = ({n}, D), got {tuple(features.shape)}"
             )
-        if self.feature_dim is not None and features.shape[1] != self.feature_dim:
+        dim = None if self.attention is None else self.attention.linear.in_features
+        if dim is not None and features.shape[1] != dim:
             raise ValueError(
-                f"features: expected shape (N, D) = ({n}, {self.feature_dim}), "
-                f"got {tuple(features.shape)}"
+                f"features: expected shape (N, D) = ({n}, {dim}), got {tuple(features.shape)}"
             )
         samples = len(self.ledger)
         # Checked on the device: the batch path never waits for the host.

@@ -13,8 +13,7 @@ class UERMOutput(NamedTuple):
 
     Attributes:
         labels: `(N,)` labels as they stand.
-        targets: `(N, K)` distributions to train on: one-hot labels, softened for ambiguous samples
-            with `outcome="soft"`.
+        targets: `(N, K)` one-hot labels to train on.
         weight: `(N,)` in [0, 1], for `weighted_mean`; 1 during warm-up and for samples never seen
             before.
         uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it; 0 where somebody

@@ -132,7 +132,7 @@ def _parser() -> Any:
     )
 
     audit = parser_of(
-        "unmuddle audit --run RUN [--data DATA] [--limit N] [--out FOLDER]",
+        "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--out FOLDER]",
         "Rank the training labels by how likely a run's predictions make them wrong; accept or\n"
         "reject each on a page, or in the file beside it.",
         "  unmuddle audit --run runs/one\n"
@@ -141,6 +141,16 @@ def _parser() -> Any:
     audit.add_argument("--run", type=Path, required=True, help="folder of the run")
     audit.add_argument("--data", help="data set, as for train; default: the run's own")
     audit.add_argument("--limit", type=int, default=200, help="how many labels")
+    audit.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw them from the doubtful half; answers to these teach UERM most",
+    )
+    audit.add_argument(
+        "--pred_probs",
+        type=Path,
+        help=".npy of probabilities (n, K) to judge by, e.g. cleanlab's; default: the run's own",
+    )
     audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
 
     export = parser_of(
@@ -304,13 +314,20 @@ def _check_report(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: exists and is not a page of unmuddle")
 
 
-def _audit(run: Path, data: str | None, limit: int, out: Path | None) -> None:
+def _audit(
+    run: Path,
+    data: str | None,
+    limit: int,
+    draw: bool,
+    pred_probs: Path | None,
+    out: Path | None,
+) -> None:
     from unmuddle.recipes.audit import audit
     from unmuddle.recipes.decisions import check_undecided, write_rows
     from unmuddle.recipes.run_folder import make_folder, write_whole
     from unmuddle.report import Card, audit_page
 
-    suspects = audit(data, run, limit)
+    suspects = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
     out = make_folder("--out", out or run / "audit")
     check_undecided(out / "suspects.csv")
     _check_report("--out", out / "index.html")

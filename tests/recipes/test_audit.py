@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -50,6 +51,39 @@ def test_suspects_are_ranked_and_say_why(run: Path) -> None:
         assert s.row.source == samples[s.row.sample]["source"]
         assert f"wrong with probability {s.wrong:.2f}: predicted as {s.row.suggested}" in s.why
     assert len(audit(None, run, limit=1)) == 1
+
+
+def test_labels_are_drawn_from_the_doubtful_half(run: Path) -> None:
+    everything = [s.row.sample for s in audit(None, run, limit=10**6)]
+    half = set(everything[: -(-len(everything) // 2)])
+    drawn = [s.row.sample for s in audit(None, run, limit=5, draw=True)]
+    assert len(set(drawn)) == 5
+    assert set(drawn) < half
+    assert drawn != everything[:5]
+    assert drawn == [s.row.sample for s in audit(None, run, limit=5, draw=True)]
+
+
+def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, capsys) -> None:
+    labels = safetensors.torch.load_file(run / "uerm.safetensors")["ledger.original_labels"]
+    classes = int(labels.max()) + 1
+    p = torch.nn.functional.one_hot(labels, classes).double() * 0.8 + 0.2 / classes
+    p[3] = p[3].roll(1)  # contradicts its label
+    path = tmp_path / "pred_probs.npy"
+    np.save(path, p.numpy())
+    suspects = audit(None, run, limit=1, pred_probs=path)
+    assert suspects[0].row.sample == 3
+    for broken, message in (
+        (p[:-1], rf"expected shape \(n, K\) = \({len(p)}, {classes}\), got"),
+        (p * 2, "rows add up to 1"),
+        (p - 1, "rows add up to 1"),
+        (p * torch.nan, "rows add up to 1"),
+    ):
+        np.save(path, broken.numpy())
+        with pytest.raises(UsageError, match=message):
+            audit(None, run, pred_probs=path)
+    path.write_text("no array")
+    assert main(["audit", "--run", str(run), "--pred_probs", str(path)]) == 2
+    assert f"--pred_probs {path}: not readable" in capsys.readouterr().err
 
 
 def test_decisions_are_trained_on_and_left_alone(

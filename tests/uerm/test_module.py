@@ -231,11 +231,11 @@ def test_labels_that_somebody_chose_are_trusted() -> None:
     assert out.weight.tolist() == [1, 1, 0]
 
 
-def test_an_answer_that_the_label_is_right_saves_its_like() -> None:
+def test_an_answer_that_the_label_is_right_speaks_for_its_like() -> None:
     uerm = UERM(torch.tensor([1, 1, 1]), 2, warmup_epochs=0, **FREE)
     uerm.ledger.decide(torch.tensor([0, 1]), torch.tensor([1, 0]))
     feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
-    assert uerm.end_epoch() == []
+    uerm.end_epoch()
     assert uerm.uncertainty[2].item() == pytest.approx(0.5, abs=0.25)
 
 
@@ -284,6 +284,28 @@ def test_suggestions_change_nothing_and_leave_out_what_somebody_chose() -> None:
     assert [s.sample for s in uerm.suggest(limit=1)] == [0]
     for name, value in uerm.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def test_labels_to_verify_are_drawn_from_the_doubtful_half_anew_after_each_decision() -> None:
+    n = 40
+    uerm = UERM(torch.zeros(n, dtype=torch.int64), 3, warmup_epochs=9)
+    logits = torch.stack([torch.linspace(4, -4, n - 1), torch.zeros(n - 1), -torch.ones(n - 1)], 1)
+    uerm.observe(torch.zeros(n - 1, 1), logits, torch.arange(n - 1))  # all but the last
+    asked: list[int] = []
+    for _ in range(3):
+        found = uerm.suggest(5, to_verify=True)
+        assert [(s.label, s.suggested, s.rule) for s in found] == [(0, 1, "verify")] * 5
+        assert all(s.margin == s.uncertainty for s in found)
+        samples = [s.sample for s in found]
+        assert samples == [s.sample for s in uerm.suggest(5, to_verify=True)]
+        assert samples == sorted(samples, reverse=True), "most doubtful first"
+        assert min(samples) >= 19 - len(asked)
+        assert max(samples) < n - 1, "one that was never seen cannot be judged"
+        assert not set(samples) & set(asked)
+        uerm.ledger.decide(torch.tensor(samples), torch.zeros(5, dtype=torch.int64))
+        asked += samples
+    assert asked != [*range(38, 23, -1)], "not the most doubtful ones alone"
+    assert len(uerm.suggest(to_verify=True)) == 12
 
 
 @pytest.mark.parametrize(

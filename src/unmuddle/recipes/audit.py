@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -13,9 +14,10 @@ from unmuddle.recipes.data.files import tell_left_out
 from unmuddle.recipes.data.noise import add_noise
 from unmuddle.recipes.decisions import Row
 from unmuddle.recipes.errors import UsageError
+from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.run_folder import check_images, read_config
 from unmuddle.uerm import Distribution, LabelLedger, Proposals, gather_evidence
-from unmuddle.uerm.policy import suggestions
+from unmuddle.uerm.policy import questions, suggestions
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ class Suspect:
     image: Tensor
 
 
-def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
+def audit(
+    data: str | None,
+    run: Path,
+    limit: int = 200,
+    *,
+    draw: bool = False,
+    pred_probs: Path | None = None,
+) -> list[Suspect]:
     """The `limit` training labels that are most likely wrong, worst first.
 
     Any run that has ended will do, one without UERM too: its predictions are recorded all the same,
@@ -48,9 +57,12 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
         data: data set, as for `train`; `None`: the run's own.
         run: folder of the run.
         limit: at most this many.
+        draw: draw them at random from the half that is most likely wrong instead.
+        pred_probs: `.npy` file of probabilities `(n, K)`, such as cleanlab's, to judge by in place
+            of the run's own; rows in the order of the run's `samples.csv`.
 
     Raises:
-        UsageError: the run does not belong to the data, or cannot be read.
+        UsageError: the run or the probabilities do not belong to the data, or cannot be read.
     """
     if limit < 1:
         raise UsageError(f"--limit: expected at least 1, got {limit}")
@@ -66,6 +78,9 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
     add_noise(training, classes, config.noise, config.seed)
     check_images("--run", run, training)
     predictions, seen, ledger = _read_state(run, training, len(classes))
+    if pred_probs is not None:
+        predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
+        seen = torch.ones_like(seen)
     now = ledger.current_labels
 
     given = training.labels
@@ -80,8 +95,12 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
         1 - evidence.posterior.prob_of(given),
         evidence.posterior.rival(given),
     )
-    suggested_labels = torch.where(seen & ~ledger.fixed(), rival, given)
-    proposals = Proposals(suggested_labels, wrong, 0.0, "audit")
+    free = seen & ~ledger.fixed()
+    proposals = (
+        questions(evidence.about(given), free, limit)
+        if draw
+        else Proposals(torch.where(free, rival, given), wrong, 0.0, "audit")
+    )
 
     suspects: list[Suspect] = []
     for found in suggestions(proposals, given, wrong, limit):
@@ -97,6 +116,23 @@ def audit(data: str | None, run: Path, limit: int = 200) -> list[Suspect]:
             Suspect(row, float(wrong[i]), float(confidence[i]), why, training.images[i])
         )
     return suspects
+
+
+def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
+    option = f"--pred_probs {path}"
+    try:
+        found = np.load(user_path("--pred_probs", str(path)), allow_pickle=False)
+        probabilities = torch.from_numpy(found).float()
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{option}: not readable: {error}") from error
+    if probabilities.shape != shape:
+        raise UsageError(
+            f"{option}: expected shape (n, K) = {tuple(shape)}, got {tuple(probabilities.shape)}"
+        )
+    sums = probabilities.sum(1)
+    if not ((probabilities >= 0).all() and ((sums - 1).abs() < 1e-3).all()):
+        raise UsageError(f"{option}: expected probabilities whose rows add up to 1")
+    return Distribution(probabilities)
 
 
 def _read_state(

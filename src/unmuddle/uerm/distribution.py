@@ -45,6 +45,12 @@ class Distribution(NamedTuple):
         probability, entry = torch.where(is_label, -1, self.probabilities).max(1)
         return probability.float(), self.classes.gather(1, entry[:, None])[:, 0].long()
 
+    def best(self) -> tuple[Tensor, Tensor]:
+        """`(n,)` largest probability, and `(n,)` its class."""
+        probability, entry = self.probabilities.max(1)
+        best = entry if self.classes is None else self.classes.gather(1, entry[:, None])[:, 0]
+        return probability.float(), best.long()
+
     def margin(self, labels: Tensor) -> Tensor:
         """`(n,)` probability of the label less that of its rival, in [-1, 1].
 

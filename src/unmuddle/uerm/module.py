@@ -18,6 +18,7 @@ from unmuddle.uerm.policy import (
     Proposals,
     choose_policy,
     guarded,
+    questions,
     suggestions,
 )
 from unmuddle.uerm.processes import from_first_process
@@ -259,17 +260,26 @@ class UERM(nn.Module):
         return self._evidence(self._epoch_means()).copy()
 
     @torch.no_grad()
-    def suggest(self, limit: int | None = None) -> list[Suggestion]:
+    def suggest(self, limit: int | None = None, *, to_verify: bool = False) -> list[Suggestion]:
         """List what the policy would relabel now, most confident first; nothing is applied.
 
         Samples never seen, and samples whose label somebody chose, are left out. In a distributed
         run all processes call it.
+
+        Args:
+            limit: at most this many.
+            to_verify: list labels whose verification by `ledger.decide` teaches most instead:
+                drawn at random from the half that is most likely wrong, other ones after each
+                decision. `margin` is then the probability that the label is wrong.
         """
         if limit is not None:
             limit = whole("limit", limit)
         means = self._epoch_means()
         evidence = self._evidence(means)
-        proposals = self._proposals(evidence, self._free(means))
+        free = self._free(means)
+        proposals = (
+            questions(evidence, free, limit) if to_verify else self._proposals(evidence, free)
+        )
         return suggestions(proposals, evidence.current, evidence.uncertainty, limit)
 
     def _histories(self) -> tuple[DenseHistory | TopKHistory | None, ...]:

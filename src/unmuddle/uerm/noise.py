@@ -1,25 +1,28 @@
 """Noise model of the labels, and the posterior of the true class given a label and a prediction.
 
-A label y is right with probability 1 - ε, and else any other class alike. The prediction p says
-which class k the sample really has, once it is told how sure it should be (β) and how often each
-class is met (b):
+A label y is right with probability 1 - ε, and else drawn from a distribution D that depends on the
+class k the sample really has. The prediction p says which class that is, once it is told how sure
+it should be (β) and how far each class is to be trusted (b):
 
-    q = softmax(β log p + b)    P(y | k) = 1 - ε if y = k, else ε / (K - 1)
+    q = softmax(β log p + b)    P(y | k) = 1 - ε if y = k, else ε D[k, y]
     P(y) = Σ_k q[k] P(y | k)    P(k | y) = q[k] P(y | k) / P(y)
 
-`fit_noise` finds the β, b and ε that make the given labels most likely.
+`fit_noise` finds ε, D and b by counting contradictions: samples whose most likely class is not
+their label. β is the one that makes the given labels most likely.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from unmuddle.uerm.distribution import Distribution
 
-FITTED = 16_384  # samples that a fit looks at, drawn from all
+FITTED = 16_384  # samples that the fit of β looks at, drawn from all
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
+# Nats by which contradictions have to be uneven to count as such, and to count fully.
+EVEN, UNEVEN = 0.1, 0.3
+TRUST = 0.25  # power of a class's odds of agreement
 
 
 class NoiseModel(NamedTuple):
@@ -27,23 +30,29 @@ class NoiseModel(NamedTuple):
 
     Attributes:
         rate: ε, the share of labels that are wrong.
+        confusion: `(K, K)` D; row k is the distribution of the wrong labels of class k.
         sharpness: β; more than 1 where predictions are less certain than they could be.
-        bias: `(K,)` b.
+        bias: `(K,)` b; less than 0 for a class whose labels are contradicted more often than not.
     """
 
     rate: Tensor
+    confusion: Tensor
     sharpness: Tensor
     bias: Tensor
 
 
 @torch.inference_mode(False)
 def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
-    """The most likely noise model, given labels `(n,)` and what was predicted of their samples.
+    """Fit the noise model to labels `(n,)` and what was predicted of their samples.
 
-    With priors that matter for some hundred samples or less: ε around 0.1, β around 2, b around 0.
-    Predictions of a model that has learned the labels by heart hide their noise; so does noise
-    that always takes one class for the same other one, when the predictions have taken it over, or
-    there are but two classes: b, a class that is met less often, says the same.
+    ε is the contradicted share of the samples that are predicted as confidently as the median of
+    those that agree with their label, with a prior of one wrong label in ten. Where the
+    contradictions go evenly to all classes, so do the wrong labels, and no class is trusted less
+    than another: noise of chance. Where some classes are taken for each other, D follows the
+    contradictions, and `b = log(agreed / contradicted) / 4` of the labels of each class.
+
+    Predictions of a model that has learned the labels by heart hide their noise. Samples without a
+    prediction, all of whose probabilities are 0, do not count.
 
     Raises:
         ValueError: fewer than two classes, of which no label can be wrong.
@@ -56,40 +65,27 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    if len(labels) > FITTED:
-        drawn = _drawn(len(labels)).to(labels.device)
-        predictions, labels = predictions.rows(drawn), labels[drawn]
-    p = predictions.with_label(labels, num_classes)
-    log_p, is_label = _log(p, torch.float64), _is_label(p, labels, num_classes)
+    confidence, predicted = predictions.best()
+    seen = confidence > 0
+    cells = (predicted * num_classes + labels)[seen]
+    counts = torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes).double()
 
-    logit = log_p.new_tensor(-2.2)  # of ε
-    log_sharpness = log_p.new_tensor(0.7)
-    bias = log_p.new_zeros(num_classes)
-    free = [logit, log_sharpness, bias]
-    for parameter in free:
-        parameter.requires_grad = True
-    optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
+    agrees = seen & (predicted == labels)
+    confident = confidence >= confidence[agrees].median() if agrees.any() else seen
+    contradicted = confident & seen & ~agrees
+    rate = (contradicted.sum() + 1) / ((confident & seen).sum() + 10).double()
 
-    def model() -> NoiseModel:
-        return NoiseModel(logit.sigmoid(), log_sharpness.exp(), bias)
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        found = model()
-        of_label = (_q(log_p, p.classes, found) * is_label).sum(1)
-        other = found.rate / (num_classes - 1)
-        likelihood = (other + (1 - found.rate - other) * of_label).log().sum()
-        prior = logsigmoid(logit) + 9 * logsigmoid(-logit)
-        prior = prior - 2 * (log_sharpness - 0.7).square() - 0.5 * bias.square().sum()
-        value = -(likelihood + prior) / max(len(labels), 1)
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)  # pyright: ignore[reportArgumentType]  a tensor is as good as a float
-    for parameter in free:
-        parameter.requires_grad = False
-    return model()
+    agreed = counts.diagonal()
+    wrong = counts - agreed.diag()
+    uneven = _unevenness(wrong)
+    evenly = (1 - torch.eye(num_classes, dtype=wrong.dtype, device=wrong.device)) / (
+        num_classes - 1
+    )
+    shares = (wrong + 2 * evenly) / (wrong.sum(1, keepdim=True) + 2)
+    confusion = evenly.lerp(shares, uneven)
+    bias = uneven * TRUST * ((agreed + 1) / (wrong.sum(0) + 1)).log()
+    model = NoiseModel(rate, confusion, torch.ones_like(rate), bias)
+    return model._replace(sharpness=_fit_sharpness(predictions, labels, model))
 
 
 def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Distribution:
@@ -97,17 +93,53 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
 
     Examples:
         >>> p, y = torch.tensor([[0.98, 0.02]]), torch.tensor([1])
-        >>> plain = NoiseModel(torch.tensor(0.1), torch.tensor(1.0), torch.zeros(2))
+        >>> other = 1 - torch.eye(2)
+        >>> plain = NoiseModel(torch.tensor(0.1), other, torch.tensor(1.0), torch.zeros(2))
         >>> posterior(Distribution(p), y, plain).probabilities
         tensor([[0.8448, 0.1552]])
     """
-    num_classes = len(model.bias)
-    p = predictions.with_label(labels, num_classes)
+    p = predictions.with_label(labels, len(model.bias))
     model = NoiseModel(*(value.float() for value in model))
-    joint = _q(_log(p, torch.float32), p.classes, model)
-    is_label = _is_label(p, labels, num_classes)
-    joint = joint * torch.where(is_label, 1 - model.rate, model.rate / (num_classes - 1))
+    joint = _q(_log(p, torch.float32), p.classes, model) * _label_given_class(p, labels, model)
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
+
+
+def _unevenness(wrong: Tensor) -> Tensor:
+    """Return 0 where contradictions `(K, K)` go evenly to all other classes, 1 where they do not.
+
+    By the Kullback-Leibler divergence from an even distribution, in nats, less what chance makes
+    of it.
+    """
+    classes, of_class = len(wrong), wrong.sum(1, keepdim=True)
+    shares = wrong / of_class.clamp(min=1)
+    divergence = (torch.special.xlogy(wrong, shares * (classes - 1))).sum()
+    by_chance = (of_class > 0).sum() * (classes - 2) / 2
+    nats = (divergence - by_chance) / of_class.sum().clamp(min=1)
+    return ((nats - EVEN) / (UNEVEN - EVEN)).clamp(0, 1)
+
+
+def _fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
+    """The β that makes the labels most likely; around 2, where samples are few."""
+    if len(labels) > FITTED:
+        drawn = _drawn(len(labels)).to(labels.device)
+        predictions, labels = predictions.rows(drawn), labels[drawn]
+    p = predictions.with_label(labels, len(model.bias))
+    log_p = _log(p, torch.float64)
+    of_label = _label_given_class(p, labels, model)
+    log_sharpness = log_p.new_tensor(0.7, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_sharpness], max_iter=30, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        q = _q(log_p, p.classes, model._replace(sharpness=log_sharpness.exp()))
+        likelihood = (q * of_label).sum(1).log().sum()
+        value = (2 * (log_sharpness - 0.7).square() - likelihood) / max(len(labels), 1)
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # pyright: ignore[reportArgumentType]  a tensor is as good as a float
+    return log_sharpness.detach().exp()
 
 
 def _drawn(samples: int) -> Tensor:
@@ -119,13 +151,17 @@ def _log(p: Distribution, dtype: torch.dtype) -> Tensor:
     return p.probabilities.to(dtype).clamp(min=FLOOR).log()
 
 
-def _is_label(p: Distribution, labels: Tensor, num_classes: int) -> Tensor:
-    """`(n, k)` which entry is that of the label."""
-    classes = torch.arange(num_classes, device=labels.device) if p.classes is None else p.classes
-    return classes == labels[:, None]
-
-
 def _q(log_p: Tensor, classes: Tensor | None, model: NoiseModel) -> Tensor:
     """`(n, k)` which class a sample has, label unseen."""
     bias = model.bias if classes is None else model.bias[classes.long()]
     return (model.sharpness * log_p + bias).softmax(1)
+
+
+def _label_given_class(p: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
+    """`(n, k)` P(y | k) of each sample's label y and the classes k of its entries."""
+    if p.classes is None:
+        wrong = model.confusion.T[labels]
+        return (model.rate * wrong).scatter(1, labels[:, None], (1 - model.rate).item())
+    classes = p.classes.long()
+    wrong = model.rate * model.confusion[classes, labels[:, None]]
+    return torch.where(classes == labels[:, None], 1 - model.rate, wrong)

@@ -30,15 +30,17 @@ class Proposals(NamedTuple):
     rule: str
 
 
-def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1) -> Proposals:
-    """Relabel the samples whose most likely class is another one, as many as are sure enough.
+def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1) -> Proposals:
+    """Relabel the samples that more likely than not have another class than their label says.
 
-    The noise model that fits the evidence (`fit_noise`) gives each sample's posterior `P(k | y)`,
-    with y the ORIGINAL label and `m = max_{k != y} P(k | y)`; the more noise there is, the less
-    contradiction makes it large. The threshold is the smallest t > 1/2 at which the mean of all
-    m >= t, the expected share of right ones among the new labels, is at least `precision`. A
+    With `m = max_{k != y} P(k | y)` by the posterior and y the ORIGINAL label: `m > t` proposes
+    that class. The threshold t is the smallest one of at least 1/2 at which the mean of all
+    `m > t`, the expected share of right ones among the new labels, is at least `precision`. A
     relabeled sample keeps its label while its posterior is above t - hysteresis, and returns to y
     below (our choice).
+
+    What is expected is as good as the posterior: `precision` holds where labels of all kinds were
+    verified, and without them it is but a stricter or a milder rule.
 
     Examples:
         >>> from unmuddle.uerm import Distribution, gather_evidence
@@ -50,11 +52,11 @@ def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1
     original, current = evidence.original, evidence.current
     likely = evidence.posterior
     margin, rival = likely.rival(original)
-    ordered = margin.sort(descending=True).values
+    ordered = margin[margin > 0.5].sort(descending=True).values
     expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
     last_of_ties = torch.ones_like(ordered, dtype=torch.bool)
     last_of_ties[:-1] = ordered[1:] < ordered[:-1]
-    sure = (expected >= precision) & (ordered > 0.5) & last_of_ties
+    sure = (expected >= precision) & last_of_ties
     threshold = float(ordered[sure][-1]) if sure.any() else 1.0
 
     stays = (current != original) & (likely.prob_of(current) > threshold - hysteresis)
@@ -169,6 +171,27 @@ def suggestions(
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [Suggestion(*row, rule=proposals.rule) for row in rows]
+
+
+def questions(evidence: Evidence, free: Tensor, limit: int | None = None) -> Proposals:
+    """Choose labels to verify: drawn at random from the doubtful half.
+
+    The most doubtful ones alone would teach little of the others. What is drawn changes with the
+    number of samples that are not free.
+
+    Args:
+        evidence: what is known.
+        free: `(n,)` True where a label can be asked about.
+        limit: at most this many; `None`: the whole half.
+    """
+    doubt = 1 - evidence.posterior.prob_of(evidence.current)
+    number = int(free.sum())
+    half = torch.where(free, doubt, -1).argsort(descending=True, stable=True)[: -(-number // 2)]
+    generator = torch.Generator().manual_seed(len(free) - number)
+    drawn = half[torch.randperm(len(half), generator=generator).to(half.device)[:limit]]
+    labels = evidence.current.clone()
+    labels[drawn] = evidence.posterior.rival(evidence.current)[1][drawn]
+    return Proposals(labels, doubt, 0.0, "verify")
 
 
 class PolicyDefaults(NamedTuple):

@@ -138,14 +138,14 @@ def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str
     data = f"ferplus:{ferplus}" if cell.data == "ferplus" else cell.data
     noise = f"file:{human}" if cell.noise == "human" else cell.noise
     own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
-    own.append(f"--precision={_precision()}")
+    own.append(f"--precision={precision()}")
     if cell.variant not in VARIANTS:
         return [*own, *(f"--{option}" for option in cell.variant.split())]
     common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
     return [*own, *common, *VARIANTS[cell.variant]]
 
 
-def _precision() -> str:
+def precision() -> str:
     """bf16 on CPUs that are fast at it; on a GPU the network is too small to gain by it."""
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "bf16" if native and not torch.accelerator.is_available() else "no"
@@ -169,14 +169,15 @@ def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
     first = [option for option in options if option != TWICE]
     if first != options:
         before = path.with_name(f"{path.name}_first")
-        _train(first, before)
+        train_run(first, before)
         options = [*first, f"--labels={before / 'relabeled.csv'}"]
-    _train(options, path)
+    train_run(options, path)
     split = "val" if cell.seed in DEVELOPMENT else "test"
     return cell._asdict() | {"split": split} | figures(path, split)
 
 
-def _train(options: list[str], path: Path) -> None:
+def train_run(options: list[str], path: Path) -> None:
+    """Run `unmuddle train`, or go on where it was stopped."""
     started = (path / "config.yaml").exists()
     if started:
         check_options(options, path)
@@ -301,10 +302,10 @@ def _same(used: Any, given: str) -> bool:
     return float(given) == used if isinstance(used, float) else given == str(used)
 
 
-def frozen_commit() -> str:
+def frozen_commit(settings: Path = SETTINGS) -> str:
     """The commit; exits where settings or package are not committed: they come before figures."""
     git = ["git", "-C", str(ROOT)]
-    status = [*git, "status", "--porcelain", "--", str(SETTINGS), str(ROOT / "src")]
+    status = [*git, "status", "--porcelain", "--", str(settings), str(ROOT / "src")]
     changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout
     if changed:
         sys.exit(f"commit first, settings are chosen before the test is read:\n{changed}")

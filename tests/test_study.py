@@ -184,7 +184,7 @@ def test_a_try_that_cannot_be_run_as_said_is_refused(text: str) -> None:
 
 def test_a_second_training_is_given_the_labels_of_the_first(tmp_path, monkeypatch) -> None:
     trained = []
-    monkeypatch.setattr(study, "_train", lambda options, path: trained.append((options, path)))
+    monkeypatch.setattr(study, "train_run", lambda options, path: trained.append((options, path)))
     monkeypatch.setattr(study, "figures", lambda run, split: {"run": run, "split": split})
     cell = next(study.tries("data=digits parts=uerm labels=relabeled"))
     row = study.run_cell(cell, study.options_of(cell, None, None), tmp_path)

@@ -144,12 +144,12 @@ def _parser() -> Any:
     audit.add_argument(
         "--draw",
         action="store_true",
-        help="draw them from the doubtful half; answers to these teach UERM most",
+        help="draw labels at random from the more suspicious half; UERM learns most from these",
     )
     audit.add_argument(
         "--pred_probs",
         type=Path,
-        help=".npy of probabilities (n, K) to judge by, e.g. cleanlab's; default: the run's own",
+        help=".npy file of predicted probabilities (n, K); default: the run's own",
     )
     audit.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
 

@@ -57,9 +57,9 @@ def audit(
         data: data set, as for `train`; `None`: the run's own.
         run: folder of the run.
         limit: at most this many.
-        draw: draw them at random from the half that is most likely wrong instead.
-        pred_probs: `.npy` file of probabilities `(n, K)`, such as cleanlab's, to judge by in place
-            of the run's own; rows in the order of the run's `samples.csv`.
+        draw: draw the labels at random from the half that is most likely wrong.
+        pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of the run's own,
+            for example cleanlab's. Rows follow the run's `samples.csv`.
 
     Raises:
         UsageError: the run or the probabilities do not belong to the data, or cannot be read.

@@ -46,7 +46,7 @@ class Distribution(NamedTuple):
         return probability.float(), self.classes.gather(1, entry[:, None])[:, 0].long()
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """`(n,)` largest probability, and `(n,)` its class."""
+        """Return each sample's largest probability `(n,)` and its class `(n,)`."""
         probability, entry = self.probabilities.max(1)
         best = entry if self.classes is None else self.classes.gather(1, entry[:, None])[:, 0]
         return probability.float(), best.long()

@@ -267,10 +267,10 @@ class UERM(nn.Module):
         run all processes call it.
 
         Args:
-            limit: at most this many.
-            to_verify: list labels whose verification by `ledger.decide` teaches most instead:
-                drawn at random from the half that is most likely wrong, other ones after each
-                decision. `margin` is then the probability that the label is wrong.
+            limit: maximum number of suggestions.
+            to_verify: suggest labels to verify with `ledger.decide` instead, drawn at random from
+                the half that is most likely wrong. `margin` is then the probability that the label
+                is wrong. Each decision leads to another draw.
         """
         if limit is not None:
             limit = whole("limit", limit)

@@ -1,14 +1,13 @@
-"""Noise model of the labels, and the posterior of the true class given a label and a prediction.
+"""Label noise model, and the posterior of the true class given a label and a prediction.
 
-A label y is right with probability 1 - ε, and else drawn from a distribution D that depends on the
-class k the sample really has. The prediction p says which class that is, once it is told how sure
-it should be (β) and how far each class is to be trusted (b):
+A label y is right with probability 1 - ε. A wrong label is drawn from row k of a confusion matrix
+D, where k is the true class. The prediction p is sharpened by β:
 
-    q = softmax(β log p + b)    P(y | k) = 1 - ε if y = k, else ε D[k, y]
+    q = softmax(β log p)        P(y | k) = 1 - ε if y = k, else ε D[k, y]
     P(y) = Σ_k q[k] P(y | k)    P(k | y) = q[k] P(y | k) / P(y)
 
-`fit_noise` finds ε, D and b by counting contradictions: samples whose most likely class is not
-their label. β is the one that makes the given labels most likely.
+`fit_noise` estimates ε and D from contradictions: samples whose predicted class is not their
+label. β maximises the likelihood of the given labels.
 """
 
 from typing import NamedTuple
@@ -18,41 +17,44 @@ from torch import Tensor
 
 from unmuddle.uerm.distribution import Distribution
 
-FITTED = 16_384  # samples that the fit of β looks at, drawn from all
+FITTED = 16_384  # size of the random subset to which β is fitted
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
-# Nats by which contradictions have to be uneven to count as such, and to count fully.
+# Divergence of contradictions from uniform, in nats: noise is symmetric up to EVEN and
+# class-conditional from UNEVEN on.
 EVEN, UNEVEN = 0.1, 0.3
-TRUST = 0.25  # power of a class's odds of agreement
 
 
 class NoiseModel(NamedTuple):
-    """Noise model that `fit_noise` found.
+    """Label noise model; see `fit_noise`.
 
     Attributes:
-        rate: ε, the share of labels that are wrong.
-        confusion: `(K, K)` D; row k is the distribution of the wrong labels of class k.
-        sharpness: β; more than 1 where predictions are less certain than they could be.
-        bias: `(K,)` b; less than 0 for a class whose labels are contradicted more often than not.
+        rate: ε, the share of wrong labels.
+        confusion: `(K, K)` matrix D. Row k is the distribution of the wrong labels of class k.
+        sharpness: inverse temperature β. It exceeds 1 for underconfident predictions.
     """
 
     rate: Tensor
     confusion: Tensor
     sharpness: Tensor
-    bias: Tensor
 
 
 @torch.inference_mode(False)
 def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
-    """Fit the noise model to labels `(n,)` and what was predicted of their samples.
+    """Fit the noise model to given labels and predictions of their samples.
 
-    ε is the contradicted share of the samples that are predicted as confidently as the median of
-    those that agree with their label, with a prior of one wrong label in ten. Where the
-    contradictions go evenly to all classes, so do the wrong labels, and no class is trusted less
-    than another: noise of chance. Where some classes are taken for each other, D follows the
-    contradictions, and `b = log(agreed / contradicted) / 4` of the labels of each class.
+    ε is the share of contradicted labels among confident predictions: those at or above the median
+    confidence of the predictions that agree with their label. The prior is one wrong label in ten.
 
-    Predictions of a model that has learned the labels by heart hide their noise. Samples without a
-    prediction, all of whose probabilities are 0, do not count.
+    If contradictions are spread evenly over the classes, the noise is symmetric and D is uniform.
+    If they concentrate on some classes, the noise is class-conditional and D follows them.
+
+    A model that has memorised the labels hides their noise. Samples without a prediction, whose
+    probabilities are all 0, are not counted.
+
+    Args:
+        predictions: of n samples.
+        labels: `(n,)` labels as given.
+        num_classes: K.
 
     Raises:
         ValueError: fewer than two classes, of which no label can be wrong.
@@ -75,40 +77,39 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     contradicted = confident & seen & ~agrees
     rate = (contradicted.sum() + 1) / ((confident & seen).sum() + 10).double()
 
-    agreed = counts.diagonal()
-    wrong = counts - agreed.diag()
+    wrong = counts - counts.diag().diag()
     uneven = _unevenness(wrong)
     evenly = (1 - torch.eye(num_classes, dtype=wrong.dtype, device=wrong.device)) / (
         num_classes - 1
     )
     shares = (wrong + 2 * evenly) / (wrong.sum(1, keepdim=True) + 2)
     confusion = evenly.lerp(shares, uneven)
-    bias = uneven * TRUST * ((agreed + 1) / (wrong.sum(0) + 1)).log()
-    model = NoiseModel(rate, confusion, torch.ones_like(rate), bias)
+    model = NoiseModel(rate, confusion, torch.ones_like(rate))
     return model._replace(sharpness=_fit_sharpness(predictions, labels, model))
 
 
 def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Distribution:
-    """`P(k | y)`, what class each sample really has, given its label y and its prediction.
+    """Return `P(k | y)`: the distribution of each sample's true class, given its label y.
 
     Examples:
         >>> p, y = torch.tensor([[0.98, 0.02]]), torch.tensor([1])
         >>> other = 1 - torch.eye(2)
-        >>> plain = NoiseModel(torch.tensor(0.1), other, torch.tensor(1.0), torch.zeros(2))
+        >>> plain = NoiseModel(torch.tensor(0.1), other, torch.tensor(1.0))
         >>> posterior(Distribution(p), y, plain).probabilities
         tensor([[0.8448, 0.1552]])
     """
-    p = predictions.with_label(labels, len(model.bias))
+    p = predictions.with_label(labels, len(model.confusion))
     model = NoiseModel(*(value.float() for value in model))
-    joint = _q(_log(p, torch.float32), p.classes, model) * _label_given_class(p, labels, model)
+    q = (model.sharpness * _log(p, torch.float32)).softmax(1)
+    joint = q * _label_given_class(p, labels, model)
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
 def _unevenness(wrong: Tensor) -> Tensor:
-    """Return 0 where contradictions `(K, K)` go evenly to all other classes, 1 where they do not.
+    """Return 0 for symmetric and 1 for class-conditional contradictions `(K, K)`.
 
-    By the Kullback-Leibler divergence from an even distribution, in nats, less what chance makes
-    of it.
+    The measure is the Kullback-Leibler divergence of the rows from uniform, less its expectation
+    under sampling.
     """
     classes, of_class = len(wrong), wrong.sum(1, keepdim=True)
     shares = wrong / of_class.clamp(min=1)
@@ -119,11 +120,11 @@ def _unevenness(wrong: Tensor) -> Tensor:
 
 
 def _fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
-    """The β that makes the labels most likely; around 2, where samples are few."""
+    """Maximise the likelihood of the labels over β, with a log-normal prior around 2."""
     if len(labels) > FITTED:
         drawn = _drawn(len(labels)).to(labels.device)
         predictions, labels = predictions.rows(drawn), labels[drawn]
-    p = predictions.with_label(labels, len(model.bias))
+    p = predictions.with_label(labels, len(model.confusion))
     log_p = _log(p, torch.float64)
     of_label = _label_given_class(p, labels, model)
     log_sharpness = log_p.new_tensor(0.7, requires_grad=True)
@@ -131,7 +132,7 @@ def _fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        q = _q(log_p, p.classes, model._replace(sharpness=log_sharpness.exp()))
+        q = (log_sharpness.exp() * log_p).softmax(1)
         likelihood = (q * of_label).sum(1).log().sum()
         value = (2 * (log_sharpness - 0.7).square() - likelihood) / max(len(labels), 1)
         value.backward()
@@ -143,7 +144,7 @@ def _fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel)
 
 
 def _drawn(samples: int) -> Tensor:
-    """Ids that a fit looks at. By chance: data are often stored with their classes in turn."""
+    """Random subset of samples: data sets are often sorted by class."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:FITTED]
 
 
@@ -151,14 +152,8 @@ def _log(p: Distribution, dtype: torch.dtype) -> Tensor:
     return p.probabilities.to(dtype).clamp(min=FLOOR).log()
 
 
-def _q(log_p: Tensor, classes: Tensor | None, model: NoiseModel) -> Tensor:
-    """`(n, k)` which class a sample has, label unseen."""
-    bias = model.bias if classes is None else model.bias[classes.long()]
-    return (model.sharpness * log_p + bias).softmax(1)
-
-
 def _label_given_class(p: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
-    """`(n, k)` P(y | k) of each sample's label y and the classes k of its entries."""
+    """Likelihood P(y | k) `(n, k)` of each sample's label under the classes of its entries."""
     if p.classes is None:
         wrong = model.confusion.T[labels]
         return (model.rate * wrong).scatter(1, labels[:, None], (1 - model.rate).item())

@@ -31,16 +31,15 @@ class Proposals(NamedTuple):
 
 
 def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1) -> Proposals:
-    """Relabel the samples that more likely than not have another class than their label says.
+    """Relabel samples whose posterior favours another class.
 
-    With `m = max_{k != y} P(k | y)` by the posterior and y the ORIGINAL label: `m > t` proposes
-    that class. The threshold t is the smallest one of at least 1/2 at which the mean of all
-    `m > t`, the expected share of right ones among the new labels, is at least `precision`. A
-    relabeled sample keeps its label while its posterior is above t - hysteresis, and returns to y
-    below (our choice).
+    Let y be the ORIGINAL label and `m = max_{k != y} P(k | y)`. A sample is relabeled to that class
+    if `m >= t`, where t is the smallest threshold above 1/2 at which the mean of all `m >= t`, the
+    expected precision of the new labels, reaches `precision`. A relabeled sample keeps its label
+    while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
 
-    What is expected is as good as the posterior: `precision` holds where labels of all kinds were
-    verified, and without them it is but a stricter or a milder rule.
+    The expected precision is only as good as the posterior. It is calibrated once labels have been
+    verified with `LabelLedger.decide`; until then a larger `precision` is merely a stricter rule.
 
     Examples:
         >>> from unmuddle.uerm import Distribution, gather_evidence
@@ -174,15 +173,15 @@ def suggestions(
 
 
 def questions(evidence: Evidence, free: Tensor, limit: int | None = None) -> Proposals:
-    """Choose labels to verify: drawn at random from the doubtful half.
+    """Draw labels to verify at random from the half that is most likely wrong.
 
-    The most doubtful ones alone would teach little of the others. What is drawn changes with the
-    number of samples that are not free.
+    Verifying only the most suspicious labels would say little about the rest. The draw is seeded
+    with the number of samples that are not free.
 
     Args:
-        evidence: what is known.
-        free: `(n,)` True where a label can be asked about.
-        limit: at most this many; `None`: the whole half.
+        evidence: of all samples.
+        free: `(n,)` True for samples that may be drawn.
+        limit: maximum number of samples; `None`: the whole half.
     """
     doubt = 1 - evidence.posterior.prob_of(evidence.current)
     number = int(free.sum())

@@ -1,0 +1,91 @@
+"""The comparison with cleanlab: its figures by hand, its cells from training to a row."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import labels
+import pages
+import study
+from labels import Cell, Problem
+from layouts import make_ferplus
+from test_train import tiny
+from unmuddle.cli import main
+from unmuddle.recipes.data import load_data
+
+TINY = {"backbone": "test_train:tiny", "epochs": 1, "batch_size": 4, "image_size": 16}
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    rows = labels.read_results()
+    for name, text in labels.SECTIONS.items():
+        assert pages.section("labels.md", name) == text(rows)
+
+
+def test_every_row_is_of_a_cell() -> None:
+    names = [cell.name() for cell in labels.cells()]
+    assert len(set(names)) == len(names) == 3 * (4 + 3 + 3)
+    assert {row["name"] for row in labels.read_results()} <= {*names, "analysis"}
+
+
+def problem(n: int = 200) -> tuple[Problem, Tensor]:
+    """A tenth of the labels is wrong, and predicted right."""
+    truth = torch.arange(n) % 4
+    given = torch.where(torch.arange(n) < n // 10, (truth + 1) % 4, truth)
+    p = 0.8 * torch.eye(4)[truth] + 0.05
+    return Problem(given, truth, [f"{i}.png" for i in range(n)], tuple("abcd")), p
+
+
+def test_figures_by_hand() -> None:
+    known, p = problem()
+    wrong = known.given != known.truth
+    assert labels.ranking(known, wrong.float()) == 1
+    assert labels.ranking(known._replace(truth=known.given), wrong.float()) is None
+    half_right = known.given.clone()
+    half_right[:10], half_right[10:20] = known.truth[:10], (known.truth[10:20] + 2) % 4
+    assert labels.repair(known, half_right) == pytest.approx(
+        {"after": 0.95, "precision": 0.5, "changed": 0.1}
+    )
+    among = torch.arange(200) < 15
+    assert labels.repair(known, half_right, among)["precision"] == pytest.approx(2 / 3)
+    found = labels.of_cleanlab(known, p)
+    assert found["rankings"].keys() == labels.SCORES.keys()
+    assert all(ranking == pytest.approx(1) for ranking in found["rankings"].values())
+    assert found["repairs"]["predicted_neq_given"]["after"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:May not flag", "ignore:The least populated class")
+def test_cells_from_training_to_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_run(options: list[str], path: Path) -> None:
+        assert main(["train", "--quiet", *options, f"--out={path}"]) == 0
+
+    monkeypatch.setattr(labels, "SETTINGS", TINY)
+    monkeypatch.setattr(labels, "FOLDS", 2)
+    monkeypatch.setattr(labels, "ANSWERS", (4, 8))
+    monkeypatch.setattr(study, "train_run", train_run)
+    weights = tmp_path / "weights.pt"
+    ferplus = make_ferplus(tmp_path / "faces", each=12)
+    torch.save(tiny().state_dict(), weights)
+    rows = {
+        kind: labels.run_cell(Cell("symmetric", kind, 0), ferplus, weights, tmp_path)
+        for kind in labels.KINDS
+    }
+    assert len({row["before"] for row in rows.values()}) == 1
+    assert 0 < rows["uerm"]["answers_4"]["ranking"] <= 1
+    assert rows["cleanlab"]["rankings"] != rows["folds"]["rankings"]
+    assert len([*(tmp_path / "symmetric_folds_0").glob("run*")]) == 2
+    clean = labels.problem("none", 0, ferplus, tmp_path)
+    assert torch.equal(clean.given, clean.truth)
+
+
+def test_held_out_faces_are_left_out(tmp_path: Path) -> None:
+    ferplus = make_ferplus(tmp_path / "faces")
+    everything = load_data(f"ferplus:{ferplus}").train
+    sources = [everything.source(i) for i in range(len(everything))]
+    fewer = labels.without(ferplus, set(sources[::2]), tmp_path / "fewer")
+    kept = load_data(f"ferplus:{fewer}").train
+    assert [Path(kept.source(i)).name for i in range(len(kept))] == [
+        Path(source).name for source in sources[1::2]
+    ]

@@ -50,7 +50,7 @@ KINDS = ("uerm", "cleanlab", "folds")
 SEEDS = (1, 2, 3)  # the defaults of UERM were developed on seed 0
 FOLDS, RATE = 5, 0.2
 SETTINGS = {
-    "backbone": "mobilefacenet", "image_size": 80, "epochs": 6, "lr": 3e-3, "lr_backbone": 1e-3,
+    "backbone": "mobilefacenet", "image_size": 112, "epochs": 6, "lr": 3e-3, "lr_backbone": 1e-3,
     "precision": study.precision(),
 }  # fmt: skip
 ANSWERS, STRICT = (100, 200), 0.95

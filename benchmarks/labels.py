@@ -27,22 +27,23 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
-from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import study
 from evidence import Row, spread, table
+from label_figures import ANSWERS, Problem, of_cleanlab, of_uerm
 from pages import write_section
 from timing import extra_megabytes, take_turns
+from unmuddle.recipes.backbones import build_backbone
 from unmuddle.recipes.data import load_data
 from unmuddle.recipes.data.noise import pair_noise, symmetric_noise
+from unmuddle.recipes.model import Classifier
 from unmuddle.recipes.run_folder import write_whole
 from unmuddle.recipes.trained import load_split, load_trained
-from unmuddle.uerm import Distribution, Evidence, bayes, gather_evidence
-from unmuddle.uerm.policy import questions
+from unmuddle.uerm import Distribution, bayes, gather_evidence
 
 RESULTS = Path(__file__).with_name("labels.jsonl")
 NOISES = ("human", "symmetric", "pair", "none")
@@ -53,26 +54,6 @@ SETTINGS = {
     "backbone": "mobilefacenet", "image_size": 112, "epochs": 6, "lr": 3e-3, "lr_backbone": 1e-3,
     "precision": study.precision(),
 }  # fmt: skip
-ANSWERS, STRICT = (100, 200), 0.95
-SCORES = {
-    "self_confidence": {"method": "self_confidence"},
-    "normalized_margin": {"method": "normalized_margin"},
-    "confidence_weighted_entropy": {"method": "confidence_weighted_entropy"},
-    "self_confidence, adjusted": {"method": "self_confidence", "adjust_pred_probs": True},
-    "normalized_margin, adjusted": {"method": "normalized_margin", "adjust_pred_probs": True},
-}
-FILTERS = (
-    "prune_by_class", "prune_by_noise_rate", "both", "confident_learning", "predicted_neq_given"
-)  # fmt: skip
-
-
-class Problem(NamedTuple):
-    """Labels as given and the true ones `(n,)`, and the names of their images."""
-
-    given: Tensor
-    truth: Tensor
-    sources: list[str]
-    classes: tuple[str, ...]
 
 
 class Cell(NamedTuple):
@@ -111,90 +92,16 @@ def problem(noise: str, seed: int, ferplus: Path, out: Path) -> Problem:
     return Problem(given, truth, sources, classes)
 
 
-def ranking(truth: Problem, doubt: Tensor, among: Tensor | None = None) -> float | None:
-    """Average precision of the doubt about each label, for finding the wrong ones."""
-    wrong = truth.given != truth.truth
-    if among is not None:
-        wrong, doubt = wrong[among], doubt[among]
-    return float(average_precision_score(wrong, doubt)) if wrong.any() else None
-
-
-def repair(truth: Problem, labels: Tensor, among: Tensor | None = None) -> Row:
-    """Share of right labels after a repair, and of right ones among the changes."""
-    changed = labels != truth.given
-    if among is not None:
-        changed &= among
-    return {
-        "after": float((labels == truth.truth).double().mean()),
-        "precision": float((labels == truth.truth)[changed].double().mean()),
-        "changed": float(changed.double().mean()),
-    }
-
-
-def of_uerm(truth: Problem, run: Path) -> Row:
-    """Of a run with UERM: its ranking and relabels, and those after answers to its questions."""
-    state = safetensors.torch.load_file(run / "uerm.safetensors")
-    predictions = Distribution(state["predictions.mean"])
-    asked = torch.zeros(len(truth.given), dtype=torch.bool)
-
-    def known() -> Evidence:
-        current = torch.where(asked, truth.truth, truth.given)
-        return gather_evidence(
-            predictions, truth.given, len(truth.classes), current=current, verified=asked
-        )
-
-    found = known()
-    row: Row = {
-        "ranking": ranking(truth, found.uncertainty),
-        "self_confidence": ranking(truth, 1 - predictions.prob_of(truth.given)),
-        "repair": repair(truth, state["ledger.current_labels"]),
-    }
-    for answers in ANSWERS if row["ranking"] is not None else ():
-        more = answers - int(asked.sum())
-        drawn = questions(found, ~asked, more)
-        asked |= drawn.labels != found.current
-        found = known()
-        doubt = 1 - found.posterior.prob_of(truth.given)
-        row[f"answers_{answers}"] = {
-            "ranking": ranking(truth, doubt, ~asked),
-            "repair": repair(truth, _answered(truth, asked, bayes(found).labels), ~asked),
-            "strict": repair(
-                truth, _answered(truth, asked, bayes(found, precision=STRICT).labels), ~asked
-            ),
-        }
-    return row
-
-
-def _answered(truth: Problem, asked: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(asked, truth.truth, labels)
-
-
-def of_cleanlab(truth: Problem, probabilities: Tensor) -> Row:
-    """By each of cleanlab's scores and filters; a label that is found becomes the predicted one."""
-    p, given = probabilities.double().numpy(), truth.given.numpy()
-    p = p / p.sum(1, keepdims=True)
-    scores = {
-        name: ranking(truth, 1 - torch.from_numpy(get_label_quality_scores(given, p, **options)))
-        for name, options in SCORES.items()
-    }
-    repairs = {}
-    for name in FILTERS:
-        issue = torch.from_numpy(find_label_issues(given, p, filter_by=name, n_jobs=1))
-        labels = torch.where(issue, probabilities.argmax(1), truth.given)
-        repairs[name] = repair(truth, labels)
-    return {"rankings": scores, "repairs": repairs}
-
-
 def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
     """Train what the cell needs, or go on where it was stopped; a row of results."""
     truth = problem(cell.noise, cell.seed, ferplus, out)
-    labels = out / f"{cell.noise}_{cell.seed}.csv"
-    with labels.open("w", newline="") as file:
+    noisy = out / f"{cell.noise}_{cell.seed}.csv"
+    with noisy.open("w", newline="") as file:
         csv.writer(file).writerow(("name", "label"))
         rows = zip(truth.sources, truth.given.tolist(), strict=True)
         csv.writer(file).writerows((Path(name).name, truth.classes[y]) for name, y in rows)
     options = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    options += [f"--weights={weights}", f"--noise=file:{labels}", f"--seed={cell.seed}"]
+    options += [f"--weights={weights}", f"--noise=file:{noisy}", f"--seed={cell.seed}"]
     options += [f"--parts={'uerm' if cell.kind == 'uerm' else 'none'}"]
     path = out / cell.name()
     runs = []
@@ -211,11 +118,13 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
     else:
         runs.append(path)
         study.train_run([f"--data=ferplus:{ferplus}", *options], path)
+        state = safetensors.torch.load_file(path / "uerm.safetensors")
+        mean, labels = state["predictions.mean"], state["ledger.current_labels"]
         if cell.kind == "uerm":
-            figures = of_uerm(truth, path)
+            features = frozen_features(ferplus, weights)
+            figures = of_uerm(truth, Distribution(mean), labels, features)
         else:
-            state = safetensors.torch.load_file(path / "uerm.safetensors")
-            figures = of_cleanlab(truth, state["predictions.mean"])
+            figures = of_cleanlab(truth, mean)
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     return {
         "before": float((truth.given == truth.truth).double().mean()),
@@ -223,6 +132,18 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
         "seconds": round(sum(summary["seconds"] for summary in summaries)),
         **figures,
     }
+
+
+@torch.no_grad()
+def frozen_features(ferplus: Path, weights: Path) -> Tensor:
+    """Averaged feature map `(n, C)` of each training face, before fine-tuning."""
+    size = int(SETTINGS["image_size"])
+    data = load_data(f"ferplus:{ferplus}").train
+    data.transform = v2.Resize((size, size), antialias=True)
+    backbone = build_backbone(str(SETTINGS["backbone"]), size, weights=str(weights))
+    model = Classifier(backbone, 2, arm=False, supcon=False).eval()
+    batches = DataLoader(data, batch_size=128)
+    return torch.cat([model(model.standardize(images)).features for images, _, _ in batches])
 
 
 def without(ferplus: Path, names: set[str], out: Path) -> Path:
@@ -438,9 +359,37 @@ def analysis_table(rows: list[Row]) -> str:
     return table(["", "seconds", "megabytes"], lines)
 
 
+def tries_table(rows: list[Row]) -> str:
+    """Of every approach: ranking, and labels right after with their precision."""
+    found = {noise: select(rows, noise, "uerm") for noise in NOISES}
+    if not all(found.values()):
+        return "Not run yet."
+    lines = []
+    for name in found["none"][0]["tries"]:
+        line = [name]
+        for noise, ours in found.items():
+            of_noise = [row["tries"][name] for row in ours]
+            line += [] if noise == "none" else [spread(t["ranking"] for t in of_noise)]
+            after = spread(t["repair"]["after"] for t in of_noise)
+            precision = spread(t["repair"]["precision"] for t in of_noise)
+            line.append(after if noise == "none" else f"{after} ({precision})")
+        lines.append(line)
+    columns = [
+        column
+        for noise in NOISES
+        for column in ([f"{TITLES[noise]}: ranking"] if noise != "none" else [])
+        + [f"{TITLES[noise]}: right after"]
+    ]
+    return table(["approach", *columns], lines)
+
+
 SECTIONS = {
-    "ranking": ranking_table, "repair": repair_table, "cost": cost_table, "analysis": analysis_table
-}  # fmt: skip
+    "ranking": ranking_table,
+    "repair": repair_table,
+    "tries": tries_table,
+    "cost": cost_table,
+    "analysis": analysis_table,
+}
 
 
 def main() -> None:

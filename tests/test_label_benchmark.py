@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import label_figures
 import labels
 import pages
 import study
-from labels import Cell, Problem
+from label_figures import Problem
+from labels import Cell
 from layouts import make_ferplus
 from test_train import tiny
 from unmuddle.cli import main
 from unmuddle.recipes.data import load_data
+from unmuddle.uerm import Distribution, fit_noise
 
 TINY = {"backbone": "test_train:tiny", "epochs": 1, "batch_size": 4, "image_size": 16}
 
@@ -41,29 +44,54 @@ def problem(n: int = 200) -> tuple[Problem, Tensor]:
 def test_figures_by_hand() -> None:
     known, p = problem()
     wrong = known.given != known.truth
-    assert labels.ranking(known, wrong.float()) == 1
-    assert labels.ranking(known._replace(truth=known.given), wrong.float()) is None
+    assert label_figures.ranking(known, wrong.float()) == 1
+    assert label_figures.ranking(known._replace(truth=known.given), wrong.float()) is None
     half_right = known.given.clone()
     half_right[:10], half_right[10:20] = known.truth[:10], (known.truth[10:20] + 2) % 4
-    assert labels.repair(known, half_right) == pytest.approx(
+    assert label_figures.repair(known, half_right) == pytest.approx(
         {"after": 0.95, "precision": 0.5, "changed": 0.1}
     )
     among = torch.arange(200) < 15
-    assert labels.repair(known, half_right, among)["precision"] == pytest.approx(2 / 3)
-    found = labels.of_cleanlab(known, p)
-    assert found["rankings"].keys() == labels.SCORES.keys()
+    assert label_figures.repair(known, half_right, among)["precision"] == pytest.approx(2 / 3)
+    assert label_figures.repair(known, known.given)["precision"] is None
+    found = label_figures.of_cleanlab(known, p)
+    assert found["rankings"].keys() == label_figures.SCORES.keys()
     assert all(ranking == pytest.approx(1) for ranking in found["rankings"].values())
     assert found["repairs"]["predicted_neq_given"]["after"] == 1
 
 
-@pytest.mark.filterwarnings("ignore:May not flag", "ignore:The least populated class")
+def test_every_approach_finds_what_is_plain() -> None:
+    known, p = problem()
+    predictions, features = Distribution(p), torch.eye(4)[known.truth] + 0.1 * torch.randn(200, 4)
+    found = label_figures.tries(known, predictions, features)
+    assert len(found) == 8
+    for name, (doubt, repaired) in found.items():
+        assert label_figures.ranking(known, doubt) == pytest.approx(1), name
+        assert label_figures.repair(known, repaired)["after"] == 1, name
+
+
+def test_maximum_likelihood_finds_the_rate_of_noise_that_was_not_fitted() -> None:
+    g = torch.Generator().manual_seed(0)
+    q = (5 * torch.randn(4000, 4, generator=g)).softmax(1)
+    truth = torch.multinomial(q, 1, generator=g)[:, 0]
+    other = (truth + torch.randint(1, 4, (4000,), generator=g)) % 4
+    given = torch.where(torch.rand(4000, generator=g) < 0.2, other, truth)
+    p = Distribution((q.log() / 2).softmax(1))
+    rate, sharpness = label_figures.most_likely(p, given, fit_noise(p, given, 4))
+    assert float(rate) == pytest.approx(0.2, abs=0.02)
+    assert float(sharpness) == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:May not flag", "ignore:The least populated class", "ignore:Number of classes"
+)
 def test_cells_from_training_to_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_run(options: list[str], path: Path) -> None:
         assert main(["train", "--quiet", *options, f"--out={path}"]) == 0
 
     monkeypatch.setattr(labels, "SETTINGS", TINY)
     monkeypatch.setattr(labels, "FOLDS", 2)
-    monkeypatch.setattr(labels, "ANSWERS", (4, 8))
+    monkeypatch.setattr(label_figures, "ANSWERS", (4, 8))
     monkeypatch.setattr(study, "train_run", train_run)
     weights = tmp_path / "weights.pt"
     ferplus = make_ferplus(tmp_path / "faces", each=12)

@@ -23,7 +23,7 @@ from unmuddle.uerm import (
     gather_evidence,
     posterior,
 )
-from unmuddle.uerm.policy import questions
+from unmuddle.uerm.policy import draw_to_verify
 
 ANSWERS, STRICT = (100, 200), 0.95
 SCORES = {
@@ -100,7 +100,7 @@ def of_uerm(truth: Problem, predictions: Distribution, relabeled: Tensor, featur
     }
     for answers in ANSWERS if row["ranking"] is not None else ():
         more = answers - int(asked.sum())
-        drawn = questions(found, ~asked, more)
+        drawn = draw_to_verify(found, ~asked, more)
         asked |= drawn.labels != found.current
         found = known()
         doubt = 1 - found.posterior.prob_of(truth.given)

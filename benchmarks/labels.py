@@ -18,6 +18,7 @@ import json
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -51,7 +52,7 @@ KINDS = ("uerm", "cleanlab", "folds")
 SEEDS = (1, 2, 3)  # the defaults of UERM were developed on seed 0
 FOLDS, RATE = 5, 0.2
 SETTINGS = {
-    "backbone": "mobilefacenet", "image_size": 112, "epochs": 6, "lr": 3e-3, "lr_backbone": 1e-3,
+    "backbone": "mobilefacenet", "image_size": 80, "epochs": 6, "lr": 3e-3, "lr_backbone": 1e-3,
     "precision": study.precision(),
 }  # fmt: skip
 
@@ -206,7 +207,13 @@ def run_missing(
             cell = runs[run]
             try:
                 row = {"name": cell.name(), **cell._asdict(), "commit": commit, **run.result()}
-            except (OSError, KeyError, ValueError, RuntimeError) as error:
+            except (
+                subprocess.CalledProcessError,
+                OSError,
+                KeyError,
+                ValueError,
+                RuntimeError,
+            ) as error:
                 failed.append(f"{cell.name()}: {error!r}")
                 continue
             add_result(row)

@@ -66,7 +66,7 @@ def test_a_contradicted_label_is_relabeled_and_recorded(quarantine: bool) -> Non
         (1, 2, 1, 0, "bayes"),
         (2, 2, 1, 0, "bayes"),
     ]
-    assert all(e.margin >= e.threshold > 0.9 and e.uncertainty > 0.9 for e in events)
+    assert all(e.margin > 0.9 > e.threshold == 0.5 and e.uncertainty > 0.9 for e in events)
     out = batch()
     assert out.labels.tolist() == [0, 0, 0]
     assert out.targets.tolist() == [[1, 0]] * 3
@@ -568,7 +568,7 @@ def test_batch_path_compiles_into_one_graph() -> None:
         ("dtype: expected float32 or float16, got torch.float64", {"dtype": torch.float64}),
         ("max_fraction: expected a share from 0 to 1, got 2", {"max_fraction": 2}),
         ("class_floor: expected a share from 0 to 1, got -0.1", {"class_floor": -0.1}),
-        ("top_k: expected at least 1, got 0", {"top_k": 0}),
+        ("top_k: expected at least 2, got 1", {"top_k": 1}),
         ("policy: expected one of .* or a callable, got 'ema'", {"policy": "ema"}),
         ("policy: expected a name or a callable, got 5", {"policy": 5}),
         ("momentum: expected 0 <= momentum < 1, got 1", {"momentum": 1}),

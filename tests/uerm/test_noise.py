@@ -83,7 +83,7 @@ def test_hard_samples_pass_for_wrong_labels_up_to_a_tenth() -> None:
 def test_noise_of_chance_goes_evenly_to_all_classes() -> None:
     q, _, y = problem(0.2)
     model = fit_noise(Distribution(q), y, K)
-    torch.testing.assert_close(model.confusion, (1 - torch.eye(K).double()) / (K - 1))
+    torch.testing.assert_close(model.confusion, (1 - torch.eye(K)) / (K - 1))
 
 
 def test_classes_that_are_taken_for_each_other_are_found() -> None:
@@ -91,7 +91,7 @@ def test_classes_that_are_taken_for_each_other_are_found() -> None:
     q, truth, _ = problem(0.0, clear=8)
     y = torch.where(torch.rand(N, generator=g) < 0.2, (truth + 1) % K, truth)
     model = fit_noise(Distribution(q), y, K)
-    torch.testing.assert_close(model.confusion.sum(1), torch.ones(K).double())
+    torch.testing.assert_close(model.confusion.sum(1), torch.ones(K))
     assert not model.confusion.diagonal().any()
     next_one = (torch.arange(K) + 1) % K
     assert (model.confusion[torch.arange(K), next_one] > 0.6).all()

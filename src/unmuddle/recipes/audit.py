@@ -17,7 +17,7 @@ from unmuddle.recipes.errors import UsageError
 from unmuddle.recipes.paths import user_path
 from unmuddle.recipes.run_folder import check_images, read_config
 from unmuddle.uerm import Distribution, LabelLedger, Proposals, gather_evidence
-from unmuddle.uerm.policy import questions, suggestions
+from unmuddle.uerm.policy import draw_to_verify, suggestions
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def audit(
     draw: bool = False,
     pred_probs: Path | None = None,
 ) -> list[Suspect]:
-    """The `limit` training labels that are most likely wrong, worst first.
+    """Rank training labels by how likely they are wrong, most suspicious first.
 
     Any run that has ended will do, one without UERM too: its predictions are recorded all the same,
     at the end. One that was stopped will once it has looked at its training samples. Labels that
@@ -97,7 +97,7 @@ def audit(
     )
     free = seen & ~ledger.fixed()
     proposals = (
-        questions(evidence.about(given), free, limit)
+        draw_to_verify(evidence.about(given), free, limit)
         if draw
         else Proposals(torch.where(free, rival, given), wrong, 0.0, "audit")
     )

@@ -17,8 +17,8 @@ from unmuddle.uerm.policy import (
     PolicyName,
     Proposals,
     choose_policy,
+    draw_to_verify,
     guarded,
-    questions,
     suggestions,
 )
 from unmuddle.uerm.processes import from_first_process
@@ -147,8 +147,8 @@ class UERM(nn.Module):
         for name, share in (("max_fraction", max_fraction), ("class_floor", class_floor)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected at least 1, got {top_k}")
+        if top_k is not None and top_k < 2:
+            raise ValueError(f"top_k: expected at least 2, got {top_k}")
         is_attention = estimator == "attention"
         if is_attention and not feature_dim:
             raise ValueError(
@@ -278,7 +278,9 @@ class UERM(nn.Module):
         evidence = self._evidence(means)
         free = self._free(means)
         proposals = (
-            questions(evidence, free, limit) if to_verify else self._proposals(evidence, free)
+            draw_to_verify(evidence, free, limit, seed=int(self.ledger.fixed().sum()))
+            if to_verify
+            else self._proposals(evidence, free)
         )
         return suggestions(proposals, evidence.current, evidence.uncertainty, limit)
 

@@ -34,9 +34,9 @@ def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1
     """Relabel samples whose posterior favours another class.
 
     Let y be the ORIGINAL label and `m = max_{k != y} P(k | y)`. A sample is relabeled to that class
-    if `m >= t`, where t is the smallest threshold above 1/2 at which the mean of all `m >= t`, the
-    expected precision of the new labels, reaches `precision`. A relabeled sample keeps its label
-    while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
+    if `m >= t`, where t is the smallest threshold of at least 1/2 at which the mean of all `m >= t`,
+    the expected precision of the new labels, reaches `precision`. A relabeled sample keeps its
+    label while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
 
     The expected precision is only as good as the posterior. It is calibrated once labels have been
     verified with `LabelLedger.decide`; until then a larger `precision` is merely a stricter rule.
@@ -51,17 +51,23 @@ def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1
     original, current = evidence.original, evidence.current
     likely = evidence.posterior
     margin, rival = likely.rival(original)
-    ordered = margin[margin > 0.5].sort(descending=True).values
-    expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
-    last_of_ties = torch.ones_like(ordered, dtype=torch.bool)
-    last_of_ties[:-1] = ordered[1:] < ordered[:-1]
-    sure = (expected >= precision) & last_of_ties
-    threshold = float(ordered[sure][-1]) if sure.any() else 1.0
-
+    threshold = _threshold(margin[margin > 0.5], precision)
     stays = (current != original) & (likely.prob_of(current) > threshold - hysteresis)
     labels = torch.where(stays, current, original)
     labels = torch.where((margin >= threshold) & (margin > 0.5), rival, labels)
     return Proposals(labels, margin, threshold, "bayes")
+
+
+def _threshold(candidates: Tensor, precision: float) -> float:
+    """Smallest threshold from 1/2 on at which the mean of the candidates reaches `precision`."""
+    ordered = candidates.sort(descending=True).values
+    expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
+    last_of_ties = torch.ones_like(ordered, dtype=torch.bool)
+    last_of_ties[:-1] = ordered[1:] < ordered[:-1]
+    sure = (expected >= precision) & last_of_ties
+    if sure[-1:].all():  # all of them, or none at all
+        return 0.5
+    return float(ordered[sure][-1]) if sure.any() else 1.0
 
 
 def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2) -> Proposals:
@@ -172,22 +178,24 @@ def suggestions(
     return [Suggestion(*row, rule=proposals.rule) for row in rows]
 
 
-def questions(evidence: Evidence, free: Tensor, limit: int | None = None) -> Proposals:
+def draw_to_verify(
+    evidence: Evidence, free: Tensor, limit: int | None = None, *, seed: int = 0
+) -> Proposals:
     """Draw labels to verify at random from the half that is most likely wrong.
 
-    Verifying only the most suspicious labels would say little about the rest. The draw is seeded
-    with the number of samples that are not free.
+    Verifying only the most suspicious labels would say little about the rest.
 
     Args:
         evidence: of all samples.
         free: `(n,)` True for samples that may be drawn.
         limit: maximum number of samples; `None`: the whole half.
+        seed: of the draw.
     """
     doubt = 1 - evidence.posterior.prob_of(evidence.current)
-    number = int(free.sum())
-    half = torch.where(free, doubt, -1).argsort(descending=True, stable=True)[: -(-number // 2)]
-    generator = torch.Generator().manual_seed(len(free) - number)
-    drawn = half[torch.randperm(len(half), generator=generator).to(half.device)[:limit]]
+    number = -(-int(free.sum()) // 2)
+    half = torch.where(free, doubt, -1).argsort(descending=True, stable=True)[:number]
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed), device="cpu")
+    drawn = half[order.to(half.device)[:limit]]
     labels = evidence.current.clone()
     labels[drawn] = evidence.posterior.rival(evidence.current)[1][drawn]
     return Proposals(labels, doubt, 0.0, "verify")

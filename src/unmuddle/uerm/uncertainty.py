@@ -15,12 +15,13 @@ Estimator = Callable[[Evidence], Tensor]
 
 def mislabeled(evidence: Evidence) -> Tensor:
     """`1 - P(label is right)`, by the posterior of the noise model: see `fit_noise`."""
-    return (1 - evidence.posterior.prob_of(evidence.current)).clamp(0, 1)
+    return evidence.about(evidence.current).uncertainty
 
 
 def attention(evidence: Evidence) -> Tensor:
     """`1 -` the importance that the attention head gives the sample (Self-Cure Network)."""
-    assert evidence.importance is not None
+    if evidence.importance is None:
+        raise ValueError('attention: expected evidence.importance; make UERM with "attention"')
     return 1 - evidence.importance
 
 
@@ -32,7 +33,7 @@ def choose_estimator(estimator: EstimatorName | Estimator) -> Estimator:
     """Return an estimator, given itself or by its name."""
     if callable(estimator):
         return estimator
-    if estimator not in _ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in _ESTIMATORS:
         raise ValueError(
             f"estimator: expected one of {tuple(_ESTIMATORS)} or a callable, got {estimator!r}"
         )

@@ -23,9 +23,11 @@ from unmuddle.uerm import (
     gather_evidence,
     posterior,
 )
-from unmuddle.uerm.policy import draw_to_verify
+from unmuddle.uerm.noise import FLOOR, fit_sharpness
+from unmuddle.uerm.policy import Proposals, draw_to_verify, guarded
 
 ANSWERS, STRICT = (100, 200), 0.95
+GUARDS = {"max_fraction": 0.5, "class_floor": 0.1}  # the defaults of UERM
 SCORES = {
     "self_confidence": {"method": "self_confidence"},
     "normalized_margin": {"method": "normalized_margin"},
@@ -39,7 +41,14 @@ FILTERS = (
 
 
 class Problem(NamedTuple):
-    """Labels as given and the true ones `(n,)`, and the names of their images."""
+    """Noisy labels.
+
+    Attributes:
+        given: `(n,)` labels as given.
+        truth: `(n,)` labels before noise.
+        sources: names of the images.
+        classes: names of the classes.
+    """
 
     given: Tensor
     truth: Tensor
@@ -47,20 +56,20 @@ class Problem(NamedTuple):
     classes: tuple[str, ...]
 
 
-def ranking(truth: Problem, doubt: Tensor, among: Tensor | None = None) -> float | None:
-    """Average precision of the doubt about each label, for finding the wrong ones."""
-    wrong = truth.given != truth.truth
+def ranking(problem: Problem, doubt: Tensor, among: Tensor | None = None) -> float | None:
+    """Average precision of `doubt` `(n,)` at finding wrong labels; `None` if there are none."""
+    wrong = problem.given != problem.truth
     if among is not None:
         wrong, doubt = wrong[among], doubt[among]
     return float(average_precision_score(wrong, doubt)) if wrong.any() else None
 
 
-def repair(truth: Problem, labels: Tensor, among: Tensor | None = None) -> Row:
-    """Share of right labels after a repair, and of right ones among the changes."""
-    changed = labels != truth.given
+def repair(problem: Problem, labels: Tensor, among: Tensor | None = None) -> Row:
+    """Share of right labels after a repair, and precision of the changes `among` some samples."""
+    changed = labels != problem.given
     if among is not None:
         changed &= among
-    right = labels == truth.truth
+    right = labels == problem.truth
     return {
         "after": float(right.double().mean()),
         "precision": float(right[changed].double().mean()) if changed.any() else None,
@@ -68,93 +77,136 @@ def repair(truth: Problem, labels: Tensor, among: Tensor | None = None) -> Row:
     }
 
 
-def of_uerm(truth: Problem, predictions: Distribution, relabeled: Tensor, features: Tensor) -> Row:
+def of_uerm(
+    problem: Problem, predictions: Distribution, relabeled: Tensor, features: Tensor, seed: int
+) -> Row:
     """Figures of a run with UERM.
 
     Args:
-        truth: labels before and after noise.
+        problem: noisy labels.
         predictions: UERM's running mean.
         relabeled: `(n,)` labels after the run.
         features: `(n, D)` of the pretrained network before fine-tuning.
+        seed: of the labels that are verified.
 
     Returns:
-        Figures of its ranking and relabels, of both after answers, and of what else was tried.
+        Figures of its ranking and relabels, of both after answers, of cleanlab on the same
+        predictions, and of every other approach that was tried.
     """
-    asked = torch.zeros(len(truth.given), dtype=torch.bool)
-
-    def known() -> Evidence:
-        current = torch.where(asked, truth.truth, truth.given)
-        return gather_evidence(
-            predictions, truth.given, len(truth.classes), current=current, verified=asked
-        )
-
-    found = known()
+    evidence = gather_evidence(predictions, problem.given, len(problem.classes))
     row: Row = {
-        "ranking": ranking(truth, found.uncertainty),
-        "self_confidence": ranking(truth, 1 - predictions.prob_of(truth.given)),
-        "repair": repair(truth, relabeled),
+        "ranking": ranking(problem, evidence.uncertainty),
+        "self_confidence": ranking(problem, 1 - predictions.prob_of(problem.given)),
+        "repair": repair(problem, relabeled),
+        "same_predictions": of_cleanlab(problem, predictions.probabilities),
+        "model": of_model(problem, predictions),
         "tries": {
-            name: {"ranking": ranking(truth, doubt), "repair": repair(truth, labels)}
-            for name, (doubt, labels) in tries(truth, predictions, features).items()
+            name: {"ranking": ranking(problem, doubt), "repair": repair(problem, labels)}
+            for name, (doubt, labels) in tries(problem, predictions, features).items()
         },
     }
-    for answers in ANSWERS if row["ranking"] is not None else ():
-        more = answers - int(asked.sum())
-        drawn = draw_to_verify(found, ~asked, more)
-        asked |= drawn.labels != found.current
-        found = known()
-        doubt = 1 - found.posterior.prob_of(truth.given)
-        row[f"answers_{answers}"] = {
-            "ranking": ranking(truth, doubt, ~asked),
-            "repair": repair(truth, _answered(truth, asked, bayes(found).labels), ~asked),
-            "strict": repair(
-                truth, _answered(truth, asked, bayes(found, precision=STRICT).labels), ~asked
-            ),
-        }
+    if row["ranking"] is not None:
+        for verified in ANSWERS:
+            row[f"verified_{verified}"] = verified_at_random(problem, predictions, verified, seed)
+        row["verified_top"] = verified_from_the_top(problem, predictions, ANSWERS[-1])
     return row
 
 
-def _answered(truth: Problem, asked: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(asked, truth.truth, labels)
+def of_model(problem: Problem, predictions: Distribution) -> Row:
+    """Noise rates that UERM and maximum likelihood estimate, and how much is contradicted."""
+    model = fit_noise(predictions, problem.given, len(problem.classes))
+    contradicted = predictions.best()[1] != problem.given
+    wrong = problem.given != problem.truth
+    return {
+        "rate": float(model.rate),
+        "most_likely_rate": float(most_likely(predictions, problem.given, model).rate),
+        "contradicted": float(contradicted.double().mean()),
+        "wrong_contradicted": float(contradicted[wrong].double().mean()) if wrong.any() else None,
+    }
 
 
-def of_cleanlab(truth: Problem, probabilities: Tensor) -> Row:
-    """By each of cleanlab's scores and filters; a label that is found becomes the predicted one."""
-    p, given = probabilities.double().numpy(), truth.given.numpy()
+def verified_at_random(problem: Problem, predictions: Distribution, number: int, seed: int) -> Row:
+    """Figures after verifying labels in rounds of 100, as `unmuddle audit --draw` draws them."""
+    asked = torch.zeros(len(problem.given), dtype=torch.bool)
+    while (missing := number - int(asked.sum())) > 0:
+        evidence = _with_answers(problem, predictions, asked)._replace(current=problem.given)
+        drawn = draw_to_verify(
+            evidence, ~asked, min(missing, 100), seed=1000 * seed + int(asked.sum())
+        )
+        asked |= drawn.labels != problem.given
+    return _after_answers(problem, predictions, asked)
+
+
+def verified_from_the_top(problem: Problem, predictions: Distribution, number: int) -> Row:
+    """Figures after verifying the most suspicious labels."""
+    evidence = gather_evidence(predictions, problem.given, len(problem.classes))
+    asked = torch.zeros(len(problem.given), dtype=torch.bool)
+    asked[evidence.uncertainty.argsort(descending=True)[:number]] = True
+    return _after_answers(problem, predictions, asked)
+
+
+def _with_answers(problem: Problem, predictions: Distribution, asked: Tensor) -> Evidence:
+    current = torch.where(asked, problem.truth, problem.given)
+    return gather_evidence(
+        predictions, problem.given, len(problem.classes), current=current, verified=asked
+    )
+
+
+def _after_answers(problem: Problem, predictions: Distribution, asked: Tensor) -> Row:
+    """Figures of the labels that were not verified; the share of right labels is of all."""
+    before = gather_evidence(predictions, problem.given, len(problem.classes))
+    evidence = _with_answers(problem, predictions, asked)
+
+    def repaired(proposals: Proposals) -> Row:
+        allowed = guarded(proposals, evidence._replace(current=problem.given), **GUARDS).labels
+        return repair(problem, torch.where(asked, problem.truth, allowed), ~asked)
+
+    return {
+        "asked": int(asked.sum()),
+        "before": ranking(problem, before.uncertainty, ~asked),
+        "ranking": ranking(problem, 1 - evidence.posterior.prob_of(problem.given), ~asked),
+        "repair": repaired(bayes(evidence)),
+        "strict": repaired(bayes(evidence, precision=STRICT)),
+    }
+
+
+def of_cleanlab(problem: Problem, probabilities: Tensor) -> Row:
+    """Figures of each score and filter of cleanlab; found labels become the predicted class."""
+    p, given = probabilities.double().numpy(), problem.given.numpy()
     p = p / p.sum(1, keepdims=True)
     scores = {
-        name: ranking(truth, 1 - torch.from_numpy(get_label_quality_scores(given, p, **options)))
+        name: ranking(problem, 1 - torch.from_numpy(get_label_quality_scores(given, p, **options)))
         for name, options in SCORES.items()
     }
     repairs = {}
     for name in FILTERS:
         issue = torch.from_numpy(find_label_issues(given, p, filter_by=name, n_jobs=1))
-        labels = torch.where(issue, probabilities.argmax(1), truth.given)
-        repairs[name] = repair(truth, labels)
+        labels = torch.where(issue, probabilities.argmax(1), problem.given)
+        repairs[name] = repair(problem, labels)
     return {"rankings": scores, "repairs": repairs}
 
 
 def tries(
-    truth: Problem, predictions: Distribution, features: Tensor
+    problem: Problem, predictions: Distribution, features: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Doubt about each label, and labels after repair, by each approach on the same evidence."""
-    given, classes = truth.given, len(truth.classes)
+    """Doubt about each label and labels after repair, for every approach on the same evidence."""
+    given, classes = problem.given, len(problem.classes)
     model = fit_noise(predictions, given, classes)
+    even = (1 - torch.eye(classes)) / (classes - 1)
     contradicted = (predictions.best()[1] != given).double().mean()
-    rate, sharpness = most_likely(predictions, given, model)
     probed = predictions.probabilities * probe(features, given, classes).sqrt()
     probed = Distribution(probed / probed.sum(1, keepdim=True))
+
+    def judged(model: NoiseModel) -> Distribution:
+        return posterior(predictions, given, fit_sharpness(predictions, given, model))
+
     likely = {
         "default": posterior(predictions, given, model),
-        "symmetric noise": posterior(
-            predictions, given, model._replace(confusion=uniform(classes))
-        ),
+        "symmetric noise": judged(model._replace(confusion=even)),
         "rate: maximum likelihood": posterior(
-            predictions, given, model._replace(rate=rate, sharpness=sharpness)
+            predictions, given, most_likely(predictions, given, model)
         ),
-        "rate: all contradictions": posterior(
-            predictions, given, model._replace(rate=contradicted)
-        ),
+        "rate: all contradictions": judged(model._replace(rate=contradicted)),
         "class prior": with_class_prior(posterior(predictions, given, model), predictions, given),
         "linear probe": posterior(probed, given, fit_noise(probed, given, classes)),
     }
@@ -170,18 +222,11 @@ def tries(
     return found
 
 
-def uniform(classes: int) -> Tensor:
-    """Confusion matrix of symmetric noise."""
-    return (1 - torch.eye(classes, dtype=torch.float64)) / (classes - 1)
-
-
-def most_likely(
-    predictions: Distribution, given: Tensor, model: NoiseModel
-) -> tuple[Tensor, Tensor]:
-    """Rate and sharpness that maximise the likelihood of the labels, with UERM's priors."""
-    log_p = predictions.probabilities.double().clamp(min=1e-6).log()
+def most_likely(predictions: Distribution, given: Tensor, model: NoiseModel) -> NoiseModel:
+    """Replace rate and sharpness by those that maximise the likelihood, with UERM's priors."""
+    log_p = predictions.probabilities.double().clamp(min=FLOOR).log()
     one_hot = torch.eye(log_p.shape[1], dtype=torch.float64)[given]
-    wrong = model.confusion.T[given]
+    wrong = model.confusion.double().T[given]
 
     def loss(parameters: Any) -> float:
         rate, sharpness = 1 / (1 + math.exp(-parameters[0])), math.exp(parameters[1])
@@ -190,8 +235,8 @@ def most_likely(
         prior = math.log(rate) + 9 * math.log(1 - rate) - 2 * (parameters[1] - 0.7) ** 2
         return -float(likelihood + prior) / len(given)
 
-    found = minimize(loss, [-2.2, 0.7], method="Nelder-Mead").x
-    return torch.tensor(found[0]).sigmoid(), torch.tensor(found[1]).exp()
+    found = torch.tensor(minimize(loss, [-2.2, 0.7], method="Nelder-Mead").x)
+    return model._replace(rate=found[0].sigmoid(), sharpness=found[1].exp())
 
 
 def with_class_prior(p: Distribution, predictions: Distribution, given: Tensor) -> Distribution:
@@ -209,6 +254,6 @@ def probe(features: Tensor, given: Tensor, classes: int) -> Tensor:
     scaled = (features - features.mean(0)) / features.std(0)
     model = LogisticRegression(C=0.003, max_iter=300)
     found = cross_val_predict(model, scaled.numpy(), given.numpy(), method="predict_proba")
-    p = torch.full((len(given), classes), 1e-6)
+    p = torch.full((len(given), classes), FLOOR)
     p[:, given.unique()] = torch.from_numpy(found).float()
-    return p.clamp(min=1e-6)
+    return p.clamp(min=FLOOR)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -242,16 +242,17 @@ def leak(model: Classifier, data: LabeledImages) -> list[Row]:
     return found
 
 
-def read_results() -> list[Row]:
-    """Rows of the cells that are done."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+def read_results(path: Path | None = None) -> list[Row]:
+    """Read the rows of the cells that are done."""
+    return [json.loads(line) for line in (path or RESULTS).read_text().splitlines()]
 
 
-def add_result(row: Row) -> None:
-    """Write the file anew, sorted, whole or not at all."""
-    rows = sorted([*read_results(), row], key=lambda row: row["name"])
+def add_result(row: Row, path: Path | None = None) -> None:
+    """Replace the file atomically by one with another row, sorted by name."""
+    others = [other for other in read_results(path) if other["name"] != row["name"]]
+    rows = sorted([*others, row], key=lambda row: row["name"])
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    write_whole(RESULTS, lambda partial: partial.write_text(text))
+    write_whole(path or RESULTS, lambda partial: partial.write_text(text))
     print({name: value for name, value in row.items() if name != "right"}, flush=True)
 
 
@@ -265,21 +266,31 @@ def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: i
             sys.exit("--ferplus: is needed for cells that are missing")
         if any(cell.noise == "human" for cell in missing):
             human = human_labels(ferplus, out)
-    failed, provenance = [], {"commit": frozen_commit()}
+    provenance = {"commit": frozen_commit()}
+
+    def run(cell: Cell) -> Row:
+        row = run_cell(cell, options_of(cell, ferplus, human), out)
+        return {"name": cell.name()} | row | provenance | {"settings": settings(cell.data)[1]}
+
+    return run_all(missing, run, add_result, jobs)
+
+
+def run_all(
+    cells: Iterable[Any], run: Callable[[Any], Row], add: Callable[[Row], None], jobs: int
+) -> list[str]:
+    """Run cells in threads and add their rows; return descriptions of those that failed."""
+    failed = []
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(jobs)
     try:
-        runs = {
-            pool.submit(run_cell, cell, options_of(cell, ferplus, human), out): cell
-            for cell in missing
-        }
-        for run in as_completed(runs):
-            cell = runs[run]
+        runs = {pool.submit(run, cell): cell for cell in cells}
+        for done in as_completed(runs):
             try:
-                settled = {"settings": settings(cell.data)[1]}
-                add_result({"name": cell.name()} | run.result() | provenance | settled)
-            except (subprocess.CalledProcessError, OSError, KeyError, ValueError) as error:
-                failed.append(f"{cell.name()}: {error!r}")
+                add(done.result())
+            except (  # noqa: PERF203  beside a training it costs nothing
+                subprocess.CalledProcessError, OSError, KeyError, ValueError
+            ) as error:  # fmt: skip
+                failed.append(f"{runs[done].name()}: {error!r}")
     finally:
         pool.shutdown(cancel_futures=True)
     return failed
@@ -302,10 +313,11 @@ def _same(used: Any, given: str) -> bool:
     return float(given) == used if isinstance(used, float) else given == str(used)
 
 
-def frozen_commit(settings: Path = SETTINGS) -> str:
-    """The commit; exits where settings or package are not committed: they come before figures."""
+def frozen_commit(*settings: Path) -> str:
+    """Return the commit; exit if settings or package have uncommitted changes."""
     git = ["git", "-C", str(ROOT)]
-    status = [*git, "status", "--porcelain", "--", str(settings), str(ROOT / "src")]
+    paths = [str(path) for path in (*(settings or (SETTINGS,)), ROOT / "src")]
+    status = [*git, "status", "--porcelain", "--", *paths]
     changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout
     if changed:
         sys.exit(f"commit first, settings are chosen before the test is read:\n{changed}")

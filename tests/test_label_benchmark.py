@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import label_figures
+import label_tables
 import labels
 import pages
 import study
@@ -22,15 +23,15 @@ TINY = {"backbone": "test_train:tiny", "epochs": 1, "batch_size": 4, "image_size
 
 
 def test_the_page_is_what_the_rows_say() -> None:
-    rows = labels.read_results()
-    for name, text in labels.SECTIONS.items():
+    rows = study.read_results(labels.RESULTS)
+    for name, text in label_tables.SECTIONS.items():
         assert pages.section("labels.md", name) == text(rows)
 
 
 def test_every_row_is_of_a_cell() -> None:
     names = [cell.name() for cell in labels.cells()]
     assert len(set(names)) == len(names) == 3 * (4 + 3 + 3)
-    assert {row["name"] for row in labels.read_results()} <= {*names, "analysis"}
+    assert {row["name"] for row in study.read_results(labels.RESULTS)} <= {*names, "analysis"}
 
 
 def problem(n: int = 200) -> tuple[Problem, Tensor]:
@@ -62,7 +63,8 @@ def test_figures_by_hand() -> None:
 
 def test_every_approach_finds_what_is_plain() -> None:
     known, p = problem()
-    predictions, features = Distribution(p), torch.eye(4)[known.truth] + 0.1 * torch.randn(200, 4)
+    noise = 0.1 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    predictions, features = Distribution(p), torch.eye(4)[known.truth] + noise
     found = label_figures.tries(known, predictions, features)
     assert len(found) == 8
     for name, (doubt, repaired) in found.items():
@@ -77,9 +79,23 @@ def test_maximum_likelihood_finds_the_rate_of_noise_that_was_not_fitted() -> Non
     other = (truth + torch.randint(1, 4, (4000,), generator=g)) % 4
     given = torch.where(torch.rand(4000, generator=g) < 0.2, other, truth)
     p = Distribution((q.log() / 2).softmax(1))
-    rate, sharpness = label_figures.most_likely(p, given, fit_noise(p, given, 4))
-    assert float(rate) == pytest.approx(0.2, abs=0.02)
-    assert float(sharpness) == pytest.approx(2, rel=0.1)
+    found = label_figures.most_likely(p, given, fit_noise(p, given, 4))
+    assert float(found.rate) == pytest.approx(0.2, abs=0.02)
+    assert float(found.sharpness) == pytest.approx(2, rel=0.1)
+
+
+def test_figures_after_answers_are_of_the_labels_that_were_not_verified() -> None:
+    known, p = problem()
+    p[:20] = 0.05 + 0.8 * torch.eye(4)[known.given[:20]]  # no wrong label is contradicted
+    found = label_figures.verified_at_random(known, Distribution(p), 150, seed=0)
+    assert found["asked"] == 150
+    top = label_figures.verified_from_the_top(known, Distribution(p), 50)
+    assert top["asked"] == 50
+    for row in (found, top):
+        assert row["repair"]["after"] >= 0.9
+        assert row["repair"]["changed"] <= 1 - row["asked"] / 200
+    draws = [label_figures.verified_at_random(known, Distribution(p), 40, seed=s) for s in range(5)]
+    assert len({row["repair"]["after"] for row in draws}) > 1, "another seed asks for other labels"
 
 
 @pytest.mark.filterwarnings(
@@ -97,14 +113,23 @@ def test_cells_from_training_to_a_row(tmp_path: Path, monkeypatch: pytest.Monkey
     ferplus = make_ferplus(tmp_path / "faces", each=12)
     torch.save(tiny().state_dict(), weights)
     rows = {
-        kind: labels.run_cell(Cell("symmetric", kind, 0), ferplus, weights, tmp_path)
+        kind: labels.run_cell(Cell("symmetric", kind, 0), ferplus, weights, tmp_path, "abc")
         for kind in labels.KINDS
     }
     assert len({row["before"] for row in rows.values()}) == 1
-    assert 0 < rows["uerm"]["answers_4"]["ranking"] <= 1
+    assert 0 < rows["uerm"]["verified_4"]["ranking"] <= 1
+    assert {row["commit"] for row in rows.values()} == {"abc"}
+    everything = [
+        {"name": kind, "noise": "symmetric", "kind": kind, "seed": 0} | row
+        for kind, row in rows.items()
+    ]
+    monkeypatch.setattr(label_tables, "ANSWERS", (4, 8))
+    for name in ("ranking", "repair", "model", "cost"):
+        assert " ± " not in label_tables.SECTIONS[name](everything), "of one seed"
+        assert label_tables.SECTIONS[name](everything) != label_tables.SECTIONS[name]([])
     assert rows["cleanlab"]["rankings"] != rows["folds"]["rankings"]
     assert len([*(tmp_path / "symmetric_folds_0").glob("run*")]) == 2
-    clean = labels.problem("none", 0, ferplus, tmp_path)
+    clean = labels.noisy_labels("none", 0, ferplus, tmp_path)
     assert torch.equal(clean.given, clean.truth)
 
 

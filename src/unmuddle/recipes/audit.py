@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import safetensors.torch
@@ -81,6 +82,11 @@ def audit(
     if pred_probs is not None:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = torch.ones_like(seen)
+    elif not seen.any():
+        raise UsageError(
+            f"--run {run}: has not looked at a training sample yet; "
+            f"unmuddle train --resume {run} goes on"
+        )
     now = ledger.current_labels
 
     given = training.labels
@@ -123,7 +129,7 @@ def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
     try:
         found = np.load(user_path("--pred_probs", str(path)), allow_pickle=False)
         probabilities = torch.from_numpy(found).float()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise UsageError(f"{option}: not readable: {error}") from error
     if probabilities.shape != shape:
         raise UsageError(
@@ -156,9 +162,4 @@ def _read_state(
         was_seen = seen.view_as(given) > 0
     except (OSError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
-    if not was_seen.any():
-        raise UsageError(
-            f"--run {run}: has not looked at a training sample yet; "
-            f"unmuddle train --resume {run} goes on"
-        )
     return Distribution(mean), was_seen, ledger

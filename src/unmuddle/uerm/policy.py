@@ -34,9 +34,9 @@ def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1
     """Relabel samples whose posterior favours another class.
 
     Let y be the ORIGINAL label and `m = max_{k != y} P(k | y)`. A sample is relabeled to that class
-    if `m >= t`, where t is the smallest threshold of at least 1/2 at which the mean of all `m >= t`,
-    the expected precision of the new labels, reaches `precision`. A relabeled sample keeps its
-    label while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
+    if `m >= t`, where t >= 1/2 is the smallest threshold at which the mean of all `m >= t`, the
+    expected precision of the new labels, reaches `precision`. A relabeled sample keeps its label
+    while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
 
     The expected precision is only as good as the posterior. It is calibrated once labels have been
     verified with `LabelLedger.decide`; until then a larger `precision` is merely a stricter rule.

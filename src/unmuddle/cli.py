@@ -132,7 +132,8 @@ def _parser() -> Any:
     )
 
     audit = parser_of(
-        "unmuddle audit --run RUN [--limit N] [--draw] [--pred_probs FILE.npy] [--out FOLDER]",
+        "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
+        "               [--out FOLDER]",
         "Rank the training labels by how likely a run's predictions make them wrong; accept or\n"
         "reject each on a page, or in the file beside it.",
         "  unmuddle audit --run runs/one\n"

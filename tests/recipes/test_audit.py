@@ -73,17 +73,25 @@ def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, ca
     suspects = audit(None, run, limit=1, pred_probs=path)
     assert suspects[0].row.sample == 3
     for broken, message in (
-        (p[:-1], rf"expected shape \(n, K\) = \({len(p)}, {classes}\), got"),
-        (p * 2, "rows add up to 1"),
-        (p - 1, "rows add up to 1"),
-        (p * torch.nan, "rows add up to 1"),
+        (p[:-1], rf"expected floats \(n, K\) = \({len(p)}, {classes}\), got float64 "),
+        (p.long(), "expected floats .*, got int64"),
+        (p.to(torch.complex64), "expected floats .*, got complex64"),
+        (p * 2, "add up to 1 in each row, got .* in row 0"),
+        (torch.cat([p[:5], torch.eye(classes)[:1] * 2 - 1 / classes, p[6:]]), "in row 5"),
+        (p * torch.nan, r"got \[nan, .* in row 0"),
     ):
         np.save(path, broken.numpy())
         with pytest.raises(UsageError, match=message):
             audit(None, run, pred_probs=path)
-    path.write_text("no array")
-    assert main(["audit", "--run", str(run), "--pred_probs", str(path)]) == 2
-    assert f"--pred_probs {path}: not readable" in capsys.readouterr().err
+    np.savez(tmp_path / "two.npz", a=p.numpy())
+    with pytest.raises(UsageError, match="got an archive"):
+        audit(None, run, pred_probs=tmp_path / "two.npz")
+    for content in (b"no array", b"", b"PK no zip"):
+        path.write_bytes(content)
+        assert main(["audit", "--run", str(run), "--pred_probs", str(path)]) == 2
+        assert "not an array that numpy.save wrote" in capsys.readouterr().err
+    assert main(["audit", "--run", str(run), "--pred_probs", str(tmp_path)]) == 2
+    assert "not readable" in capsys.readouterr().err
 
 
 def test_decisions_are_trained_on_and_left_alone(

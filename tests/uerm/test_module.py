@@ -565,6 +565,10 @@ def test_batch_path_compiles_into_one_graph() -> None:
     [
         ("num_classes: expected at least 2, got 1", {"num_classes": 1}),
         ("estimator: expected one of .* or a callable, got 'size'", {"estimator": "size"}),
+        (
+            "estimator: expected one of .* or a callable, got \\['margin'\\]",
+            {"estimator": ["margin"]},
+        ),
         ("dtype: expected float32 or float16, got torch.float64", {"dtype": torch.float64}),
         ("max_fraction: expected a share from 0 to 1, got 2", {"max_fraction": 2}),
         ("class_floor: expected a share from 0 to 1, got -0.1", {"class_floor": -0.1}),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm import Distribution, bayes, fit_noise, gather_evidence, posterior
+from unmuddle.uerm.noise import _unevenness
 from unmuddle.uerm.uncertainty import mislabeled
 
 N, K = 6000, 6
@@ -106,8 +107,110 @@ def test_samples_without_a_prediction_do_not_count() -> None:
     q, _, y = problem(0.2)
     seen = fit_noise(Distribution(q), y, K)
     more = fit_noise(Distribution(torch.cat([q, torch.zeros(500, K)])), torch.cat([y, y[:500]]), K)
-    assert more.rate == seen.rate
-    assert torch.equal(more.confusion, seen.confusion)
+    for value, expected in zip(more, seen, strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_few_entries_find_what_all_classes_find(kind: str, k: int) -> None:
+    classes, n = 30, 3000
+    g = torch.Generator().manual_seed(0)
+    truth = torch.arange(n) % classes
+    step = torch.randint(1, classes, (n,), generator=g) if kind == "symmetric" else 1
+    y = torch.where(torch.rand(n, generator=g) < 0.2, (truth + step) % classes, truth)
+    p = (torch.randn(n, classes, generator=g) + 7 * torch.eye(classes)[truth]).softmax(1)
+    top = p.topk(k)
+    found = [
+        bayes(gather_evidence(predictions, y, classes)).labels
+        for predictions in (Distribution(p), Distribution(top.values, top.indices.short()))
+    ]
+    assert (found[0] == truth).float().mean() > 0.99
+    assert (found[0] == found[1]).float().mean() > 0.99
+
+
+def test_few_entries_have_the_posterior_of_all_classes_where_they_hold_all() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, truth, _ = problem(0.0)
+    y = torch.where(torch.rand(N, generator=g) < 0.2, (truth + 1) % K, truth)
+    whole, top = Distribution(q), q.topk(K)
+    model = fit_noise(whole, y, K)
+    entries = posterior(Distribution(top.values, top.indices), y, model)
+    unsorted = torch.zeros(N, K).scatter(1, entries.classes, entries.probabilities)
+    torch.testing.assert_close(unsorted, posterior(whole, y, model).probabilities)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("even", 0), ("mixed", 0.5), ("uneven", 1), ("few", 0), ("none", 0)]
+)
+def test_unevenness_is_the_divergence_above_chance(kind: str, expected: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    classes = 40
+    this, following = torch.arange(classes), (torch.arange(classes) + 1) % classes
+    wrong = torch.zeros(classes, classes)
+    if kind == "few":  # one contradiction a class goes to one class, whatever the noise
+        wrong[this, following] = 1
+    elif kind != "none":
+        # This share goes to the next class, 0.2 nats in the middle case; the rest to all others.
+        share = {"even": 1 / (classes - 1), "mixed": 0.175, "uneven": 0.7}[kind]
+        chance = torch.full((classes, classes), (1 - share) / (classes - 2)).fill_diagonal_(0)
+        chance[this, following] = share
+        for row in range(classes):
+            drawn = torch.multinomial(chance[row], 60, replacement=True, generator=g)
+            wrong[row] = torch.bincount(drawn, minlength=classes)
+    assert float(_unevenness(wrong)) == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("predictions: expected Distribution", {"predictions": torch.eye(3)}),
+        ("predictions: expected Distribution", {"predictions": Distribution(torch.eye(3).numpy())}),
+        (r"expected floats of shape \(n, K\) = \(n, 3\), got torch.float32 \(3, 2\)",
+         {"predictions": Distribution(torch.zeros(3, 2))}),
+        (r"got torch.float32 \(3,\)", {"predictions": Distribution(torch.zeros(3))}),
+        (r"got torch.int64 \(3, 3\)", {"predictions": Distribution(torch.eye(3).long())}),
+        (r"expected probabilities, got \[0.0, 2.0, 0.0\] in row 1",
+         {"predictions": Distribution(torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]]))}),
+        ("in row 0", {"predictions": Distribution(torch.full((3, 3), torch.nan))}),
+        ("in row 0", {"predictions": Distribution(torch.tensor([[1.5, -1, 0.5]] * 3))}),
+        ("original: expected integers from 0 to 2, got 3", {"original": torch.tensor([0, 1, 3])}),
+        ("original: expected integers from 0 to 2, got -1", {"original": torch.tensor([0, 1, -1])}),
+        (r"original: expected shape \(n,\) = \(3,\), got \(2,\)", {"original": torch.tensor([0, 1])}),
+        ("original: expected a vector of integers", {"original": torch.zeros(3)}),
+        (r"current: expected shape \(n,\) = \(3,\), got \(1,\)", {"current": torch.tensor([0])}),
+        (r"verified: expected booleans of shape \(n,\) = \(3,\), got torch.int64 \(3,\)",
+         {"verified": torch.arange(3)}),
+    ],
+)  # fmt: skip
+def test_wrong_evidence_is_named(message: str, options: dict) -> None:
+    fine = {"predictions": Distribution(torch.eye(3)), "original": torch.arange(3)}
+    assert len(gather_evidence(**fine, num_classes=3).uncertainty) == 3
+    with pytest.raises(ValueError, match=message):
+        gather_evidence(**(fine | options), num_classes=3)
+    uint8 = fine | {"original": torch.arange(3).byte()}
+    assert gather_evidence(**uint8, num_classes=3).original.dtype == torch.int64
+
+
+def test_few_samples_are_relabeled_and_stay_by_the_same_threshold() -> None:
+    known = gather_evidence(Distribution(torch.eye(2)), torch.tensor([0, 1]), 2)
+
+    def labels(*rivals: float) -> list[int]:
+        p = torch.tensor([[1 - rival, rival] for rival in rivals])
+        current = torch.tensor([1, 0])
+        return bayes(
+            known._replace(
+                posterior=Distribution(p), original=torch.zeros(2).long(), current=current
+            )
+        ).labels.tolist()
+
+    assert labels(0.49, 0.0) == [1, 0], "it stays above 0.4"
+    assert labels(0.39, 0.0) == [0, 0]
+    assert labels(0.45, 0.95) == [1, 1], "whatever is thought of others"
+    for name in ("precision", "hysteresis"):
+        for value in (-0.1, 1.5, float("nan")):
+            with pytest.raises(ValueError, match=f"{name}: expected a number from 0 to 1"):
+                bayes(known, **{name: value})
 
 
 def test_the_more_noise_the_less_it_takes_to_relabel() -> None:

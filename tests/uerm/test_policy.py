@@ -1,4 +1,4 @@
-"""Estimators and policies: pure functions, checked against their formulas."""
+"""Policies and the attention head, checked against their formulas."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_guards_hold_whatever_is_proposed(n: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     original, current, labels = torch.randint(3, (3, n), generator=g).unbind()
     fraction, floor = torch.rand(2, generator=g).tolist()
-    known = gather_evidence(Distribution(torch.rand(n, 3, generator=g)), original, 3)
+    known = gather_evidence(Distribution(torch.rand(n, 3, generator=g).softmax(1)), original, 3)
     wanted = Proposals(labels, torch.randn(n, generator=g), 0.0, "test")
     found = guarded(wanted, known, max_fraction=fraction, class_floor=floor).labels
     assert int((found != original).sum()) <= fraction * n

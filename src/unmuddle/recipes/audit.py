@@ -97,15 +97,16 @@ def audit(
         current=now,
         verified=seen & ledger.human_verified(),
     )
-    wrong, (confidence, rival) = (
-        1 - evidence.posterior.prob_of(given),
+    right, (confidence, rival) = (
+        evidence.posterior.prob_of(given),
         evidence.posterior.rival(given),
     )
+    wrong = 1 - right  # of many labels exactly 1
     free = seen & ~ledger.fixed()
     proposals = (
         draw_to_verify(evidence.about(given), free, limit)
         if draw
-        else Proposals(torch.where(free, rival, given), wrong, 0.0, "audit")
+        else Proposals(torch.where(free, rival, given), -right, 0.0, "audit")
     )
 
     suspects: list[Suspect] = []
@@ -128,16 +129,22 @@ def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
     option = f"--pred_probs {path}"
     try:
         found = np.load(user_path("--pred_probs", str(path)), allow_pickle=False)
-        probabilities = torch.from_numpy(found).float()
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+    except OSError as error:
         raise UsageError(f"{option}: not readable: {error}") from error
-    if probabilities.shape != shape:
-        raise UsageError(
-            f"{option}: expected shape (n, K) = {tuple(shape)}, got {tuple(probabilities.shape)}"
-        )
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise UsageError(f"{option}: not an array that numpy.save wrote") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != shape:
+        got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "an archive"
+        raise UsageError(f"{option}: expected floats (n, K) = {tuple(shape)}, got {got}")
+    probabilities = torch.from_numpy(found).float()
     sums = probabilities.sum(1)
-    if not ((probabilities >= 0).all() and ((sums - 1).abs() < 1e-3).all()):
-        raise UsageError(f"{option}: expected probabilities whose rows add up to 1")
+    wrong = ~((probabilities >= 0).all(1) & ((sums - 1).abs() < 1e-3))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise UsageError(
+            f"{option}: expected probabilities that add up to 1 in each row, "
+            f"got {found[row].tolist()!s:.60} in row {row}"
+        )
     return Distribution(probabilities)
 
 

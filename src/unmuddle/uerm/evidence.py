@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unmuddle.uerm.calibration import calibrate
 from unmuddle.uerm.distribution import Distribution
+from unmuddle.uerm.inputs import to_integers
 from unmuddle.uerm.noise import fit_noise, posterior
 
 
@@ -66,15 +67,27 @@ def gather_evidence(
         original: `(n,)` labels as given.
         num_classes: K.
         current: `(n,)` labels as they stand; `None`: as given.
-        verified: `(n,)` True where a person chose the current label; see `calibrate`.
+        verified: `(n,)` True where a person chose the current label; the posterior is calibrated to
+            these samples.
         importance: see `Evidence`.
+
+    Raises:
+        ValueError: predictions are no probabilities, or a shape, type or label is wrong.
 
     Examples:
         >>> p = Distribution(torch.eye(2)[[0, 0, 0, 1, 1, 1]] * 0.98 + 0.01)
         >>> gather_evidence(p, torch.tensor([0, 0, 0, 1, 1, 0]), 2).uncertainty.argmax()
         tensor(5)
     """
-    current = original if current is None else current
+    predictions = Distribution.checked(predictions, num_classes)
+    n = len(predictions.probabilities)
+    original = to_integers("original", original, num_classes, n)
+    current = original if current is None else to_integers("current", current, num_classes, n)
+    if verified is not None and (verified.dtype != torch.bool or verified.shape != (n,)):
+        raise ValueError(
+            f"verified: expected booleans of shape (n,) = ({n},), "
+            f"got {verified.dtype} {tuple(verified.shape)}"
+        )
     likely = posterior(predictions, original, fit_noise(predictions, original, num_classes))
     if verified is not None:
         likely = calibrate(likely, original, num_classes, verified=verified, truth=current)

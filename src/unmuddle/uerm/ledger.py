@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import operator
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unmuddle.uerm.inputs import to_integers, whole
 from unmuddle.uerm.records import Comparison, Event
 
 REVERT = "revert"
 DECIDE = "decide"
 KEEP = "keep"
 BY_HAND = (REVERT, DECIDE, KEEP)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class LabelLedger(nn.Module):
@@ -61,7 +60,7 @@ class LabelLedger(nn.Module):
     def __init__(self, labels: Tensor, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        labels = _integers("labels", labels, num_classes)
+        labels = to_integers("labels", labels, num_classes)
         device = labels.device
         self.register_buffer("original_labels", labels.clone())
         self.register_buffer("current_labels", labels.clone())
@@ -109,7 +108,7 @@ class LabelLedger(nn.Module):
         scores: tuple[Tensor | float | None, ...] = (None, None, None),
     ) -> None:
         ids = self._distinct(ids)
-        labels = _integers("labels", labels, self.num_classes).to(ids.device)
+        labels = to_integers("labels", labels, self.num_classes).to(ids.device)
         if labels.shape != ids.shape:
             raise ValueError(
                 f"labels: expected shape (m,) = {tuple(ids.shape)}, got {tuple(labels.shape)}"
@@ -238,7 +237,7 @@ class LabelLedger(nn.Module):
             raise ValueError(
                 f"true_labels: expected shape (n,) = ({len(self)},), got {tuple(true_labels.shape)}"
             )
-        true = _integers("true_labels", true_labels, self.num_classes).to(
+        true = to_integers("true_labels", true_labels, self.num_classes).to(
             self.original_labels.device
         )
         original, current = self.original_labels, self.current_labels
@@ -286,7 +285,7 @@ class LabelLedger(nn.Module):
         return self.event_integers[event : event + 1]
 
     def _distinct(self, ids: Tensor) -> Tensor:
-        ids = _integers("ids", ids, len(self)).to(self.current_labels.device)
+        ids = to_integers("ids", ids, len(self)).to(self.current_labels.device)
         if len(ids.unique()) != len(ids):
             raise ValueError("ids: expected distinct ids, got one more than once")
         return ids
@@ -335,23 +334,6 @@ class LabelLedger(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _integers(name: str, values: Tensor, stop: int) -> Tensor:
-    """`values` as int64, if they are `(m,)` integers in `[0, stop)`."""
-    try:
-        values = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # as names of classes
-        raise ValueError(f"{name}: expected a vector of integers, got {values!r:.40}") from error
-    if values.ndim != 1 or (len(values) and values.dtype not in INTEGERS):
-        raise ValueError(
-            f"{name}: expected a vector of integers, got {values.dtype} {tuple(values.shape)}"
-        )
-    values = values.to(torch.int64)
-    outside = values[(values < 0) | (values >= stop)]
-    if len(outside):
-        raise ValueError(f"{name}: expected integers from 0 to {stop - 1}, got {int(outside[0])}")
-    return values
-
-
 def _last(events: Tensor, samples: int) -> Tensor:
     """`(n,)` number of each sample's last event; -1 where it has none."""
     number = torch.arange(len(events), device=events.device)
@@ -364,17 +346,6 @@ def _replayed(original: Tensor, events: Tensor) -> Tensor:
     last = _last(events, len(original))
     new = torch.cat([events[:, 3], events.new_zeros(1)])[last]
     return torch.where(last >= 0, new, original)
-
-
-def whole(name: str, value: Any) -> int:
-    """`value` as an int, if it is an integer of at least 0, of whatever library."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
-    return number
 
 
 def _encode(names: list[str]) -> Tensor:

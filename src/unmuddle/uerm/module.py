@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from unmuddle.uerm.evidence import Evidence, gather_evidence
 from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
-from unmuddle.uerm.ledger import INTEGERS, LabelLedger, whole
+from unmuddle.uerm.inputs import INTEGERS, whole
+from unmuddle.uerm.ledger import LabelLedger
 from unmuddle.uerm.output import UERMOutput
 from unmuddle.uerm.policy import (
     Policy,

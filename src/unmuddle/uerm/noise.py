@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm.distribution import Distribution
+from unmuddle.uerm.inputs import to_integers
 
 FITTED = 16_384  # size of the random subset to which β is fitted
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
@@ -57,7 +58,8 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
         num_classes: K.
 
     Raises:
-        ValueError: fewer than two classes, of which no label can be wrong.
+        ValueError: there are fewer than two classes, the predictions are no probabilities, or the
+            labels are no integers from 0 to K - 1.
 
     Examples:
         >>> p, y = torch.eye(2)[torch.arange(1000) % 2], torch.arange(1000) % 2
@@ -67,6 +69,8 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
+    predictions = Distribution.checked(predictions, num_classes)
+    labels = to_integers("labels", labels, num_classes, len(predictions.probabilities))
     confidence, predicted = predictions.best()
     seen = (confidence > 0).nonzero()[:, 0]
     confidence, predicted, given = confidence[seen], predicted[seen], labels[seen]
@@ -101,22 +105,32 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     """
     p = predictions.with_label(labels, len(model.confusion))
     model = NoiseModel(*(value.float() for value in model))
-    q = (model.sharpness * _log(p, torch.float32)).softmax(1)
+    q = (model.sharpness * p.probabilities.float().clamp(min=FLOOR).log()).softmax(1)
     joint = q * _label_given_class(p, labels, model)
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
 def fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel) -> NoiseModel:
-    """Maximise the likelihood of the labels over β, with a log-normal prior around 2."""
-    p = predictions.with_label(labels, len(model.confusion))
-    log_p = _log(p, torch.float64)
-    of_label = _label_given_class(p, labels, model)
+    """Maximise the likelihood of the labels over β, with a log-normal prior around 2.
+
+    Classes that a top-k history forgot share the remaining probability evenly.
+    """
+    classes = len(model.confusion)
+    p = predictions.with_label(labels, classes)
+    forgotten = classes - p.probabilities.shape[1]
+    rest = (1 - p.probabilities.double().sum(1, keepdim=True)) / max(forgotten, 1)
+    log_p = torch.cat([p.probabilities.double(), rest], 1).clamp(min=FLOOR).log()
+    log_size = torch.zeros_like(log_p[:1])
+    log_size[:, -1] = forgotten
+    log_size[:, -1].log_()
+    wrong = (model.rate / (classes - 1)).expand(len(labels), 1)
+    of_label = torch.cat([_label_given_class(p, labels, model), wrong], 1)
     log_sharpness = log_p.new_tensor(0.7, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_sharpness], max_iter=30, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        q = (log_sharpness.exp() * log_p).softmax(1)
+        q = (log_sharpness.exp() * log_p + log_size).softmax(1)
         likelihood = (q * of_label).sum(1).log().sum()
         value = (2 * (log_sharpness - 0.7).square() - likelihood) / max(len(labels), 1)
         value.backward()
@@ -142,10 +156,6 @@ def _unevenness(wrong: Tensor) -> Tensor:
     expected = torch.where(mean < 20, expected, 0.5).sum() * (len(wrong) - 1)
     nats = (divergence - expected) / of_class.sum().clamp(min=1)
     return ((nats - EVEN) / (UNEVEN - EVEN)).clamp(0, 1)
-
-
-def _log(p: Distribution, dtype: torch.dtype) -> Tensor:
-    return p.probabilities.to(dtype).clamp(min=FLOOR).log()
 
 
 def _label_given_class(p: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:

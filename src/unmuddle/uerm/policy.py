@@ -38,8 +38,11 @@ def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1
     expected precision of the new labels, reaches `precision`. A relabeled sample keeps its label
     while the posterior of that label exceeds t - hysteresis, then returns to y (our choice).
 
-    The expected precision is only as good as the posterior. It is calibrated once labels have been
-    verified with `LabelLedger.decide`; until then a larger `precision` is merely a stricter rule.
+    The expected precision is only as good as the posterior. Verified labels (`LabelLedger.decide`)
+    make it better calibrated; without them a larger `precision` is merely a stricter rule.
+
+    Raises:
+        ValueError: an option is not between 0 and 1.
 
     Examples:
         >>> from unmuddle.uerm import Distribution, gather_evidence
@@ -48,6 +51,9 @@ def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1
         >>> bayes(gather_evidence(Distribution(p), given, 2)).labels[:7]
         tensor([0, 0, 0, 0, 0, 0, 0])
     """
+    for name, share in (("precision", precision), ("hysteresis", hysteresis)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}: expected a number from 0 to 1, got {share}")
     original, current = evidence.original, evidence.current
     likely = evidence.posterior
     margin, rival = likely.rival(original)

@@ -27,7 +27,7 @@ class Suggestion(NamedTuple):
         label: as it stands.
         suggested: the label that the evidence prefers.
         margin: by how much, as the rule measures it.
-        threshold: what the margin must pass for a relabel.
+        threshold: what the margin must pass for a relabel; 0 for labels to verify.
         uncertainty: of the label as it stands; NaN when unknown.
         rule: name of the policy.
     """

@@ -10,6 +10,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from evidence import Row
@@ -251,9 +253,8 @@ def with_class_prior(p: Distribution, predictions: Distribution, given: Tensor) 
 
 def probe(features: Tensor, given: Tensor, classes: int) -> Tensor:
     """Out-of-sample probabilities of a logistic regression on frozen features."""
-    scaled = (features - features.mean(0)) / features.std(0)
-    model = LogisticRegression(C=0.003, max_iter=300)
-    found = cross_val_predict(model, scaled.numpy(), given.numpy(), method="predict_proba")
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=300))
+    found = cross_val_predict(model, features.numpy(), given.numpy(), method="predict_proba")
     p = torch.full((len(given), classes), FLOOR)
     p[:, given.unique()] = torch.from_numpy(found).float()
     return p.clamp(min=FLOOR)

@@ -20,6 +20,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +138,7 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path, commit: str) -
     }
 
 
+@cache
 @torch.no_grad()
 def frozen_features(ferplus: Path, weights: Path) -> Tensor:
     """Pooled features `(n, C)` of the training faces before fine-tuning."""

@@ -291,6 +291,7 @@ def run_all(
                 subprocess.CalledProcessError, OSError, KeyError, ValueError
             ) as error:  # fmt: skip
                 failed.append(f"{runs[done].name()}: {error!r}")
+                print(failed[-1], flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     return failed

@@ -28,7 +28,7 @@ from unmuddle.uerm import (
 from unmuddle.uerm.noise import FLOOR, fit_sharpness
 from unmuddle.uerm.policy import Proposals, draw_to_verify, guarded
 
-ANSWERS, STRICT = (100, 200), 0.95
+ANSWERS, EAGER = (100, 200), 0.5  # numbers of verified labels; precision of an eager repair
 GUARDS = {"max_fraction": 0.5, "class_floor": 0.1}  # the defaults of UERM
 SCORES = {
     "self_confidence": {"method": "self_confidence"},
@@ -100,6 +100,7 @@ def of_uerm(
         "ranking": ranking(problem, evidence.uncertainty),
         "self_confidence": ranking(problem, 1 - predictions.prob_of(problem.given)),
         "repair": repair(problem, relabeled),
+        "eager": repair(problem, bayes(evidence, precision=EAGER).labels),
         "same_predictions": of_cleanlab(problem, predictions.probabilities),
         "model": of_model(problem, predictions),
         "tries": {
@@ -168,7 +169,7 @@ def _after_answers(problem: Problem, predictions: Distribution, asked: Tensor) -
         "before": ranking(problem, before.uncertainty, ~asked),
         "ranking": ranking(problem, 1 - evidence.posterior.prob_of(problem.given), ~asked),
         "repair": repaired(bayes(evidence)),
-        "strict": repaired(bayes(evidence, precision=STRICT)),
+        "eager": repaired(bayes(evidence, precision=EAGER)),
     }
 
 
@@ -212,12 +213,11 @@ def tries(
         "class prior": with_class_prior(posterior(predictions, given, model), predictions, given),
         "linear probe": posterior(probed, given, fit_noise(probed, given, classes)),
     }
-    found = {}
-    for name, p in likely.items():
-        probability, rival = p.rival(given)
-        doubt = 1 - p.prob_of(given)
-        found[name] = doubt, torch.where(probability > 0.5, rival, given)
     evidence = gather_evidence(predictions, given, classes)
+    found = {
+        name: (1 - p.prob_of(given), bayes(evidence._replace(posterior=p)).labels)
+        for name, p in likely.items()
+    }
     for threshold in (0.2, 0.4):
         labels = ema_margin(evidence, threshold=threshold).labels
         found[f"margin > {threshold}"] = -predictions.margin(given), labels

@@ -61,11 +61,12 @@ def repair_table(rows: list[Row]) -> str:
             ),
             "cleanlab, 5 folds": of_cleanlab(select(rows, noise, "folds")),
             "UERM": _repaired(row["repair"] for row in ours),
+            "UERM, eager": _repaired(row["eager"] for row in ours),
         }
         name, answered = f"verified_{ANSWERS[-1]}", f"after {ANSWERS[-1]} answers"
         verified = [row[name] for row in ours if noise != "none"]
         column[answered] = _repaired(v["repair"] for v in verified)
-        column[f"{answered}, strict"] = _repaired(v["strict"] for v in verified)
+        column[f"{answered}, eager"] = _repaired(v["eager"] for v in verified)
         lines = _beside(lines, column)
     return table(["", *TITLES.values()], lines)
 

@@ -60,10 +60,11 @@ def test_new_labels_are_right_as_often_as_asked_for(rate: float, precision: floa
     assert (found.margin[changed] >= found.threshold).all()
 
 
-def test_by_default_a_label_changes_where_another_class_is_more_likely_than_not() -> None:
+def test_the_precision_sets_the_threshold() -> None:
     q, _, y = problem(0.3)
     evidence = gather_evidence(Distribution(q), y, K)
-    changed = bayes(evidence).labels != y
+    assert float(bayes(evidence).threshold) == float(bayes(evidence, precision=0.9).threshold)
+    changed = bayes(evidence, precision=0.5).labels != y
     assert torch.equal(changed, evidence.posterior.rival(y)[0] > 0.5)
     thresholds = [float(bayes(evidence, precision=p).threshold) for p in (0.5, 0.9, 0.95)]
     assert thresholds == sorted(set(thresholds))

@@ -30,7 +30,7 @@ class Proposals(NamedTuple):
     rule: str
 
 
-def bayes(evidence: Evidence, *, precision: float = 0.5, hysteresis: float = 0.1) -> Proposals:
+def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1) -> Proposals:
     """Relabel samples whose posterior favours another class.
 
     Let y be the ORIGINAL label and `m = max_{k != y} P(k | y)`. A sample is relabeled to that class

@@ -125,6 +125,11 @@ def of_model(problem: Problem, predictions: Distribution) -> Row:
         "most_likely_rate": float(most_likely(predictions, problem.given, model).rate),
         "contradicted": float(contradicted.double().mean()),
         "wrong_contradicted": float(contradicted[wrong].double().mean()) if wrong.any() else None,
+        "wrong_by_class": {
+            name: float(wrong[problem.given == label].double().mean())
+            for label, name in enumerate(problem.classes)
+            if (problem.given == label).any()
+        },
     }
 
 

@@ -103,6 +103,20 @@ def model_table(rows: list[Row]) -> str:
     return table(["", *TITLES.values()], lines)
 
 
+def class_table(rows: list[Row]) -> str:
+    """Percentage of wrong labels, by given class and noise."""
+    found = {
+        noise: [row["model"]["wrong_by_class"] for row in select(rows, noise, "uerm")]
+        for noise in NOISY
+    }
+    names = max((list(shares[0]) for shares in found.values() if shares), key=len, default=[])
+    lines = [
+        [name, *(spread(s.get(name) for s in shares) for shares in found.values())]
+        for name in names
+    ]
+    return table(["given class", *(TITLES[noise] for noise in NOISY)], lines)
+
+
 def cost_table(rows: list[Row]) -> str:
     """Test accuracy in percent, and minutes of training."""
     lines: list[list[str]] = []
@@ -137,6 +151,7 @@ SECTIONS = {
     "repair": repair_table,
     "tries": tries_table,
     "model": model_table,
+    "classes": class_table,
     "cost": cost_table,
     "analysis": analysis_table,
 }

@@ -124,7 +124,7 @@ def test_cells_from_training_to_a_row(tmp_path: Path, monkeypatch: pytest.Monkey
         for kind, row in rows.items()
     ]
     monkeypatch.setattr(label_tables, "ANSWERS", (4, 8))
-    for name in ("ranking", "repair", "model", "cost"):
+    for name in ("ranking", "repair", "model", "classes", "cost"):
         assert " ± " not in label_tables.SECTIONS[name](everything), "of one seed"
         assert label_tables.SECTIONS[name](everything) != label_tables.SECTIONS[name]([])
     assert rows["cleanlab"]["rankings"] != rows["folds"]["rankings"]

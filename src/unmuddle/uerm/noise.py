@@ -46,8 +46,8 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     ε is the share of contradicted labels among confident predictions: those at or above the median
     confidence of the predictions that agree with their label. The prior is one wrong label in ten.
 
-    If contradictions are spread evenly over the classes, the noise is symmetric and D is uniform.
-    If they concentrate on some classes, the noise is class-conditional and D follows them.
+    If these contradictions are spread evenly over the classes, the noise is symmetric and D is
+    uniform. If they concentrate on some classes, it is class-conditional and D follows them.
 
     A model that has memorised the labels hides their noise. Samples without a prediction, whose
     probabilities are all 0, are not counted. The fit takes 20 K² bytes.
@@ -79,7 +79,7 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     confident = confidence >= (confidence[agrees].median() if agrees.any() else 0)
     rate = ((confident & ~agrees).sum() + 1) / (confident.sum() + 10).double()
 
-    cells = torch.bincount(predicted * num_classes + given, minlength=num_classes**2)
+    cells = torch.bincount((predicted * num_classes + given)[confident], minlength=num_classes**2)
     wrong = cells.view(num_classes, num_classes).float().fill_diagonal_(0)
     uneven, uniform = _unevenness(wrong), 1 / (num_classes - 1)
     shares = (wrong + 2 * uniform) / (wrong.sum(1, keepdim=True) + 2)

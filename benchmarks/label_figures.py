@@ -25,7 +25,7 @@ from unmuddle.uerm import (
     gather_evidence,
     posterior,
 )
-from unmuddle.uerm.noise import FLOOR, fit_sharpness
+from unmuddle.uerm.noise import FLOOR, fit_likelihood
 from unmuddle.uerm.policy import Proposals, draw_to_verify, guarded
 
 ANSWERS, EAGER = (100, 200), 0.5  # numbers of verified labels; precision of an eager repair
@@ -205,16 +205,16 @@ def tries(
     probed = predictions.probabilities * probe(features, given, classes).sqrt()
     probed = Distribution(probed / probed.sum(1, keepdim=True))
 
-    def judged(model: NoiseModel) -> Distribution:
-        return posterior(predictions, given, fit_sharpness(predictions, given, model))
+    def judged(model: NoiseModel, symmetry: float) -> Distribution:
+        return posterior(predictions, given, fit_likelihood(predictions, given, model, symmetry))
 
     likely = {
         "default": posterior(predictions, given, model),
-        "symmetric noise": judged(model._replace(confusion=even)),
+        "symmetric noise": judged(model._replace(confusion=even), 1),
         "rate: maximum likelihood": posterior(
             predictions, given, most_likely(predictions, given, model)
         ),
-        "rate: all contradictions": judged(model._replace(rate=contradicted)),
+        "rate: all contradictions": judged(model._replace(rate=contradicted), 0),
         "class prior": with_class_prior(posterior(predictions, given, model), predictions, given),
         "linear probe": posterior(probed, given, fit_noise(probed, given, classes)),
     }
@@ -238,7 +238,8 @@ def most_likely(predictions: Distribution, given: Tensor, model: NoiseModel) -> 
     def loss(parameters: Any) -> float:
         rate, sharpness = 1 / (1 + math.exp(-parameters[0])), math.exp(parameters[1])
         of_label = (1 - rate) * one_hot + rate * wrong
-        likelihood = ((sharpness * log_p).softmax(1) * of_label).sum(1).log().sum()
+        q = (sharpness * log_p + model.bias).softmax(1)
+        likelihood = (q * of_label).sum(1).log().sum()
         prior = math.log(rate) + 9 * math.log(1 - rate) - 2 * (parameters[1] - 0.7) ** 2
         return -float(likelihood + prior) / len(given)
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -279,22 +279,21 @@ def run_all(
     cells: Iterable[Any], run: Callable[[Any], Row], add: Callable[[Row], None], jobs: int
 ) -> list[str]:
     """Run cells in threads and add their rows; return descriptions of those that failed."""
-    failed = []
+
+    def failure(done: Future[Row], cell: Any) -> str | None:
+        try:
+            add(done.result())
+        except (subprocess.CalledProcessError, OSError, KeyError, ValueError) as error:
+            return f"{cell.name()}: {error!r}"
+        return None
+
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(jobs)
     try:
         runs = {pool.submit(run, cell): cell for cell in cells}
-        for done in as_completed(runs):
-            try:
-                add(done.result())
-            except (  # noqa: PERF203  beside a training it costs nothing
-                subprocess.CalledProcessError, OSError, KeyError, ValueError
-            ) as error:  # fmt: skip
-                failed.append(f"{runs[done].name()}: {error!r}")
-                print(failed[-1], flush=True)
+        return [text for done in as_completed(runs) if (text := failure(done, runs[done]))]
     finally:
         pool.shutdown(cancel_futures=True)
-    return failed
 
 
 def check_options(options: list[str], run: Path) -> None:

@@ -69,8 +69,11 @@ def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, ca
     p = torch.nn.functional.one_hot(labels, classes).double() * 0.8 + 0.2 / classes
     p[3] = p[3].roll(1)  # contradicts its label
     path = tmp_path / "pred_probs.npy"
+    p[4] = 0  # not predicted
     np.save(path, p.numpy())
-    suspects = audit(None, run, limit=1, pred_probs=path)
+    suspects = audit(None, run, limit=10**6, pred_probs=path)
+    assert len(suspects) == len(p) - 1
+    assert 4 not in {s.row.sample for s in suspects}
     assert suspects[0].row.sample == 3
     for broken, message in (
         (p[:-1], rf"expected floats \(n, K\) = \({len(p)}, {classes}\), got float64 "),
@@ -169,7 +172,7 @@ def test_a_run_that_has_seen_nothing_yet_has_no_clean_labels(run: Path, tmp_path
     state = safetensors.torch.load_file(copy / "uerm.safetensors")
     state["predictions.seen"].zero_()
     safetensors.torch.save_file(state, copy / "uerm.safetensors")
-    with pytest.raises(UsageError, match="has not looked at a training sample yet"):
+    with pytest.raises(UsageError, match="has no predictions of training samples yet"):
         audit(None, copy)
 
 

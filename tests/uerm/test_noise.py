@@ -88,6 +88,21 @@ def test_noise_of_chance_goes_evenly_to_all_classes() -> None:
     torch.testing.assert_close(model.confusion, (1 - torch.eye(K)) / (K - 1))
 
 
+def test_a_class_that_is_predicted_too_seldom_is_corrected() -> None:
+    q, truth, y = problem(0.2)
+    shift = torch.tensor([-1.5, 0, 0, 0, 0, 0.5])
+    p = Distribution((q.log() / 2 + shift).softmax(1))
+    model = fit_noise(p, y, K)
+    assert model.bias.argmax() == 0
+    assert model.bias.argmin() == 5
+    plain = posterior(p, y, model._replace(bias=torch.zeros(K)))
+    right = [
+        float((found.best()[1] == truth).float().mean())
+        for found in (posterior(p, y, model), plain)
+    ]
+    assert right[0] > right[1] + 0.01
+
+
 def test_classes_that_are_taken_for_each_other_are_found() -> None:
     g = torch.Generator().manual_seed(0)
     q, truth, _ = problem(0.0, clear=8)
@@ -95,6 +110,7 @@ def test_classes_that_are_taken_for_each_other_are_found() -> None:
     model = fit_noise(Distribution(q), y, K)
     torch.testing.assert_close(model.confusion.sum(1), torch.ones(K))
     assert not model.confusion.diagonal().any()
+    assert not model.bias.any(), "confounded with this noise"
     next_one = (torch.arange(K) + 1) % K
     assert (model.confusion[torch.arange(K), next_one] > 0.6).all()
     # What contradicts in another way is more likely a hard sample.

@@ -60,7 +60,8 @@ def audit(
         limit: at most this many.
         draw: draw the labels at random from the half that is most likely wrong.
         pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of the run's own,
-            for example cleanlab's. Rows follow the run's `samples.csv`.
+            for example cleanlab's. Rows follow the run's `samples.csv`; a row of zeros leaves its
+            sample out.
 
     Raises:
         UsageError: the run or the probabilities do not belong to the data, or cannot be read.
@@ -81,11 +82,11 @@ def audit(
     predictions, seen, ledger = _read_state(run, training, len(classes))
     if pred_probs is not None:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
-        seen = torch.ones_like(seen)
+        seen = predictions.probabilities.any(1)
     elif not seen.any():
         raise UsageError(
-            f"--run {run}: has not looked at a training sample yet; "
-            f"unmuddle train --resume {run} goes on"
+            f"--run {run}: has no predictions of training samples yet; "
+            f"unmuddle train --resume {run} continues it"
         )
     now = ledger.current_labels
 
@@ -101,7 +102,7 @@ def audit(
         evidence.posterior.prob_of(given),
         evidence.posterior.rival(given),
     )
-    wrong = 1 - right  # of many labels exactly 1
+    wrong = 1 - right  # rounds to 1 for many labels, so the ranking uses `right`
     free = seen & ~ledger.fixed()
     proposals = (
         draw_to_verify(evidence.about(given), free, limit)
@@ -138,7 +139,8 @@ def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
         raise UsageError(f"{option}: expected floats (n, K) = {tuple(shape)}, got {got}")
     probabilities = torch.from_numpy(found).float()
     sums = probabilities.sum(1)
-    wrong = ~((probabilities >= 0).all(1) & ((sums - 1).abs() < 1e-3))
+    is_one_or_unseen = ((sums - 1).abs() < 1e-3) | (sums == 0)
+    wrong = ~((probabilities >= 0).all(1) & is_one_or_unseen)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise UsageError(

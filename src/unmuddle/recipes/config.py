@@ -1,4 +1,4 @@
-"""Everything that `unmuddle train` can be told."""
+"""Options of `unmuddle train`."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path

@@ -60,7 +60,7 @@ class Result:
 
     @property
     def numbers(self) -> str:
-        """Both numbers, or the error."""
+        """Compared numbers, or the error."""
         if self.error is not None:
             return self.error
         if self.found is None:

@@ -62,35 +62,8 @@ class Distribution(NamedTuple):
         """
         return self.prob_of(labels) - self.rival(labels)[0]
 
-    def checked(self, num_classes: int) -> "Distribution":
-        """Return a detached copy of the tuple if it holds probabilities of K classes.
-
-        Raises:
-            ValueError: the shape or type is wrong, or a row is negative, not finite, or adds up to
-                more than 1.
-        """
-        if not isinstance(self, Distribution) or not isinstance(self.probabilities, Tensor):
-            raise ValueError(
-                f"predictions: expected Distribution(tensor), got {type(self).__name__}"
-            )
-        p, classes = self.probabilities.detach(), self.classes
-        is_whole = classes is None and p.shape[1:] == (num_classes,)
-        is_short = classes is not None and p.ndim == 2 and classes.shape == p.shape
-        if not p.is_floating_point() or not (is_whole or is_short):
-            raise ValueError(
-                f"predictions: expected floats of shape (n, K) = (n, {num_classes}), "
-                f"got {p.dtype} {tuple(p.shape)}"
-            )
-        wrong = ~((p >= 0).all(1) & (p.sum(1, dtype=torch.float32) < 1.01))
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"predictions: expected probabilities, got {p[row].tolist()!s:.60} in row {row}"
-            )
-        return Distribution(p, classes)
-
     def rows(self, ids: Tensor) -> "Distribution":
-        """Distributions of the samples `ids` `(m,)`."""
+        """Return the distributions of the samples `ids` `(m,)`."""
         classes = None if self.classes is None else self.classes[ids]
         return Distribution(self.probabilities[ids], classes)
 
@@ -116,3 +89,33 @@ class Distribution(NamedTuple):
             torch.where(missing, p.scatter(1, entry, share.minimum(least)), p),
             torch.where(missing, self.classes.scatter(1, entry, label), self.classes),
         )
+
+
+def to_probabilities(predictions: Distribution, num_classes: int) -> Distribution:
+    """Return the predictions detached if they are probabilities of K classes.
+
+    Raises:
+        ValueError: the type or shape is wrong, or a row is negative, not finite, or adds up to more
+            than 1.
+    """
+    if not isinstance(predictions, Distribution) or not isinstance(
+        predictions.probabilities, Tensor
+    ):
+        raise ValueError(
+            f"predictions: expected Distribution(tensor), got {type(predictions).__name__}"
+        )
+    p, classes = predictions.probabilities.detach(), predictions.classes
+    is_whole = classes is None and p.shape[1:] == (num_classes,)
+    is_short = classes is not None and p.ndim == 2 and classes.shape == p.shape
+    if not p.is_floating_point() or not (is_whole or is_short):
+        raise ValueError(
+            f"predictions: expected floats of shape (n, K) = (n, {num_classes}), "
+            f"got {p.dtype} {tuple(p.shape)}"
+        )
+    wrong = ~((p >= 0).all(1) & (p.sum(1, dtype=torch.float32) < 1.01))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"predictions: expected probabilities, got {p[row].tolist()!s:.60} in row {row}"
+        )
+    return Distribution(p, classes)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from unmuddle.uerm.calibration import calibrate
-from unmuddle.uerm.distribution import Distribution
+from unmuddle.uerm.distribution import Distribution, to_probabilities
 from unmuddle.uerm.inputs import to_integers
-from unmuddle.uerm.noise import fit_noise, posterior
+from unmuddle.uerm.noise import fit_checked, posterior
 
 
 class Evidence(NamedTuple):
@@ -79,7 +79,7 @@ def gather_evidence(
         >>> gather_evidence(p, torch.tensor([0, 0, 0, 1, 1, 0]), 2).uncertainty.argmax()
         tensor(5)
     """
-    predictions = Distribution.checked(predictions, num_classes)
+    predictions = to_probabilities(predictions, num_classes)
     n = len(predictions.probabilities)
     original = to_integers("original", original, num_classes, n)
     current = original if current is None else to_integers("current", current, num_classes, n)
@@ -88,7 +88,7 @@ def gather_evidence(
             f"verified: expected booleans of shape (n,) = ({n},), "
             f"got {verified.dtype} {tuple(verified.shape)}"
         )
-    likely = posterior(predictions, original, fit_noise(predictions, original, num_classes))
+    likely = posterior(predictions, original, fit_checked(predictions, original, num_classes))
     if verified is not None:
         likely = calibrate(likely, original, num_classes, verified=verified, truth=current)
     unknown = torch.zeros(len(original), device=original.device)

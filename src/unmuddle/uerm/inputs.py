@@ -1,4 +1,4 @@
-"""Checks of what users pass in."""
+"""Validation of integers that users pass in."""
 
 import operator
 from typing import Any
@@ -29,7 +29,7 @@ def to_integers(name: str, values: Tensor, stop: int, size: int | None = None) -
 
 
 def whole(name: str, value: Any) -> int:
-    """`value` as an int, if it is an integer of at least 0, of whatever library."""
+    """Return `value` as an int if it is an integer of at least 0, of any library."""
     try:
         number = operator.index(value)
     except TypeError:

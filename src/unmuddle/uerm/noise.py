@@ -1,24 +1,25 @@
 """Label noise model, and the posterior of the true class given a label and a prediction.
 
 A label y is right with probability 1 - ε. A wrong label is drawn from row k of a confusion matrix
-D, where k is the true class. The prediction p is sharpened by β:
+D, where k is the true class. The prediction p is sharpened by β and shifted by a class bias b:
 
-    q = softmax(β log p)        P(y | k) = 1 - ε if y = k, else ε D[k, y]
+    q = softmax(β log p + b)    P(y | k) = 1 - ε if y = k, else ε D[k, y]
     P(y) = Σ_k q[k] P(y | k)    P(k | y) = q[k] P(y | k) / P(y)
 
 `fit_noise` estimates ε and D from contradictions: samples whose predicted class is not their
-label. β maximises the likelihood of the given labels.
+label. β and b maximise the likelihood of the given labels.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from unmuddle.uerm.distribution import Distribution
+from unmuddle.uerm.distribution import Distribution, to_probabilities
 from unmuddle.uerm.inputs import to_integers
 
-FITTED = 16_384  # size of the random subset to which β is fitted
+FITTED = 16_384  # size of the random subset that β and b are fitted to
 FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
 # Divergence of contradictions from uniform, in nats: noise is symmetric up to EVEN and
 # class-conditional from UNEVEN on.
@@ -32,14 +33,15 @@ class NoiseModel(NamedTuple):
         rate: ε, the share of wrong labels.
         confusion: `(K, K)` matrix D. Row k is the distribution of the wrong labels of class k.
         sharpness: inverse temperature β. It exceeds 1 for underconfident predictions.
+        bias: `(K,)` log weights b of the classes; 0 for class-conditional noise.
     """
 
     rate: Tensor
     confusion: Tensor
     sharpness: Tensor
+    bias: Tensor
 
 
-@torch.inference_mode(False)
 def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
     """Fit the noise model to given labels and predictions of their samples.
 
@@ -48,6 +50,9 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
 
     If these contradictions are spread evenly over the classes, the noise is symmetric and D is
     uniform. If they concentrate on some classes, it is class-conditional and D follows them.
+
+    b corrects how often each class is predicted. Class-conditional noise is confounded with it, so
+    b is scaled down as the noise becomes class-conditional.
 
     A model that has memorised the labels hides their noise. Samples without a prediction, whose
     probabilities are all 0, are not counted. The fit takes 20 K² bytes.
@@ -69,8 +74,14 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    predictions = Distribution.checked(predictions, num_classes)
+    predictions = to_probabilities(predictions, num_classes)
     labels = to_integers("labels", labels, num_classes, len(predictions.probabilities))
+    return fit_checked(predictions, labels, num_classes)
+
+
+@torch.inference_mode(False)
+def fit_checked(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
+    """Fit the noise model to input that has been checked."""
     confidence, predicted = predictions.best()
     seen = (confidence > 0).nonzero()[:, 0]
     confidence, predicted, given = confidence[seen], predicted[seen], labels[seen]
@@ -85,12 +96,12 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     shares = (wrong + 2 * uniform) / (wrong.sum(1, keepdim=True) + 2)
     confusion = (uneven * shares + (1 - uneven) * uniform).fill_diagonal_(0)
 
-    model = NoiseModel(rate, confusion, torch.ones_like(rate))
+    model = NoiseModel(rate, confusion, torch.ones_like(rate), rate.new_zeros(num_classes))
     if len(seen) > FITTED:
         generator = torch.Generator().manual_seed(0)  # data sets are often sorted by class
         drawn = torch.randperm(len(seen), generator=generator, device="cpu")[:FITTED]
         seen = seen[drawn.to(seen.device)]
-    return fit_sharpness(predictions.rows(seen), labels[seen], model)
+    return fit_likelihood(predictions.rows(seen), labels[seen], model, 1 - uneven)
 
 
 def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> Distribution:
@@ -99,21 +110,26 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     Examples:
         >>> p, y = torch.tensor([[0.98, 0.02]]), torch.tensor([1])
         >>> other = 1 - torch.eye(2)
-        >>> plain = NoiseModel(torch.tensor(0.1), other, torch.tensor(1.0))
+        >>> plain = NoiseModel(torch.tensor(0.1), other, torch.tensor(1.0), torch.zeros(2))
         >>> posterior(Distribution(p), y, plain).probabilities
         tensor([[0.8448, 0.1552]])
     """
     p = predictions.with_label(labels, len(model.confusion))
     model = NoiseModel(*(value.float() for value in model))
-    q = (model.sharpness * p.probabilities.float().clamp(min=FLOOR).log()).softmax(1)
+    log_p = p.probabilities.float().clamp(min=FLOOR).log()
+    bias = model.bias if p.classes is None else model.bias[p.classes.long()]
+    q = (model.sharpness * log_p + bias).softmax(1)
     joint = q * _label_given_class(p, labels, model)
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
-def fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel) -> NoiseModel:
-    """Maximise the likelihood of the labels over β, with a log-normal prior around 2.
+def fit_likelihood(
+    predictions: Distribution, labels: Tensor, model: NoiseModel, symmetry: Tensor | float
+) -> NoiseModel:
+    """Maximise the likelihood of the labels over β and b, given ε and D.
 
-    Classes that a top-k history forgot share the remaining probability evenly.
+    The priors are log-normal around 2 and standard normal. Classes that a top-k history forgot
+    share the remaining probability evenly. `symmetry` scales b.
     """
     classes = len(model.confusion)
     p = predictions.with_label(labels, classes)
@@ -126,19 +142,25 @@ def fit_sharpness(predictions: Distribution, labels: Tensor, model: NoiseModel) 
     wrong = (model.rate / (classes - 1)).expand(len(labels), 1)
     of_label = torch.cat([_label_given_class(p, labels, model), wrong], 1)
     log_sharpness = log_p.new_tensor(0.7, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_sharpness], max_iter=30, line_search_fn="strong_wolfe")
+    bias = log_p.new_zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [log_sharpness, bias], max_iter=100, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        q = (log_sharpness.exp() * log_p + log_size).softmax(1)
+        of_class = symmetry * (bias if p.classes is None else bias[p.classes.long()])
+        shift = pad(of_class.expand(len(labels), -1), (0, 1)) + log_size
+        q = (log_sharpness.exp() * log_p + shift).softmax(1)
         likelihood = (q * of_label).sum(1).log().sum()
-        value = (2 * (log_sharpness - 0.7).square() - likelihood) / max(len(labels), 1)
+        prior = -2 * (log_sharpness - 0.7).square() - bias.square().sum() / 2
+        value = -(likelihood + prior) / max(len(labels), 1)
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore[reportArgumentType]  a tensor is as good as a float
-    return model._replace(sharpness=log_sharpness.detach().exp())
+    return model._replace(sharpness=log_sharpness.detach().exp(), bias=symmetry * bias.detach())
 
 
 def _unevenness(wrong: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run have to agree on."""
+"""Communication between the processes of a distributed run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def in_processes() -> bool:
-    """Whether this is one of several processes."""
+    """Return whether this is one of several processes."""
     distributed = torch.distributed
     return (
         distributed.is_available()
@@ -18,7 +18,7 @@ def in_processes() -> bool:
 
 
 def over_processes(sums: Tensor) -> Tensor:
-    """A copy of `sums`, added up over the processes."""
+    """Return a copy of `sums`, added up over the processes."""
     sums = sums.clone()
     if in_processes():
         torch.distributed.all_reduce(sums)
@@ -26,7 +26,7 @@ def over_processes(sums: Tensor) -> Tensor:
 
 
 def from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.device) -> Any:
-    """What `decide` returns in the first process, whose arithmetic all are to follow.
+    """Return what `decide` returns in the first process, so that all processes agree.
 
     Raises:
         RuntimeError: in every process, if `decide` fails in the first of several.

@@ -1,4 +1,4 @@
-"""What a ledger tells: a change, a suggestion, a comparison with the truth."""
+"""Records of a ledger: a change, a suggestion, a comparison with the truth."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class Suggestion(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How the labels compare with the truth.
+    """Comparison of the labels with the truth.
 
     Attributes:
         right_before: share of original labels that are right.

@@ -28,7 +28,8 @@ from unmuddle.uerm import (
 from unmuddle.uerm.noise import FLOOR, fit_likelihood
 from unmuddle.uerm.policy import Proposals, draw_to_verify, guarded
 
-ANSWERS, EAGER = (100, 200), 0.5  # numbers of verified labels; precision of an eager repair
+ANSWERS = (100, 200)  # numbers of verified labels
+EAGER, STRICT = 0.5, 0.93  # values of `precision` besides the default
 GUARDS = {"max_fraction": 0.5, "class_floor": 0.1}  # the defaults of UERM
 SCORES = {
     "self_confidence": {"method": "self_confidence"},
@@ -175,6 +176,7 @@ def _after_answers(problem: Problem, predictions: Distribution, asked: Tensor) -
         "ranking": ranking(problem, 1 - evidence.posterior.prob_of(problem.given), ~asked),
         "repair": repaired(bayes(evidence)),
         "eager": repaired(bayes(evidence, precision=EAGER)),
+        "strict": repaired(bayes(evidence, precision=STRICT)),
     }
 
 

@@ -66,7 +66,8 @@ def repair_table(rows: list[Row]) -> str:
         name, answered = f"verified_{ANSWERS[-1]}", f"after {ANSWERS[-1]} answers"
         verified = [row[name] for row in ours if noise != "none"]
         column[answered] = _repaired(v["repair"] for v in verified)
-        column[f"{answered}, eager"] = _repaired(v["eager"] for v in verified)
+        for setting in ("eager", "strict"):
+            column[f"{answered}, {setting}"] = _repaired(v[setting] for v in verified)
         lines = _beside(lines, column)
     return table(["", *TITLES.values()], lines)
 

@@ -18,7 +18,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Shared memory that one block may use on A100, H100 and B200, in bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTERS = {"group": "*i32", "scale_pointer": "*fp32", "out": "*fp32", "g": "*fp32"}
-POINTERS |= {"lse": "*fp32", "a": "*fp32"}
+POINTERS |= {"lse": "*fp32", "a": "*fp32", "log_weight": "*fp32"}
 
 
 def compile_for(kernel: Any, name: str, dim: int, capability: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def compile_for(kernel: Any, name: str, dim: int, capability: int) -> dict[str, 
     blocks = kernels.choose_blocks(dim, dtype)
     constants = {
         "D": dim, "BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim,
-        "BLOCK_OUT": blocks.out, "OVER": kernels.ALL, "ATTRACTS": True,
+        "BLOCK_OUT": blocks.out, "OVER": kernels.OVER["all"], "WEIGHTED": True, "ATTRACTS": True,
         "PRECISION": kernels.precision(dtype), "ACCUMULATE": kernels.accumulate(dtype),
     }  # fmt: skip
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}

@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 
 from unmuddle.arm import ARM, fold_arm
 from unmuddle.supcon import supcon_loss
-from unmuddle.supcon.functional import HAS_TRITON, Impl, choose_impl
+from unmuddle.supcon.loss import HAS_TRITON, Impl, choose_impl
 from unmuddle.testing import (
     assert_gradient_within_budget,
     assert_within_budget,
@@ -97,7 +97,7 @@ def _is_cuda(device: torch.device) -> bool:
 def _backends(device: torch.device) -> tuple[Impl, ...]:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     runs_kernels = HAS_TRITON and (_is_cuda(device) or is_interpreted)
-    return ("tiled", "triton") if runs_kernels else ("tiled",)
+    return ("dense", "tiled", "triton") if runs_kernels else ("dense", "tiled")
 
 
 def _problem(size: int, dim: int, device: torch.device | str) -> tuple[Tensor, Tensor]:

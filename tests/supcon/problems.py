@@ -13,7 +13,8 @@ KINDS = ["int", "soft", "multi-hot", "mask", "views", "keys", "soft keys", "unla
 class Drawn(NamedTuple):
     """`supcon_loss(features, **arguments)`, and the same for the scalar loop.
 
-    `rows` `(T, D)` are the contrast set, `weights` `(N, T)` those of positives, `included` `(T,)`.
+    `rows` `(T, D)` are the contrast set, `weights` `(N, T)` those of positives, `included` `(T,)`,
+    `terms` `(T,)` the weights of the denominator.
     """
 
     features: Tensor
@@ -21,10 +22,22 @@ class Drawn(NamedTuple):
     rows: Tensor
     weights: Tensor
     included: Tensor
+    terms: Tensor
 
 
-def draw(kind: str, n: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Drawn:
-    """About n anchors; every third row is ignored where there are labels."""
+def draw(
+    kind: str,
+    n: int,
+    dim: int,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    *,
+    weighted: bool = False,
+) -> Drawn:
+    """Draw about n anchors; every third row is ignored where there are labels.
+
+    `weighted`: rows have weights in the denominator, some of them 0.
+    """
     g = torch.Generator().manual_seed(seed)
     views = 2 if kind in ("mask", "views", "unlabelled keys", "mask keys") else 1
     size, m = max(n // views, 1), 5 if "keys" in kind else 0
@@ -66,7 +79,18 @@ def draw(kind: str, n: int, dim: int, seed: int, dtype: torch.dtype = torch.floa
             arguments["key_labels"] = torch.tensor([3, -100, 4, 5, -100])
             included[len(sample) :] = arguments["key_labels"] != -100
     rows = torch.cat([features.flatten(0, 1), keys])
-    return Drawn(features if views > 1 else features[:, 0], arguments, rows, weights, included)
+    terms = torch.ones(len(rows), dtype=dtype)
+    if weighted:
+        of_samples, of_keys = (
+            3 * torch.rand(k, generator=g, dtype=dtype) * (torch.rand(k, generator=g) < 0.8)
+            for k in (size, m)
+        )
+        terms = torch.cat([of_samples.repeat_interleave(views), of_keys])
+        arguments["denominator_weight"] = of_samples
+        if m:
+            arguments["key_weight"] = of_keys
+    features = features if views > 1 else features[:, 0]
+    return Drawn(features, arguments, rows, weights, included, terms)
 
 
 def scalar_loop(
@@ -74,18 +98,18 @@ def scalar_loop(
 ) -> Tensor:
     """Eq. 2 or 3, one pair at a time: `(N,)`."""
     rows = [row / max(math.sqrt(sum(v * v for v in row.tolist())), 1e-300) for row in drawn.rows]
-    included, losses = drawn.included.tolist(), []
+    included, v, losses = drawn.included.tolist(), drawn.terms.tolist(), []
     for i in range(len(drawn.weights)):
         others = [j for j in range(len(rows)) if j != i and included[j]] if included[i] else []
         w = {j: drawn.weights[i, j].item() for j in others}
-        contrast = [j for j in others if denominator == "all" or w[j] == 0]
+        contrast = [j for j in others if v[j] > 0 and (denominator == "all" or w[j] == 0)]
         total = sum(w.values())
         if total <= 0 or not contrast:
             losses.append(0.0)
             continue
         s = {j: (rows[i] @ rows[j]).item() / temperature for j in others}
         m = max(s.values())
-        lse = m + math.log(sum(math.exp(s[j] - m) for j in contrast))
+        lse = m + math.log(sum(v[j] * math.exp(s[j] - m) for j in contrast))
         if positives == "out":
             numerator = sum(w[j] * s[j] for j in others) / total
         else:

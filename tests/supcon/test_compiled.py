@@ -1,5 +1,8 @@
 """`torch.compile`, `torch.func` and the operators."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +19,17 @@ CASES = {
     "reference": {"impl": "reference"},
     "views": {"labels": None},
     "sharp": {"temperature": 0.01},
+    "in": {"positives": "in"},
+    "negatives": {"denominator": "negatives"},
+    "soft": {"labels": "soft"},
+    "mask": {"labels": None, "mask": "mask"},
+    "keys": {"keys": "keys", "key_labels": "key_labels"},
+    "weights": {"weight": "weight", "denominator_weight": "weight", "no_positive": "zero"},
+    "ignored": {"labels": "ignored"},
 }
+
+
+TENSORS = ("labels", "mask", "keys", "key_labels", "weight", "denominator_weight")
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +42,32 @@ def _forget_compiled_code():
 def value_and_gradient(loss, features: Tensor) -> tuple[Tensor, Tensor]:
     x = features.clone().requires_grad_()
     value = loss(x)
-    return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+    return value.detach(), torch.autograd.grad(value.mean(), x)[0]
+
+
+def draw_case(case: str, n: int) -> tuple[Tensor, dict[str, Any]]:
+    """Draw two views of n samples, and the arguments of a case."""
+    g, labels = torch.Generator().manual_seed(n), torch.arange(n) % 3
+    tensors = {
+        "soft": torch.rand(n, 3, generator=g),
+        "mask": torch.rand(n, n, generator=g),
+        "keys": torch.randn(20, 8, generator=g),
+        "key_labels": torch.arange(20) % 4,
+        "weight": torch.rand(n, generator=g),
+        "ignored": torch.where(torch.arange(n) % 5 == 0, -100, labels),
+    }
+    arguments = {"labels": labels} | CASES[case]
+    for name, value in arguments.items():
+        if name in TENSORS and isinstance(value, str):
+            arguments[name] = tensors[value]
+    return torch.randn(n, 2, 8, generator=g), arguments
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize("n", [12, 600])
 @pytest.mark.parametrize("case", CASES)
 def test_one_graph_gives_what_eager_gives(case: str, n: int) -> None:
-    features, arguments = torch.randn(n, 2, 8), {"labels": torch.arange(n) % 3} | CASES[case]
+    features, arguments = draw_case(case, n)
 
     def loss(x: Tensor) -> Tensor:
         return supcon_loss(x, **arguments)
@@ -45,7 +76,8 @@ def test_one_graph_gives_what_eager_gives(case: str, n: int) -> None:
     for got, expected in zip(
         value_and_gradient(compiled, features), value_and_gradient(loss, features), strict=True
     ):
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+        # Inductor rounds in another order; derivatives of a loss at τ = 0.07 are up to 14.
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -90,45 +122,60 @@ def test_a_compiled_temperature_is_trained() -> None:
 
 @pytest.mark.parametrize("n", [12, 600])
 @pytest.mark.parametrize("case", CASES)
-def test_functional_gradient_is_the_gradient(case: str, n: int) -> None:
-    features, arguments = torch.randn(n, 2, 8), {"labels": torch.arange(n) % 3} | CASES[case]
+def test_functional_gradient_is_that_of_the_reference(case: str, n: int) -> None:
+    features, arguments = draw_case(case, n)
+
+    def loss(x: Tensor, **options) -> Tensor:
+        return supcon_loss(x, **arguments | options).mean()
+
+    expected = value_and_gradient(partial(loss, impl="reference"), features)[1]
+    torch.testing.assert_close(torch.func.grad(loss)(features), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of torch.func's own
+def test_functional_transforms_nest() -> None:
+    features, labels = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2
 
     def loss(x: Tensor) -> Tensor:
-        return supcon_loss(x, **arguments).sum()
+        return supcon_loss(x, labels, temperature=0.5)
 
-    expected = value_and_gradient(loss, features)[1]
-    torch.testing.assert_close(torch.func.grad(loss)(features), expected, rtol=1e-5, atol=1e-7)
+    hessian = torch.func.hessian(loss)(features).flatten(0, 1).flatten(1)
+    expected = torch.autograd.functional.hessian(loss, features).flatten(0, 1).flatten(1)
+    torch.testing.assert_close(hessian, expected)
+    assert hessian.any()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck's own
-@pytest.mark.parametrize("n", [12, 600])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("supervision", ["int", "soft", "mask"])
-def test_operators_are_what_they_declare(supervision: str, normalize: bool, n: int) -> None:
+def test_operators_are_what_they_declare(supervision: str, normalize: bool) -> None:
+    n = 12
     x, inv_temperature = torch.randn(n, 4), torch.tensor(5.0)
     labels = {"int": torch.arange(n) % 3, "soft": torch.rand(n, 3), "mask": None}[supervision]
     mask = torch.rand(n, n) if supervision == "mask" else None
     included = None if supervision == "mask" else torch.arange(n) % 4 > 0
+    weight = None if supervision == "int" else torch.rand(n)
     options = Options(
-        n,
-        0,
-        n,
-        False,
-        normalize,
-        "out",
-        "all",
+        anchors=n,
+        first=0,
+        last=n,
+        normalize=normalize,
+        dtype=torch.float32,
+        positives="out",
+        denominator="all",
         product_dtype=torch.float32,
         impl="tiled",
-        one_tile=n == 12,
-        keep=True,
+        needs_grad=True,
+        keys_need_grad=False,
+        temperature_needs_grad=True,
     )
-    tensors = (x.requires_grad_(), labels, mask, included, inv_temperature.requires_grad_())
-    torch.library.opcheck(supcon, (*tensors, False, *options))
+    contrast = (x.requires_grad_(), labels, mask, included, weight)
+    tensors = (*contrast, inv_temperature.requires_grad_())
+    torch.library.opcheck(supcon, (*tensors, *options))
     with torch.no_grad():
-        _, has_loss, lse, norm, coefficients = supcon(*tensors, False, *options)
-    saved = (torch.rand(n), has_loss, lse, norm, coefficients)
+        saved = supcon(*tensors, *options)[2:]
     tensors = tuple(None if t is None else t.detach() for t in tensors)
-    torch.library.opcheck(supcon_backward, (*saved, *tensors, False, True, *options))
+    torch.library.opcheck(supcon_backward, (torch.rand(n), *saved, *tensors, *options))
 
 
 def test_valid_anchors_compile_without_a_graph_break() -> None:

@@ -11,24 +11,29 @@ from problems import KINDS, draw
 from unmuddle import SupConLoss, supcon_loss
 from unmuddle.supcon import choose_impl, valid_anchors
 from unmuddle.supcon.backends import tiled
-from unmuddle.supcon.functional import HAS_TRITON
+from unmuddle.supcon.loss import HAS_TRITON
 
-IMPLS = ["reference", "tiled"]
-both_impls = pytest.mark.parametrize("impl", IMPLS)
+IMPLS = ["reference", "dense", "tiled"]
+every_impl = pytest.mark.parametrize("impl", IMPLS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("denominator", ["all", "negatives"])
 @pytest.mark.parametrize("n", [1, 2, 7, 20])
-def test_valid_anchors_are_those_that_have_a_loss(n: int, denominator: str, kind: str) -> None:
-    drawn = draw(kind, n, dim=3, seed=n)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_valid_anchors_are_those_that_have_a_loss(
+    weighted: bool, n: int, denominator: str, kind: str
+) -> None:
+    drawn = draw(kind, n, dim=3, seed=n, weighted=weighted)
     options = {**drawn.arguments, "denominator": denominator}
     valid = valid_anchors(drawn.features, **options)
     is_other = drawn.included & ~torch.eye(*drawn.weights.shape, dtype=torch.bool)
     weights = drawn.weights * is_other
     expected = drawn.included[: len(weights)] & (weights.sum(1) > 0)
+    is_term = is_other & (drawn.terms > 0)
     if denominator == "negatives":
-        expected &= (is_other & (weights == 0)).any(1)
+        is_term &= weights == 0
+    expected &= is_term.any(1)
     assert torch.equal(valid.flatten(), expected)
     losses = supcon_loss(drawn.features, **options, temperature=0.5, reduction="none")
     assert losses.shape == valid.shape
@@ -86,7 +91,7 @@ def test_logarithms_of_memberships_are_refused() -> None:
         supcon_loss(x, ignored)
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("no_positive", ["skip", "zero"])
 @pytest.mark.parametrize("labels", [[], [3], [0, 1, 2, 3], [-100, -100], [-100, 5]])
 def test_without_a_positive_the_loss_is_zero_with_zero_gradient(
@@ -101,7 +106,7 @@ def test_without_a_positive_the_loss_is_zero_with_zero_gradient(
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("n", [5, 700])
 @pytest.mark.parametrize("temperature", [1e-3, 0.1])
 @pytest.mark.parametrize("positives", ["out", "in"])
@@ -118,14 +123,14 @@ def test_without_a_negative_the_loss_over_negatives_is_zero_with_zero_gradient(
     assert not x.grad.any()
 
 
-@both_impls
+@every_impl
 def test_no_positive_skip_and_zero_differ_by_the_count_of_anchors(impl: str) -> None:
     x, labels = torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 2])
     skip, zero = (supcon_loss(x, labels, no_positive=mode, impl=impl) for mode in ("skip", "zero"))
     torch.testing.assert_close(skip * 4, zero * 5)
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("n", [8, 1200])
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
 def test_nan_in_gives_nan_out(impl: str, n: int, temperature: float) -> None:
@@ -134,14 +139,14 @@ def test_nan_in_gives_nan_out(impl: str, n: int, temperature: float) -> None:
     assert supcon_loss(x, torch.arange(n) % 3, temperature=temperature, impl=impl).isnan()
 
 
-@both_impls
+@every_impl
 def test_nan_in_the_mask_gives_nan_out(impl: str) -> None:
     mask = torch.eye(3)
     mask[0, 0] = torch.nan
     assert supcon_loss(torch.randn(3, 2, 4), mask=mask, impl=impl).isnan()
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("n", [6, 1100])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
@@ -155,7 +160,7 @@ def test_extreme_scales_and_temperatures_stay_finite(
     assert x.grad.isfinite().all()
 
 
-@both_impls
+@every_impl
 def test_a_zero_row_keeps_the_others_alive(impl: str) -> None:
     x = torch.randn(4, 3)
     x[0] = 0
@@ -166,7 +171,7 @@ def test_a_zero_row_keeps_the_others_alive(impl: str) -> None:
     assert x.grad[1:].any()
 
 
-@both_impls
+@every_impl
 def test_unnormalised_input_of_any_length_is_finite_and_agrees(impl: str) -> None:
     x = 30 * torch.randn(1100, 3, dtype=torch.float64)
     labels = torch.arange(1100) % 4
@@ -175,7 +180,7 @@ def test_unnormalised_input_of_any_length_is_finite_and_agrees(impl: str) -> Non
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
-@both_impls
+@every_impl
 def test_gradcheck_of_features_and_temperature(impl: str) -> None:
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
@@ -187,7 +192,6 @@ def test_gradcheck_of_features_and_temperature(impl: str) -> None:
 
 
 def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmuddle.supcon.backends.one_tile.MAX_PAIRS", 0)
     monkeypatch.setattr("unmuddle.supcon.backends.tiled.TILE", 3)
     labels = torch.tensor([0, 1, 0, 1, 2, -100, 1])
     for temperature in (0.02, 0.4):  # running maximum, fixed shift
@@ -198,26 +202,44 @@ def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def test_reference_is_twice_differentiable() -> None:
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 1, 0, 1, 1])
-    torch.autograd.gradgradcheck(
-        lambda x: supcon_loss(x, labels, temperature=0.5, impl="reference"), x
-    )
-
-
-@pytest.mark.parametrize("n", [8, 1100])
+@every_impl
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("wrt", ["features", "temperature"])
-def test_tiled_says_that_it_has_no_second_derivative(n: int, reduction: str, wrt: str) -> None:
-    x, tau = torch.randn(n, 3, requires_grad=True), torch.tensor(0.3, requires_grad=True)
-    loss = supcon_loss(
-        x, torch.arange(n) % 2, temperature=tau, reduction=reduction, impl="tiled"
-    ).sum()
-    leaf = {"features": x, "temperature": tau}[wrt]
-    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("normalize", [True, False])
+def test_gradgradcheck_of_features_keys_and_temperature(
+    impl: str, reduction: str, normalize: bool
+) -> None:
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    keys = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    labels, key_labels = torch.tensor([0, 1, 0, 1, -100]), torch.tensor([0, 1, 7])
+    options = {"reduction": reduction, "normalize": normalize, "impl": impl}
+    weights = {"denominator_weight": torch.rand(5), "key_weight": torch.rand(3)}
+
+    def loss(x, keys, tau):
+        return supcon_loss(
+            x, labels, keys=keys, key_labels=key_labels, temperature=tau, **options, **weights
+        )
+
+    torch.autograd.gradgradcheck(loss, (x, keys, tau))
+
+
+@every_impl
+@pytest.mark.parametrize("n", [8, 600])
+def test_a_gradient_penalty_is_differentiated_in_the_dtype_of_the_features(
+    impl: str, n: int
+) -> None:
+    x, labels = torch.randn(n, 4), torch.arange(n) % 3
+    gradients = []
+    for dtype, backend in ((torch.float64, "reference"), (torch.float32, impl)):
+        leaf = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            loss = supcon_loss(leaf, labels, temperature=0.5, impl=backend)
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        penalty = gradient.square().sum()
+        penalty.backward()
+        assert leaf.grad.dtype == dtype
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(*gradients[::-1], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
@@ -230,7 +252,7 @@ def test_key_labels_of_any_type_are_their_numbers(dtype: torch.dtype) -> None:
     assert typed == given == expected
 
 
-@both_impls
+@every_impl
 def test_no_anchor_with_a_mask_and_keys(impl: str) -> None:
     features = torch.zeros(0, 4, requires_grad=True)
     mask, keys = torch.zeros(0, 0), torch.randn(3, 4)
@@ -240,7 +262,7 @@ def test_no_anchor_with_a_mask_and_keys(impl: str) -> None:
     assert features.grad is not None
 
 
-@both_impls
+@every_impl
 def test_labels_of_any_type_meet_key_labels_of_another(impl: str) -> None:
     x, keys = torch.randn(4, 3), torch.randn(2, 3)
     labels, key_labels = torch.tensor([0, 0, 1, 1]), torch.tensor([256, -255])
@@ -257,7 +279,7 @@ def test_labels_of_any_type_meet_key_labels_of_another(impl: str) -> None:
         )
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize(
     ("dtype", "result"),
     [
@@ -278,7 +300,7 @@ def test_result_type(impl: str, dtype: torch.dtype, result: torch.dtype) -> None
     assert torch.equal(loss.detach(), again)
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("n", [6, 700])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_autocast_changes_nothing(impl: str, n: int, reduction: str) -> None:
@@ -291,7 +313,7 @@ def test_autocast_changes_nothing(impl: str, n: int, reduction: str) -> None:
             value.sum().backward()
         results.append((value.detach(), leaf.grad))
     assert torch.equal(results[0][0], results[1][0])
-    if impl == "tiled":  # what autograd does inside autocast is not ours
+    if impl != "reference":  # what autograd does inside autocast is not ours
         assert torch.equal(results[0][1], results[1][1])
 
 
@@ -306,11 +328,11 @@ def test_tiled_keeps_a_constant_and_what_grows_with_n_for_the_backward() -> None
     x = torch.randn(n, d, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         supcon_loss(x, torch.arange(n) % 8, impl="tiled")
-    linear, constant = 4 * n * (2 * d + 8), 4 * tiled.KEPT_OF_LARGE
+    linear, constant = 4 * n * (2 * d + 8), 4 * tiled.CACHE_OF_LARGE
     assert sum(saved) < linear + constant < 4 * n * n / 20
 
 
-@both_impls
+@every_impl
 def test_base_temperature_rescales(impl: str) -> None:
     x, labels = torch.randn(6, 4), torch.arange(6) % 2
     plain = supcon_loss(x, labels, temperature=0.1, impl=impl)
@@ -318,7 +340,7 @@ def test_base_temperature_rescales(impl: str) -> None:
     torch.testing.assert_close(scaled, 2 * plain)
 
 
-@both_impls
+@every_impl
 def test_reductions(impl: str) -> None:
     x, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 5])
     each = supcon_loss(x, labels, reduction="none", impl=impl)
@@ -327,7 +349,7 @@ def test_reductions(impl: str) -> None:
     torch.testing.assert_close(supcon_loss(x, labels, impl=impl), each.mean())
 
 
-@both_impls
+@every_impl
 def test_label_values_do_not_matter(impl: str) -> None:
     x = torch.randn(5, 3)
     small = supcon_loss(x, torch.tensor([0, 1, 0, 1, 1]), impl=impl)
@@ -358,7 +380,7 @@ def test_module_calls_the_function_with_its_options() -> None:
     assert torch.equal(SupConLoss()(x, None, torch.eye(4)), SupConLoss()(x))
 
 
-@both_impls
+@every_impl
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
 def test_the_call_of_the_common_implementation_gives_its_number(
     impl: str, contrast_mode: str
@@ -392,7 +414,10 @@ def test_temperature_can_be_a_trained_parameter() -> None:
 def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
     assert choose_impl("auto") == "tiled"
     assert choose_impl("auto", "cuda") == ("triton" if HAS_TRITON else "tiled")
-    assert choose_impl("auto", "cuda", pairs=2048**2) == "tiled"
+    assert choose_impl("auto", "cuda", pairs=2048**2) == "dense"
+    assert choose_impl("auto", "cuda", pairs=2048**2 + 1) == choose_impl("auto", "cuda")
+    assert choose_impl("auto", pairs=512**2) == "dense"
+    assert choose_impl("auto", pairs=512**2 + 1) == "tiled"
     assert choose_impl("auto", "cuda", dim=2049) == "tiled"
     assert [choose_impl(name) for name in IMPLS] == IMPLS
     with pytest.raises(ValueError, match="impl: expected one of .* got 'fast'"):
@@ -420,7 +445,12 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),
         (r"features: expected shape \(N, D\) or \(B, V, D\), got \(4,\)", ValueError, {"features": torch.zeros(4)}),
         (r"features: expected a floating-point type, got torch.int64", TypeError, {"features": torch.zeros(4, 3, dtype=int)}),
-        (r"features: expected at least one view", ValueError, {"features": torch.zeros(4, 0, 3)}),
+        (r"denominator_weight: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"mask": torch.ones(4, 4), "denominator_weight": torch.ones(3)}),
+        (r"denominator_weight: expected numbers of at least 0, got -1.0", ValueError, {"mask": torch.ones(4, 4), "denominator_weight": -torch.ones(4)}),
+        (r"key_weight: given without keys", ValueError, {"mask": torch.ones(4, 4), "key_weight": torch.ones(4)}),
+        (r"key_weight: expected shape \(M,\) = \(2,\), got \(4,\)", ValueError, {"keys": torch.ones(2, 3), "mask": torch.ones(4, 4), "key_weight": torch.ones(4)}),
+        (r"features: expected at least one view and one dimension, got \(4, 0, 3\)", ValueError, {"features": torch.zeros(4, 0, 3)}),
+        (r"features: expected at least one view and one dimension, got \(4, 0\)", ValueError, {"features": torch.zeros(4, 0)}),
         (r"temperature: expected a positive number, got 0", ValueError, {"temperature": 0}),
         (r"temperature: expected a positive number, got nan", ValueError, {"temperature": float("nan")}),
         (r"temperature: expected shape \(\) = \(\), got \(2,\)", ValueError, {"temperature": torch.ones(2)}),

@@ -16,6 +16,8 @@ CASES = {
     "sum": {"reduction": "sum"},
     "reference": {"impl": "reference"},
     "sharp": {"temperature": 0.01},
+    "weights of the denominator": {"weighs_terms": True},
+    "dense": {"impl": "dense"},
 }
 
 
@@ -33,6 +35,8 @@ class Model(nn.Module):
         if labels is not None:
             kind = labels.new_ones(5, *labels.shape[1:])
             options |= {"keys": self.keys, "key_labels": kind}
+        if options.pop("weighs_terms", False):
+            options["denominator_weight"] = 2 * weight
         options.setdefault("temperature", self.tau)
         return supcon_loss(self.net(x), labels, weight=weight, **options)
 
@@ -118,7 +122,7 @@ def _wrong_input(sizes: tuple[int, ...]) -> None:
         RuntimeError if rank else ValueError, match=r"process 0 refused|expected shape"
     ):
         supcon_loss(x, torch.zeros(3 if rank else 2, dtype=torch.int64), gather=True)
-    with pytest.raises(ValueError, match=r"gather: expected Kind\(views=1, dim=."):
+    with pytest.raises(ValueError, match=r"gather: expected BatchSignature\(views=1, dim=."):
         supcon_loss(torch.randn(3, 4 + rank), torch.zeros(3, dtype=torch.int64), gather=True)
     with pytest.raises(ValueError, match="mask: not with gather=True"):
         supcon_loss(x, mask=torch.eye(3), gather=True)

@@ -55,11 +55,16 @@ def test_laws(law) -> None:
     law()
 
 
-@pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 3), (65, 17), (70, 150)])
+@pytest.mark.parametrize(
+    ("n", "dim", "weighted"),
+    [(2, 1, False), (3, 3, False), (33, 17, True), (65, 17, True), (70, 150, False)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
-def test_kernels_agree_with_the_reference(kind: str, n: int, dim: int, temperature: float) -> None:
-    drawn = draw(kind, n, dim, seed=n, dtype=torch.float32)
+def test_kernels_agree_with_the_reference(
+    kind: str, n: int, dim: int, weighted: bool, temperature: float
+) -> None:
+    drawn = draw(kind, n, dim, seed=n, dtype=torch.float32, weighted=weighted)
     modes = itertools.product(["out", "in"], ["all", "negatives"])
     for positives, denominator in modes if kind in KNOWS_PAIRS else [("out", "all")]:
         options = {"temperature": temperature, "positives": positives, "denominator": denominator}

@@ -22,6 +22,11 @@ def test_tiled(law) -> None:
     law()
 
 
+@parametrize_with_laws(partial(supcon_loss, impl="dense"), kinds=CONTRASTIVE)
+def test_dense(law) -> None:
+    law()
+
+
 @parametrize_with_laws(SupConLoss(), kinds=LINEAR)
 def test_module(law) -> None:
     law()

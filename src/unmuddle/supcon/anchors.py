@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.batch import Batch
-from unmuddle.supcon.functional import ContrastMode, Denominator, check_choice
+from unmuddle.supcon.inputs import Batch
+from unmuddle.supcon.loss import ContrastMode, Denominator, check_options
 from unmuddle.supcon.positives import find_positives
 
-ROWS = 512  # anchors whose negatives are looked for at once
+ROWS = 512  # anchors whose terms are looked for at once
 
 
 @torch.no_grad()
@@ -18,14 +18,16 @@ def valid_anchors(
     mask: Tensor | None = None,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
+    key_weight: Tensor | None = None,
     weight: Tensor | None = None,
+    denominator_weight: Tensor | None = None,
     contrast_mode: ContrastMode = "all",
     denominator: Denominator = "all",
     ignore_index: int = -100,
 ) -> Tensor:
     """Return whether each anchor has a loss that counts.
 
-    It needs a positive, with `denominator="negatives"` a negative, and a weight above 0.
+    It needs a positive, a term in the denominator, and a weight above 0.
 
     `supcon_loss(..., reduction="none")` is 0 for an anchor without a positive, which looks like a
     perfect loss. Select with this mask before you average the losses of a class or log them.
@@ -36,7 +38,9 @@ def valid_anchors(
         mask: `(B, B)` weights instead of labels.
         keys: `(M, D)` further rows.
         key_labels: their labels.
+        key_weight: `(M,)` weights of the keys in the denominator.
         weight: `(B,)` weights of the anchors' losses.
+        denominator_weight: `(B,)` weights of the samples in the denominator.
         contrast_mode: `"all"` or `"one"`.
         denominator: `"all"` or `"negatives"`.
         ignore_index: label of samples that take no part; they are no valid anchors.
@@ -57,25 +61,27 @@ def valid_anchors(
         >>> supcon_loss(z, labels, reduction="none")
         tensor([0.6931, 0.6931, 0.0000])
     """
-    check_choice("contrast_mode", contrast_mode)
-    check_choice("denominator", denominator)
-    batch = Batch(features, labels, mask, weight, keys, key_labels).checked()
-    x, row_labels, row_mask, included = batch.contrast_set(ignore_index)
+    check_options(contrast_mode=contrast_mode, denominator=denominator)
+    batch = Batch(features, labels, mask, weight, denominator_weight, keys, key_labels, key_weight)
+    batch = batch.checked()
+    x, row_labels, row_mask, included, of_terms = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
     z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
     takes_part = None if included is None else included.to(z.dtype)
-    positives = find_positives(z, row_labels, row_mask, takes_part, anchors)
+    positives = find_positives(row_labels, row_mask, takes_part, anchors, like=z)
     valid = positives.count() != 0  # NaN too: what is undefined is not left out
-    if denominator == "negatives":
+    if denominator == "negatives" or of_terms is not None:
         every = torch.arange(len(x), device=x.device)
         for start in range(0, anchors, ROWS):
             rows = slice(start, min(start + ROWS, anchors))
-            is_negative = positives.tile(rows, slice(None)) == 0
-            is_negative &= every[rows, None] != every
-            if included is not None:
-                is_negative &= included
-            valid[rows] &= is_negative.any(1)
+            is_term = every[rows, None] != every
+            if denominator == "negatives":
+                is_term &= positives.tile(rows, slice(None)) == 0
+            for kept in (included, of_terms):
+                if kept is not None:
+                    is_term &= kept != 0
+            valid[rows] &= is_term.any(1)
     if batch.weight is not None:
-        valid = valid & (batch.weight != 0).repeat_interleave(batch.views())
+        valid = valid & (batch.weight != 0).repeat_interleave(batch.views)
     valid = valid.view(features.shape[:-1])
     return valid[:, 0] if features.ndim == 3 and contrast_mode == "one" else valid

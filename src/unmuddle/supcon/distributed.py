@@ -6,14 +6,14 @@ the backward communicates nothing. Gradients are multiplied by the number of pro
 `DistributedDataParallel` divides by.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unmuddle.supcon.problem import Losses
 
 REFUSED = -1
 
@@ -29,11 +29,6 @@ class Shard:
 
     sizes: tuple[int, ...]
     rank: int
-
-    @property
-    def processes(self) -> int:
-        """Their number."""
-        return len(self.sizes)
 
     @property
     def first(self) -> int:
@@ -59,13 +54,17 @@ class Shard:
         dist.all_gather(everyone, padded)
         return torch.cat([part[:size] for part, size in zip(everyone, self.sizes, strict=True)])
 
-
-def join_rows(rows: Tensor, shard: Shard) -> Tensor:
-    """`Shard.join`; the backward gives our rows, times the number of processes."""
-    return _JoinRows.apply(rows, shard)
+    def join_losses(self, ours: Losses) -> Losses:
+        """Join what each process knows of its anchors."""
+        norm, lse, cache = ours.residuals
+        assert ours.has_loss is not None
+        joined = self.join(torch.stack([ours.each, ours.has_loss, *lse], 1)).T
+        return Losses(joined[0].clone(), joined[1].clone(), (norm, joined[2:].clone(), cache))
 
 
 class _JoinRows(torch.autograd.Function):
+    """`Shard.join`; the backward gives our rows, times the number of processes."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shard: Shard) -> Tensor:
         ctx.shard = shard
@@ -74,7 +73,10 @@ class _JoinRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         shard: Shard = ctx.shard
-        return grads[0][shard.first : shard.last] * shard.processes, None
+        return grads[0][shard.first : shard.last] * len(shard.sizes), None
+
+
+join_rows = _JoinRows.apply
 
 
 def is_distributed() -> bool:
@@ -82,30 +84,15 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
-
-
-def gathers_outside_graphs(function: Function) -> Function:
-    """With `gather=True` a call leaves `torch.compile`: no graph holds what processes exchange."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("gather") and torch.compiler.is_compiling():
-            outside: Any = torch.compiler.disable(function)
-            return outside(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return cast(Function, call)
-
-
-class Kind(NamedTuple):
-    """What the batches of all processes must have in common.
+class BatchSignature(NamedTuple):
+    """Properties that the batches of all processes must share.
 
     Attributes:
         views: V.
         dim: D.
         label_columns: C of soft labels, 0 for integer ones, -1 without labels.
         weighted: whether there are weights.
+        denominator_weighted: whether there are weights of the denominator.
         keys: M.
         bits: of a feature.
     """
@@ -114,22 +101,23 @@ class Kind(NamedTuple):
     dim: int
     label_columns: int
     weighted: int
+    denominator_weighted: int
     keys: int
     bits: int
 
 
-def share_out(size: int, kind: Kind, device: torch.device) -> Shard:
-    """Tell the other processes how many samples we have, and of which kind.
-
-    A process whose input is wrong says `REFUSED`, so that nobody waits for it in vain.
-    """
-    ours = torch.tensor([size, *kind], device=device)
+def share_out(size: int, signature: BatchSignature, device: torch.device) -> Shard:
+    """Exchange batch sizes and signatures; a process whose input is invalid sends `REFUSED`."""
+    ours = torch.tensor([size, *signature], device=device)
     parts = [torch.empty_like(ours) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, ours)
-    sizes, kinds = zip(*((int(part[0]), Kind(*part[1:].tolist())) for part in parts), strict=True)
-    if REFUSED in sizes and size != REFUSED:
+    sizes = tuple(int(part[0]) for part in parts)
+    if size != REFUSED and REFUSED in sizes:
         raise RuntimeError(f"gather: process {sizes.index(REFUSED)} refused its input")
-    for process, other in enumerate(kinds):
-        if other != kind and size != REFUSED:
-            raise ValueError(f"gather: expected {kind} as here, got {other} on process {process}")
+    for process, part in enumerate(parts):
+        other = BatchSignature(*part[1:].tolist())
+        if size != REFUSED and other != signature:
+            raise ValueError(
+                f"gather: expected {signature} as here, got {other} on process {process}"
+            )
     return Shard(sizes, dist.get_rank())

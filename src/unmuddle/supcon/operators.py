@@ -1,88 +1,90 @@
-"""`compute` as two operators, opaque to `torch.compile`: `unmuddle::supcon` and its backward."""
+"""`engine` as two operators, opaque to `torch.compile`: `unmuddle::supcon` and its backward."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmuddle.supcon import compute
-from unmuddle.supcon.compute import Saved
+from unmuddle.supcon import engine
+from unmuddle.supcon.backends import tiled
 from unmuddle.supcon.problem import ContrastSet, Options
+from unmuddle.supcon.reduction import Reduction
 
-CONTRAST = "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor inv_temperature"
-OPTIONS = (
-    "SymInt anchors, SymInt first, SymInt last, bool sharded, bool normalize, str positives, "
-    "str denominator, ScalarType product_dtype, str impl, bool one_tile, bool keep"
+CONTRAST = (
+    "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor? denominator_weight, "
+    "Tensor inv_temperature"
 )
-SAVED = "Tensor has_loss, Tensor lse, Tensor norm, Tensor kept"
+RESIDUALS = "Tensor norm, Tensor lse, Tensor cache"
+OPTIONS = (
+    "SymInt anchors, SymInt first, SymInt last, bool normalize, ScalarType dtype, str positives, "
+    "str denominator, ScalarType product_dtype, str impl, bool needs_grad, bool keys_need_grad, "
+    "bool temperature_needs_grad"
+)
+
+
+def loss(
+    contrast: ContrastSet, inv_temperature: Tensor | float, options: Options, reduction: Reduction
+) -> Tensor:
+    """Return the loss by the operators."""
+    if not isinstance(inv_temperature, Tensor):
+        inv_temperature = contrast.x.new_full((), inv_temperature, dtype=options.dtype)
+    each, has_loss, *_ = supcon(*contrast, inv_temperature, *options)
+    return reduction.reduce(each, has_loss)[0]
 
 
 @torch.library.custom_op(
     "unmuddle::supcon",
     mutates_args=(),
-    schema=f"({CONTRAST}, bool keys, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({CONTRAST}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def supcon(*arguments: Any) -> tuple[Tensor, ...]:
-    """Losses `(n,)` and what the backward needs; `keys`: whether they need a gradient."""
-    x, labels, mask, included, inv_temperature, _, *options = arguments
-    contrast = ContrastSet(x, labels, mask, included)
-    losses, saved = compute.losses(contrast, inv_temperature, Options(*options))
-    return losses, *saved
+    """Return losses, `has_loss`, norms, log-sum-exp and cache."""
+    contrast, options = ContrastSet(*arguments[:5]), Options(*arguments[6:])
+    losses, *_ = engine.forward(contrast, arguments[5], options)
+    assert losses.has_loss is not None
+    return losses.each, losses.has_loss, *losses.residuals
 
 
 @supcon.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    x, inv_temperature, options = arguments[0], arguments[4], Options(*arguments[6:])
-    total, dtype, n = x.shape[0], inv_temperature.dtype, options.last - options.first
-    return (
-        x.new_empty(n, dtype=dtype),
-        x.new_empty(n, dtype=dtype),
-        x.new_empty(2, 0 if options.one_tile else n, dtype=dtype),
-        x.new_empty(total if options.normalize else 0, 1, dtype=dtype),
-        x.new_empty(compute.kept_shape(total, options), dtype=dtype),
-    )
+    x, options = arguments[0], Options(*arguments[6:])
+    total, n = x.shape[0], options.last - options.first
+    keeps = options.impl == "tiled" and options.needs_grad
+    cache = tiled.cache_size(n, total) if keeps else 0
+    shapes = [(n,), (n,), (total if options.normalize else 0, 1), (2, n), (cache,)]
+    return tuple(x.new_empty(shape, dtype=options.dtype) for shape in shapes)
 
 
 @torch.library.custom_op(
     "unmuddle::supcon_backward",
     mutates_args=(),
-    schema=(
-        f"(Tensor grad, {SAVED}, {CONTRAST}, bool keys, bool temperature, {OPTIONS}) -> "
-        "(Tensor, Tensor)"
-    ),
+    schema=f"(Tensor grad, {RESIDUALS}, {CONTRAST}, {OPTIONS}) -> (Tensor, Tensor)",
 )
 def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Gradients of x and `1 / τ`."""
-    grad, saved, contrast = arguments[0], Saved(*arguments[1:5]), ContrastSet(*arguments[5:9])
-    inv_temperature, keys, temperature, *options = arguments[9:]
-    return compute.gradients(
-        grad,
-        saved,
-        contrast,
-        inv_temperature,
-        Options(*options),
-        keys=keys,
-        temperature=temperature,
-    )
+    """Return the gradients of x and `1 / τ`."""
+    grad, *residuals = arguments[:4]
+    contrast, inv_temperature = ContrastSet(*arguments[4:9]), arguments[9]
+    options, z = Options(*arguments[10:]), contrast.x.to(inv_temperature.dtype)
+    z = z / residuals[0] if options.normalize else z
+    problem = engine.pose(z, contrast, inv_temperature, options)
+    dx, dt = engine.backward(grad, 1.0, problem, z, tuple(residuals))
+    return dx.to(contrast.x.dtype), torch.zeros_like(inv_temperature) if dt is None else dt
 
 
 @supcon_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    dx = torch.empty_like(arguments[5], memory_format=torch.contiguous_format)
+    dx = torch.empty_like(arguments[4], memory_format=torch.contiguous_format)
     return dx, torch.empty_like(arguments[9])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], *output[1:])
-    ctx.keys, *ctx.options = inputs[5:]
+    ctx.save_for_backward(*output[2:], *inputs[:6])
+    ctx.options = inputs[6:]
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    inputs, outputs = saved[:5], saved[5:]
-    temperature = ctx.needs_input_grad[4]
-    dx, dt = supcon_backward(grads[0], *outputs, *inputs, ctx.keys, temperature, *ctx.options)
-    return dx, None, None, None, dt, *(None,) * (1 + len(ctx.options))
+    dx, dt = supcon_backward(grads[0], *ctx.saved_tensors, *ctx.options)
+    return dx, None, None, None, None, dt, *(None,) * len(ctx.options)
 
 
 supcon.register_autograd(_backward, setup_context=_setup_context)

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ALL = slice(None)
-
 
 class Positives(Protocol):
     """The weights `w_ij` of N anchors over T rows."""
@@ -55,49 +53,44 @@ class Classes:
 
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
-        ones = self._only(torch.ones(len(self.labels), dtype=self.dtype, device=self.labels.device))
-        sizes = torch.zeros_like(ones).index_add_(0, self.group, ones)
-        return self._only(sizes.index_select(0, self.group[: self.anchors]) - 1)
+        ones = torch.ones(len(self.labels), dtype=self.dtype, device=self.labels.device)
+        return self._sum_others(ones, self.anchors)
 
     def sum(self, z: Tensor) -> Tensor:
         """`sum_j w_ij z_j`: class sums replace the pairs, the positive term is linear."""
-        z = self._only(z)
-        sums = torch.zeros_like(z).index_add_(0, self.group, z)
-        return self._only(sums.index_select(0, self.group[: self.anchors]).sub_(z[: self.anchors]))
+        return self._sum_others(z, self.anchors)
 
     def spread(self, b: Tensor) -> Tensor:
         """`sum_i w_ij b_i`."""
-        b = self._only(b)
-        sums = b.new_zeros(len(self.group), b.shape[1])
-        sums.index_add_(0, self.group[: self.anchors], b)
-        spread = sums.index_select(0, self.group)
-        spread[: self.anchors] -= b
-        return self._only(spread)
+        return self._sum_others(b, len(self.labels))
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
         """The weights themselves."""
-        same = _same(_cut(self.labels, rows), _cut(self.labels, cols), self.dtype)
+        a, b = self.labels[rows], self.labels[cols]
+        out = torch.empty(len(a), len(b), dtype=self.dtype, device=a.device)
+        torch.eq(a.unsqueeze(1), b, out=out)  # in one pass
         if self.included is None:
-            return same
-        return same * self.included[rows, None] * self.included[cols]
+            return out
+        return out.mul_(self.included[rows, None]).mul_(self.included[cols])
 
-    def _only(self, rows: Tensor) -> Tensor:
-        if self.included is None:
-            return rows
-        return rows * self.included[: len(rows)].view(-1, *(1,) * (rows.ndim - 1))
+    def _sum_others(self, x: Tensor, size: int) -> Tensor:
+        """For each of the first `size` rows: the sum of x, of the first rows, over its class."""
+        if self.included is not None:
+            x = (x.t() * self.included[: len(x)]).t()
+        group = self.group() if self._group is None else self._group
+        sums = x.new_zeros(len(group), *x.shape[1:]).index_add_(0, group[: len(x)], x)
+        others = sums.index_select(0, group[:size])
+        others[: self.anchors] -= x[: self.anchors]
+        return others if self.included is None else (others.t() * self.included[:size]).t()
 
-    @property
     def group(self) -> Tensor:
         """`(T,)` classes numbered 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
         if self._group is None:  # no cached_property, whose lock torch.compile does not know
-            self._group = self._numbered()
+            ordered, order = self.labels.sort()
+            starts = torch.zeros_like(ordered)
+            starts[1:] = ordered[1:] != ordered[:-1]
+            self._group = torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
         return self._group
-
-    def _numbered(self) -> Tensor:
-        ordered, order = self.labels.sort()
-        starts = torch.zeros_like(ordered)
-        starts[1:] = ordered[1:] != ordered[:-1]
-        return torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
 
 
 @dataclass
@@ -183,26 +176,16 @@ class SampleMask:
         return (others[:, None] + mask.diagonal()[:, None, None] * (total - sample)).flatten(0, 1)
 
 
-def _cut(x: Tensor, rows: slice) -> Tensor:
-    return x if rows == ALL else x[rows]
-
-
-def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 where `a_i = b_j`, in one pass."""
-    out = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
-    return torch.eq(a.unsqueeze(1), b, out=out)
-
-
 def find_positives(
-    z: Tensor, labels: Tensor | None, mask: Tensor | None, included: Tensor | None, anchors: int
+    labels: Tensor | None, mask: Tensor | None, included: Tensor | None, anchors: int, like: Tensor
 ) -> Positives:
     """Choose the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
     if mask is not None:
-        return SampleMask(mask.to(z), anchors // len(mask) if len(mask) else 1, len(z))
+        return SampleMask(mask.to(like), anchors // len(mask) if len(mask) else 1, len(like))
     assert labels is not None
     if labels.ndim == 1:
-        return Classes(labels, included, anchors, z.dtype)
-    memberships = labels.to(z)
+        return Classes(labels, included, anchors, like.dtype)
+    memberships = labels.to(like)
     return SoftClasses(
         memberships if included is None else memberships * included[:, None], anchors
     )

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmuddle.supcon.batch import Batch, check_shape
 from unmuddle.supcon.distributed import is_distributed
+from unmuddle.supcon.inputs import Batch, check_shape
 
 
 class FeatureQueue(nn.Module):
@@ -86,9 +86,9 @@ class FeatureQueue(nn.Module):
         """
         size, dim = self.features.shape
         if labels is None:
-            labels = self.labels.new_full(
-                (len(features), *self.labels.shape[1:]), self._unlabelled()
-            )
+            # A label that nobody shares: a class without samples, or membership in no class.
+            nobody = torch.iinfo(self.labels.dtype).min if self.labels.ndim == 1 else 0
+            labels = self.labels.new_full((len(features), *self.labels.shape[1:]), nobody)
         batch = Batch(features, labels)
         batch = batch.gathered()[0] if self.gather and is_distributed() else batch.checked()
         rows, row_labels, *_ = batch.contrast_set(self.ignore_index)
@@ -101,10 +101,6 @@ class FeatureQueue(nn.Module):
         self.features.index_copy_(0, slots[newest], rows[newest].to(self.features))
         self.labels.index_copy_(0, slots[newest], row_labels[newest].to(self.labels))
         self.cursor.copy_((self.cursor + len(rows)) % size)
-
-    def _unlabelled(self) -> int:
-        """A label that nobody shares: a class without samples, or membership in no class."""
-        return torch.iinfo(self.labels.dtype).min if self.labels.ndim == 1 else 0
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""From the losses of anchors to the result."""
+"""From the losses of the anchors to the result."""
 
 from typing import NamedTuple
 
@@ -8,35 +8,33 @@ from torch import Tensor
 TINY = torch.finfo(torch.float32).tiny
 
 
-class AnchorWeights(NamedTuple):
-    """`(N,)`: what the loss of each anchor counts for, 0 where there is none.
-
-    The result is their weighted sum.
+class Reduction(NamedTuple):
+    """How the losses of N anchors are combined.
 
     Attributes:
+        kind: "mean", "sum" or "none".
         included: `(N,)` whether an anchor takes part, or None if all do.
-        weight: `(B,)` of the samples, or None.
+        weight: `(B,)` weights of the samples, or None.
         views: V.
         first_view_only: only the first view of each sample is an anchor.
         counts_zeros: anchors without a loss count as losses of 0 instead of not at all.
-        is_mean: the weights add up to 1.
     """
 
+    kind: str
     included: Tensor | None
     weight: Tensor | None
     views: int
     first_view_only: bool
     counts_zeros: bool
-    is_mean: bool
 
-    def equal_parts(self, n: int) -> int | None:
-        """What n anchors that all have a loss are divided by, or None if weights differ."""
-        if self.included is not None or self.weight is not None or self.first_view_only:
-            return None
-        return n if self.is_mean else 1
-
-    def of(self, has_loss: Tensor) -> Tensor:
-        """From `(N,)`, 1 where an anchor has a loss, else 0."""
+    def reduce(self, losses: Tensor, has_loss: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Return the weighted losses or their sum, and the weights: `(N,)` or one number."""
+        if has_loss is None:
+            if self.included is None and self.weight is None and not self.first_view_only:
+                if self.kind == "mean":
+                    return losses.mean(), 1 / len(losses)
+                return (losses if self.kind == "none" else losses.sum()), 1.0
+            has_loss = torch.ones_like(losses)
         counted = has_loss
         if self.counts_zeros:
             counted = torch.ones_like(has_loss)
@@ -47,11 +45,7 @@ class AnchorWeights(NamedTuple):
             row = torch.arange(len(counted), device=counted.device)
             counted = counted * (row % self.views == 0)
         weights = counted * has_loss if self.counts_zeros else counted
-        if self.is_mean:
+        if self.kind == "mean":
             # Without a loss there is nothing to divide: 0 / tiny is 0.
             weights = weights / counted.sum().clamp_min(TINY)
-        return weights
-
-
-# Losses as they are.
-EACH = AnchorWeights(None, None, 1, False, False, False)
+        return (losses * weights if self.kind == "none" else torch.dot(losses, weights)), weights

@@ -1,5 +1,5 @@
-"""Implementations of the loss.
+"""Implementations of the loss; `engine.Backend` is their interface.
 
-`reference` is Eq. 2 and 3 for autograd, `one_tile` takes small batches whole. `tiled` and `triton`
-have one contract: `log_sum_exp` over a row's pairs, and `pull`, the gradient of all of them in z.
+`reference` is Eq. 2 and 3 as written, `dense` holds all pairs of a small batch at once, `tiled` and
+`triton` visit them in tiles, with `streamed` in common.
 """

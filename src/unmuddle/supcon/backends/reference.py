@@ -6,12 +6,12 @@ Builds `(N, T)` matrices. Differentiable any number of times.
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.problem import Problem
+from unmuddle.supcon.problem import Losses, Problem
 
 
-def anchor_losses(problem: Problem, positives: str, denominator: str) -> tuple[Tensor, Tensor]:
-    """The losses `(N,)` of the anchors, and which anchors have one."""
-    z, n = problem.z, problem.anchors
+def forward(z: Tensor, problem: Problem) -> Losses:
+    """Return the losses of all anchors."""
+    n, v = problem.options.anchors, problem.denominator_weight
     s = z[:n] @ z.T * problem.inv_temperature
     is_other = ~torch.eye(n, len(z), dtype=torch.bool, device=z.device)
     if problem.included is not None:
@@ -19,14 +19,17 @@ def anchor_losses(problem: Problem, positives: str, denominator: str) -> tuple[T
 
     weights = problem.positives.tile(slice(n), slice(None)) * is_other
     count = weights.sum(1)
-    contrast = is_other & (weights == 0) if denominator == "negatives" else is_other
-    has_loss = (count > 0) & contrast.any(1)
+    is_term = is_other & (weights == 0) if problem.options.denominator == "negatives" else is_other
+    if v is not None:
+        is_term = is_term & (v > 0)
+    has_loss = (count > 0) & is_term.any(1)
     # Rows without a loss may be without a term, all -inf, whose gradient is NaN: give them one.
     is_empty = ~has_loss[:, None]
-    log_denominator = s.masked_fill(~(contrast | is_empty), -torch.inf).logsumexp(1)
+    terms = s if v is None else s + torch.where(v > 0, v, 1).log()
+    log_denominator = terms.masked_fill(~(is_term | is_empty), -torch.inf).logsumexp(1)
 
     count = torch.where(has_loss, count, 1)
-    if positives == "out":
+    if problem.options.positives == "out":
         log_numerator = (weights * s).sum(1) / count
     else:
         is_positive = weights > 0
@@ -35,4 +38,5 @@ def anchor_losses(problem: Problem, positives: str, denominator: str) -> tuple[T
         log_numerator = within.logsumexp(1) - count.log()
     losses = torch.where(has_loss, log_denominator - log_numerator, 0)
     # NaN in, NaN out, and a graph, even where there is no anchor.
-    return losses + 0 * (z.sum() + weights.sum()), has_loss.to(z.dtype)
+    losses = losses + 0 * (z.sum() + weights.sum())
+    return Losses(losses, has_loss.to(z.dtype), ())

@@ -7,154 +7,152 @@ powers of two, several times as fast as `exp`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from unmuddle.supcon.backends import streamed
 from unmuddle.supcon.problem import Over, Problem
 
 TILE = 512
-# Similarities kept for the backward: up to 30 MB of fp32 where that is most of them, as at
+# Similarities cached for the backward pass: up to 30 MB of fp32 where that is most of them, as at
 # N = 4096; 16 MB of larger problems, which gain little.
-KEPT, KEPT_OF_LARGE, LARGE = 15 * 2**19, 4 * 2**20, 9 * 2**20
+CACHE, CACHE_OF_LARGE, LARGE = 15 * 2**19, 4 * 2**20, 9 * 2**20
 SAFE_EXPONENT = 60.0  # 2 ** ±60 summed, inverted and weighed stays a normal fp32 number
 
 
-def kept_size(n: int, total: int) -> int:
-    """How many similarities of n rows with `total` are kept, at most."""
+def cache_size(n: int, total: int) -> int:
+    """Return how many similarities of n rows with `total` are cached, at most."""
     pairs = n * (n + TILE) // 2 + n * (total - n)
-    return min(pairs, KEPT) if pairs <= LARGE else KEPT_OF_LARGE
+    return min(pairs, CACHE) if pairs <= LARGE else CACHE_OF_LARGE
 
 
-def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) -> Tensor:
-    """`(n,)` for our rows: `log sum_j a_ij exp s_ij`, -inf where there is no term.
+def log_sum_exp(
+    z: Tensor, problem: Problem, over: Over, cache: Tensor, *, is_filled: bool
+) -> Tensor:
+    """Return `(n,)` `log sum_j a_ij exp s_ij` of our anchors, -inf where there is no term.
 
-    `kept` is filled with the first tiles, or has been before.
+    `cache` is filled with similarities, or has been before.
     """
-    blocks = _blocks(problem)
-    if _is_bounded(problem):
-        total = torch.zeros_like(problem.z[:, 0])
-        sums = [total[block] for block in blocks]
-        for r, c, s, is_new in _tiles(problem, blocks, kept, is_filled):
-            rows, cols = blocks[r], blocks[c]
-            e = s.exp2_() if is_new else s
-            sums[r] += _weigh(e, problem.weights(over, rows, cols)).sum(1)
-            if _is_mirrored(problem, rows, cols):
-                sums[c] += _weigh(e.T, problem.weights(over, cols, rows)).sum(1)
+    weights = _pair_weights(problem, over)
+    if _is_bounded(z, problem):
+        total = torch.zeros_like(z[:, 0])
+        for rows, cols, e, is_new, is_mirrored in _tiles(z, problem, cache, is_filled):
+            e = e.exp2_() if is_new else e
+            total[rows].add_((e * weights(rows, cols) if weights else e).sum(1))
+            if is_mirrored:
+                total[cols].add_((e.T * weights(cols, rows) if weights else e.T).sum(1))
         return total[problem.rows].log()
 
-    lse = torch.full_like(problem.z[:, 0], -torch.inf)
-    for r, c, s, _ in _tiles(problem, blocks, kept, is_filled):
-        rows, cols = blocks[r], blocks[c]
-        by_row = _add_log(s, problem.weights(over, rows, cols)) * math.log(2)
+    lse = torch.full_like(z[:, 0], -torch.inf)
+    for rows, cols, s, _, is_mirrored in _tiles(z, problem, cache, is_filled):
+        by_row = (s + weights(rows, cols).log2() if weights else s) * math.log(2)
         lse[rows] = lse[rows].logaddexp(by_row.logsumexp(1))
-        if _is_mirrored(problem, rows, cols):
-            by_col = _add_log(s.T, problem.weights(over, cols, rows)) * math.log(2)
+        if is_mirrored:
+            by_col = (s.T + weights(cols, rows).log2() if weights else s.T) * math.log(2)
             lse[cols] = lse[cols].logaddexp(by_col.logsumexp(1))
     return lse[problem.rows]
 
 
 def pull(
-    problem: Problem,
-    over: Over,
-    g: Tensor,
-    lse: Tensor,
-    a: Tensor | None,
-    keys: bool,
-    kept: Tensor,
+    z: Tensor, problem: Problem, over: Over, g: Tensor, lse: Tensor, a: Tensor | None, cache: Tensor
 ) -> Tensor:
-    """`(T, D)`: the gradient of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
-    z, blocks = problem.z, _blocks(problem)
-    none = z.new_zeros(len(z) - problem.anchors)  # keys are no anchors
+    """Return the gradient `(T, D)` of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
+    weights, anchors = _pair_weights(problem, over), problem.options.anchors
+    none = z.new_zeros(len(z) - anchors)  # keys are no anchors
     g = torch.cat([g, none]).unsqueeze(1)
     lse = torch.cat([lse.masked_fill(lse == -torch.inf, torch.inf), none + torch.inf]).unsqueeze(1)
-    bounded = _is_bounded(problem)
+    bounded = _is_bounded(z, problem)
     u, log2_sum = g * (-lse).exp(), lse / math.log(2)
-
-    dz = torch.zeros_like(z)
-    zs, dzs, us = ([x[block] for block in blocks] for x in (z, dz, u))
-    scratch = z.new_empty(TILE * TILE)
-    for r, c, s, is_new in _tiles(problem, blocks, kept, is_filled=True):
-        rows, cols = blocks[r], blocks[c]
-        there, back = problem.weights(over, rows, cols), problem.weights(over, cols, rows)
+    dz, scratch = torch.zeros_like(z), z.new_empty(TILE * TILE)
+    for rows, cols, s, is_new, is_mirrored in _tiles(z, problem, cache, is_filled=True):
         w = scratch[: s.numel()].view(s.shape)
         if bounded:
-            torch.add(_weigh(us[r], there), _weigh(us[c], back).T, out=w)
+            by_row = u[rows] * weights(rows, cols) if weights else u[rows]
+            by_col = u[cols] * weights(cols, rows) if weights else u[cols]
+            torch.add(by_row, by_col.T, out=w)
             w.mul_(s.exp2_() if is_new else s)
         else:
-            by_row = (_add_log(s, there) - log2_sum[rows]).exp2_().mul_(g[rows])
-            by_col = (_add_log(s.T, back) - log2_sum[cols]).exp2_().mul_(g[cols])
+            by_row = s + weights(rows, cols).log2() if weights else s
+            by_col = s.T + weights(cols, rows).log2() if weights else s.T
+            by_row = (by_row - log2_sum[rows]).exp2_().mul_(g[rows])
+            by_col = (by_col - log2_sum[cols]).exp2_().mul_(g[cols])
             torch.add(by_row, by_col.T, out=w)
-        dzs[r].addmm_(w, zs[c])
-        is_key = keys and cols.start >= problem.anchors
-        if is_key or _is_mirrored(problem, rows, cols):
-            dzs[c].addmm_(w.T, zs[r])
-    return dz if a is None else dz.sub_(problem.attraction_gradient(a))
+        dz[rows].addmm_(w, z[cols])
+        if is_mirrored or (cols.start >= anchors and problem.options.keys_need_grad):
+            dz[cols].addmm_(w.T, z[rows])
+    return dz if a is None else dz.sub_(streamed.attraction_gradient(z, problem, a))
 
 
 def _tiles(
-    problem: Problem, blocks: list[slice], kept: Tensor, is_filled: bool
-) -> Iterator[tuple[int, int, Tensor, bool]]:
-    """Our anchors against all rows: `s_ij / ln 2` of two blocks, -inf for self and ignored rows.
+    z: Tensor, problem: Problem, cache: Tensor, is_filled: bool
+) -> Iterator[tuple[slice, slice, Tensor, bool, bool]]:
+    """Yield the tiles of our anchors against all rows: `s_ij / ln 2`, -inf for self and ignored.
 
-    Two anchors of ours meet once, in a tile on or above the diagonal. The first tiles are views of
-    `kept`, as they were left there if it `is_filled`; the others are new, in memory used again.
+    Two anchors of ours meet once, in a tile on or above the diagonal; off the diagonal, it is its
+    own mirror image. The first tiles are views of `cache`, as they were left there if it
+    `is_filled`; the others are new, in memory used again.
+
+    Yields:
+        Rows, columns, their tile, whether it is new, whether it is mirrored.
     """
-    z, ours = problem.z, problem.rows
+    ours = problem.rows
     scale = problem.inv_temperature / math.log(2)
     log_included = None if problem.included is None else problem.included.log()
-    columns = [z[block].T for block in blocks]
     scratch, used = z.new_empty(TILE * TILE), 0
-    for r, rows in enumerate(blocks):
-        if not ours.start <= rows.start < ours.stop:
-            continue
-        x = z[rows] * scale
-        for c, cols in enumerate(blocks):
-            if ours.start <= cols.start < rows.start:
-                continue  # the mirror of a tile above the diagonal
-            shape = len(x), columns[c].shape[1]
-            size = shape[0] * shape[1]
-            is_kept = used + size <= len(kept)
-            s = (kept[used : used + size] if is_kept else scratch[:size]).view(shape)
-            used += size if is_kept else 0
-            is_new = not (is_kept and is_filled)
-            if is_new:
-                torch.mm(x, columns[c], out=s)
-                if r == c:
-                    s.fill_diagonal_(-torch.inf)
-                if log_included is not None:
-                    s += log_included[rows, None]
-                    s += log_included[cols]
-            yield r, c, s, is_new
-    if not is_filled:
-        kept[used:] = 0
-
-
-def _blocks(problem: Problem) -> list[slice]:
-    """All rows, none of them partly ours or partly anchors."""
-    ends = 0, problem.rows.start, problem.rows.stop, problem.anchors, len(problem.z)
-    return [
+    # No block is partly ours or partly anchors.
+    ends = 0, ours.start, ours.stop, problem.options.anchors, len(z)
+    blocks = [
         slice(begin, min(begin + TILE, stop))
         for start, stop in pairwise(ends)
         for begin in range(start, stop, TILE)
     ]
+    for rows in blocks:
+        if not ours.start <= rows.start < ours.stop:
+            continue
+        x = z[rows] * scale
+        for cols in blocks:
+            is_ours = ours.start <= cols.start < ours.stop
+            if is_ours and cols.start < rows.start:
+                continue  # the mirror image of a tile above the diagonal
+            size = len(x) * (cols.stop - cols.start)
+            is_cached = used + size <= len(cache)
+            s = (cache[used : used + size] if is_cached else scratch[:size]).view(len(x), -1)
+            used += size if is_cached else 0
+            is_new = not (is_cached and is_filled)
+            if is_new:
+                torch.mm(x, z[cols].T, out=s)
+                if rows == cols:
+                    s.fill_diagonal_(-torch.inf)
+                if log_included is not None:
+                    s += log_included[rows, None]
+                    s += log_included[cols]
+            yield rows, cols, s, is_new, is_ours and rows != cols
+    if not is_filled:
+        cache[used:] = 0
 
 
-def _is_mirrored(problem: Problem, rows: slice, cols: slice) -> bool:
-    return problem.rows.start <= cols.start < problem.rows.stop and rows != cols
+def _pair_weights(problem: Problem, over: Over) -> Callable[[slice, slice], Tensor] | None:
+    """Return the tiles of `a_ij`, self and ignored rows aside; None: all are 1."""
+    v, tile = problem.denominator_weight, problem.positives.tile
+    if over == "positives":
+        return tile
+    if over == "negatives":
+        return lambda rows, cols: (tile(rows, cols) == 0) * (1 if v is None else v[cols])
+    return None if v is None else lambda _, cols: v[cols]
 
 
-def _is_bounded(problem: Problem) -> bool:
-    """Whether `exp s_ij` needs no running maximum."""
-    longest = (problem.z * problem.z).sum(1).amax() * problem.inv_temperature
-    return bool(longest / math.log(2) < SAFE_EXPONENT)
+def _is_bounded(z: Tensor, problem: Problem) -> bool:
+    """Return whether `a_ij exp s_ij` needs no running maximum."""
+    exponent = (z * z).sum(1).amax() * problem.inv_temperature / math.log(2)
+    v = problem.denominator_weight
+    if v is not None:
+        exponent = exponent + torch.where(v > 0, v, 1).log2().abs().amax()
+    return bool(exponent < SAFE_EXPONENT)
 
 
-def _weigh(e: Tensor, weights: Tensor | None) -> Tensor:
-    return e if weights is None else e * weights
-
-
-def _add_log(s: Tensor, weights: Tensor | None) -> Tensor:
-    return s if weights is None else s + weights.log2()
+forward = partial(streamed.forward, log_sum_exp=log_sum_exp, cache_size=cache_size)
+backward = partial(streamed.backward, pull=pull)

@@ -8,6 +8,7 @@ of `product_dtype` and accumulate in fp32 (fp64 in fp64).
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unmuddle.supcon.backends import streamed
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Over, Problem
 
-ALL, NEGATIVES, POSITIVES = 0, 1, 2
-OVER: dict[Over, int] = {"all": ALL, "negatives": NEGATIVES, "positives": POSITIVES}
+OVER: dict[Over, int] = {"all": 0, "negatives": 1, "positives": 2}
 
 
 @triton.jit
@@ -53,9 +54,9 @@ def _is_term(rows, cols, row_group, col_group, OVER: tl.constexpr):
 
 @triton.jit
 def log_sum_exp_kernel(
-    z, group, scale_pointer, out, row_start, row_stop, total,
+    z, group, scale_pointer, log_weight, out, row_start, row_stop, total,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    OVER: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
+    OVER: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
     """`out_i = log2 sum_j exp2 s_ij` for rows of a block."""
     rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -71,6 +72,8 @@ def log_sum_exp_kernel(
             ACCUMULATE,
         )  # fmt: skip
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
+        if WEIGHTED:
+            s += tl.load(log_weight + cols, cols < total, 0.0)[None, :]
         larger = tl.maximum(m, tl.max(s, 1))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
         total_exp = total_exp * tl.exp2(m - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
@@ -81,12 +84,15 @@ def log_sum_exp_kernel(
 
 @triton.jit
 def pull_kernel(
-    z, group, scale_pointer, g, lse, a, out, row_start, row_stop, col_start, col_stop,
+    z, group, scale_pointer, log_weight, g, lse, a, out, row_start, row_stop, col_start, col_stop,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, OVER: tl.constexpr, ATTRACTS: tl.constexpr, PRECISION: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, OVER: tl.constexpr, WEIGHTED: tl.constexpr, ATTRACTS: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`out_i = sum_j (g_i exp2(s_ij - lse_i) + g_j exp2(s_ij - lse_j) - w_ij (a_i + a_j)) z_j`."""
+    """`out_i = sum_j (g_i v_j e_ij + g_j v_i e_ji - w_ij (a_i + a_j)) z_j`.
+
+    Here `e_ij = exp2(s_ij - lse_i)`, and v are the weights of the denominator.
+    """
     rows = row_start + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     out_d = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     in_rows = rows < row_stop
@@ -106,8 +112,11 @@ def pull_kernel(
             ACCUMULATE,
         )  # fmt: skip
         s = tl.where(_is_term(rows, cols, row_group, col_group, OVER), s, float("-inf"))
-        w = tl.exp2(s - row_lse[:, None]) * row_g[:, None]
-        w += tl.exp2(s - col_lse[None, :]) * col_g[None, :]
+        of_row, of_col = s - row_lse[:, None], s - col_lse[None, :]
+        if WEIGHTED:
+            of_row += tl.load(log_weight + cols, in_cols, 0.0)[None, :]
+            of_col += tl.load(log_weight + rows, in_rows, 0.0)[:, None]
+        w = tl.exp2(of_row) * row_g[:, None] + tl.exp2(of_col) * col_g[None, :]
         if ATTRACTS:
             is_positive = _is_term(rows, cols, row_group, col_group, 2)
             row_a = tl.load(a + rows, in_rows, 0.0)
@@ -151,41 +160,38 @@ def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
 IS_INTERPRETED = not isinstance(log_sum_exp_kernel, triton.JITFunction)  # on a CPU, for tests
 
 
-def log_sum_exp(problem: Problem, over: Over, kept: Tensor, *, is_filled: bool) -> Tensor:
-    """`(n,)` for our rows: `log sum_j a_ij exp s_ij`, -inf where there is no term."""
-    z, group, scale = _operands(problem, over)
+def log_sum_exp(
+    z: Tensor, problem: Problem, over: Over, cache: Tensor, *, is_filled: bool
+) -> Tensor:
+    """Return `(n,)` `log sum_j a_ij exp s_ij` of our anchors; `cache` is not used."""
+    x, group, scale, log_weight = _operands(z, problem, over)
     first, last = problem.rows.start, problem.rows.stop
-    blocks = choose_blocks(z.shape[1], z.dtype)
-    out = problem.z.new_empty(problem.anchors)
+    blocks = choose_blocks(x.shape[1], x.dtype)
+    out = z.new_empty(problem.options.anchors)
     if last > first:
         log_sum_exp_kernel[(triton.cdiv(last - first, blocks.rows),)](
-            z, group, scale, out, first, last, len(z),
-            D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-            OVER=OVER[over], PRECISION=precision(z.dtype), ACCUMULATE=accumulate(z.dtype),
+            x, group, scale, scale if log_weight is None else log_weight, out, first, last, len(z),
+            D=x.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
+            OVER=OVER[over], WEIGHTED=log_weight is not None,
+            PRECISION=precision(x.dtype), ACCUMULATE=accumulate(x.dtype),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
     return out[problem.rows] * math.log(2)
 
 
 def pull(
-    problem: Problem,
-    over: Over,
-    g: Tensor,
-    lse: Tensor,
-    a: Tensor | None,
-    keys: bool,
-    kept: Tensor,
+    z: Tensor, problem: Problem, over: Over, g: Tensor, lse: Tensor, a: Tensor | None, cache: Tensor
 ) -> Tensor:
-    """`(T, D)`: the gradient of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
-    z, group, scale = _operands(problem, over)
-    total, anchors, ours = len(z), problem.anchors, problem.rows
+    """Return the gradient `(T, D)` of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
+    x, group, scale, log_weight = _operands(z, problem, over)
+    total, anchors, ours = len(z), problem.options.anchors, problem.rows
     lse = lse.masked_fill(lse == -torch.inf, torch.inf) / math.log(2)
     lse = F.pad(lse, (0, total - anchors), value=torch.inf)
     in_kernel = a if isinstance(problem.positives, Classes) else None
     # Half precision holds weights near 1, not near 1 / N.
     unit = g.abs().amax().clamp(min=torch.finfo(g.dtype).tiny)
-    blocks = choose_blocks(z.shape[1], z.dtype)
-    dz = torch.zeros_like(problem.z)
+    blocks = choose_blocks(x.shape[1], x.dtype)
+    dz = torch.zeros_like(z)
 
     def launch(rows: slice, cols: slice, anchors_that_count: slice) -> None:
         if rows.stop <= rows.start or cols.stop <= cols.start:
@@ -193,28 +199,32 @@ def pull(
         weights = [
             _only(t / unit, anchors_that_count, total) for t in (g, in_kernel) if t is not None
         ]
-        grid = triton.cdiv(rows.stop - rows.start, blocks.rows), triton.cdiv(z.shape[1], blocks.out)
+        grid = triton.cdiv(rows.stop - rows.start, blocks.rows), triton.cdiv(x.shape[1], blocks.out)
         pull_kernel[grid](
-            z, group, scale, weights[0], lse, weights[-1], dz,
+            x, group, scale, scale if log_weight is None else log_weight,
+            weights[0], lse, weights[-1], dz,
             rows.start, rows.stop, cols.start, cols.stop,
-            D=z.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-            BLOCK_OUT=blocks.out, OVER=OVER[over], ATTRACTS=in_kernel is not None,
-            PRECISION=precision(z.dtype), ACCUMULATE=accumulate(z.dtype),
+            D=x.shape[1], BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
+            BLOCK_OUT=blocks.out, OVER=OVER[over], WEIGHTED=log_weight is not None,
+            ATTRACTS=in_kernel is not None,
+            PRECISION=precision(x.dtype), ACCUMULATE=accumulate(x.dtype),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
     launch(ours, slice(0, total), slice(0, anchors))
-    if keys:
+    if problem.options.keys_need_grad:
         launch(slice(anchors, total), ours, ours)
     dz.mul_(unit)
     if a is not None and in_kernel is None:
-        dz.sub_(problem.attraction_gradient(a))
+        dz.sub_(streamed.attraction_gradient(z, problem, a))
     return dz
 
 
-def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, `(T,)` classes with -1 for rows that take no part, and `1 / (τ ln 2)`."""
-    z = problem.z.to(problem.product_dtype).contiguous()
+def _operands(
+    z: Tensor, problem: Problem, over: Over
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return rows, `(T,)` classes (-1: takes no part), `1 / (τ ln 2)`, `(T,)` log2 of weights."""
+    z = z.to(problem.options.product_dtype).contiguous()
     if IS_INTERPRETED and z.dtype == torch.bfloat16:
         z = z.float()  # the interpreter multiplies bfloat16 as if it were integers
     if not (z.is_cuda or IS_INTERPRETED):
@@ -222,7 +232,7 @@ def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
     if z.shape[1] > MAX_KERNEL_DIM:
         raise ValueError(f"impl: 'triton' takes D <= {MAX_KERNEL_DIM}, got D = {z.shape[1]}")
     if isinstance(problem.positives, Classes):
-        group = problem.positives.group.to(torch.int32)
+        group = problem.positives.group().to(torch.int32)
     elif over == "all":
         group = torch.zeros(len(z), dtype=torch.int32, device=z.device)
     else:
@@ -232,7 +242,10 @@ def _operands(problem: Problem, over: Over) -> tuple[Tensor, Tensor, Tensor]:
         )
     if problem.included is not None:
         group = group.masked_fill(problem.included == 0, -1)
-    return z, group, problem.inv_temperature / math.log(2)
+    v = None if over == "positives" else problem.denominator_weight
+    scale = problem.inv_temperature / math.log(2)
+    scale = torch.as_tensor(scale, dtype=problem.options.dtype, device=z.device)
+    return z, group, scale, None if v is None else v.log2().contiguous()
 
 
 def _only(weights: Tensor, rows: slice, total: int) -> Tensor:
@@ -252,3 +265,7 @@ def precision(dtype: torch.dtype) -> str:
 def accumulate(dtype: torch.dtype) -> tl.dtype:
     """In what products are summed."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+forward = partial(streamed.forward, log_sum_exp=log_sum_exp, cache_size=lambda n, total: 0)
+backward = partial(streamed.backward, pull=pull)

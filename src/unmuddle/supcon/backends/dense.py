@@ -1,0 +1,74 @@
+"""Small batches: all N x T pairs at once, keeping `dL_i/ds_ij` for the backward pass.
+
+Fewer operations than tiles, and every derivative is rounded once, like an eager computation's.
+"""
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.problem import Losses, Problem, Residuals
+
+MAX_PAIRS = 512**2  # 1 MB of fp32 derivatives; beyond, tiles are faster
+# 16 MB; a step on a GPU is mostly the launches of its operations, and this one has the fewest.
+MAX_PAIRS_GPU = 2048**2
+
+
+def forward(z: Tensor, problem: Problem) -> Losses:
+    """Return the losses of all anchors."""
+    options, v = problem.options, problem.denominator_weight
+    n, is_compiling = options.anchors, torch.compiler.is_compiling()
+    lowest = torch.finfo(z.dtype).min / 2  # in place of -inf, so that 0 * s is 0
+    rows = slice(None) if n == len(z) else slice(n)
+    s = torch.mm(z[rows], z.t()).mul_(problem.inv_temperature)
+    # torch.compile fixes the size of what fill_diagonal_ takes; without it, it is faster.
+    s.diagonal().fill_(lowest) if is_compiling else s.fill_diagonal_(lowest)
+    if problem.included is not None:
+        s.masked_fill_(problem.included == 0, lowest)
+    w = problem.positives.tile(rows, slice(None))
+    w.diagonal().fill_(0) if is_compiling else w.fill_diagonal_(0)
+    count = w.sum(1, keepdim=True)
+
+    others, has_loss = s, count
+    if options.denominator == "negatives":
+        others = others.masked_fill(w != 0, lowest)
+    if v is not None:
+        others = others + v.log().clamp_(min=lowest)
+    if others is s:
+        log_p = s.log_softmax(1)
+    else:
+        has_loss = count * (others > lowest).any(1, keepdim=True)
+        # Without a term any finite shift will do.
+        lse = torch.where(has_loss > 0, others.logsumexp(1, keepdim=True), s.amax(1, keepdim=True))
+        log_p = s - lse
+
+    # A look at the values, where it costs no synchronisation, often saves what follows for g.
+    may_look = z.is_cpu and n > 0 and not is_compiling
+    g = None if may_look and has_loss.min().item() > 0 else has_loss.sign()
+    divisor = count if g is None else count.clamp_min(torch.finfo(z.dtype).tiny)
+    if options.positives == "out":
+        pull, shares = w.div_(-divisor), None
+    else:
+        shares = log_p + w.div_(divisor).log_().clamp_(min=lowest)
+        pull = shares.softmax(1).neg_()
+    pull = pull if g is None else pull.mul_(g)
+    if others is s:
+        # pull_ij - exp(log_p_ij) * sum_k pull_ik
+        derivative = torch._log_softmax_backward_data(pull, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    else:
+        p = others.softmax(1)
+        derivative = pull + (p if g is None else p.mul_(g))
+    each = log_p.mul_(pull).sum(1) if shares is None else -shares.logsumexp(1)
+    if g is None:
+        return Losses(each, None, (derivative,))
+    return Losses(each * g[:, 0], g[:, 0], (derivative,))
+
+
+def backward(z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None) -> Tensor:
+    """Return the gradient of `sum_i grad_i L_i` in z, times τ."""
+    n, c = problem.options.anchors, residuals[0]
+    c = c if grad is None else c * grad[:, None]
+    if n == len(z):
+        return torch.mm(c + c.t(), z)
+    dz = torch.mm(c.t(), z[:n])
+    dz[:n] += torch.mm(c, z)
+    return dz

@@ -1,0 +1,72 @@
+"""The loss and its gradient from functions that walk over tiles: what `tiled` and `triton` share.
+
+`log_sum_exp` and `pull` are those of `tiled`.
+
+The positive term is linear in the similarities, so it needs no pairs:
+`sum_i a_i z_i · sum_j w_ij z_j` and its gradient take O(T·D).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.problem import Losses, Problem, Residuals
+
+Function = Callable[..., Tensor]
+
+
+def forward(
+    z: Tensor, problem: Problem, log_sum_exp: Function, cache_size: Callable[[int, int], int]
+) -> Losses:
+    """Return the losses of our anchors."""
+    rows, options = problem.rows, problem.options
+    count = problem.positives.count()[rows]
+    over = "negatives" if options.denominator == "negatives" else "all"
+    size = cache_size(rows.stop - rows.start, len(z)) if options.needs_grad else 0
+    cache = z.new_empty(size)
+    lse = log_sum_exp(z, problem, over, cache, is_filled=False)
+    has_loss = ((count != 0) & (lse != -torch.inf)).to(z.dtype)
+    if options.positives == "out":
+        lse_positives = lse
+        attraction = torch.linalg.vecdot(z[rows], problem.positives.sum(z)[rows])
+        numerator = attraction * problem.inv_temperature / count
+    else:
+        lse_positives = log_sum_exp(z, problem, "positives", cache, is_filled=True)
+        numerator = lse_positives - count.log()
+    # NaN in, NaN out, also of rows that are in no loss.
+    each = torch.where(has_loss > 0, lse - numerator, 0 * z.sum())
+    return Losses(each, has_loss, (torch.stack([lse, lse_positives]), cache))
+
+
+def backward(
+    z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None, pull: Function
+) -> Tensor:
+    """Return the gradient of `sum_i grad_i L_i` in z, times τ; of sharded anchors only ours."""
+    assert grad is not None
+    (lse, cache), options = residuals, problem.options
+    over = "negatives" if options.denominator == "negatives" else "all"
+    count = problem.positives.count()
+    has_loss = (count != 0) & (lse[0] != -torch.inf)
+    g = torch.where(has_loss, grad, 0)
+    if options.positives == "out":
+        a = torch.where(has_loss, grad / count, 0)
+        dz = pull(z, problem, over, g, lse[0], a, cache)
+    else:
+        dz = pull(z, problem, over, g, lse[0], None, cache)
+        dz -= pull(z, problem, "positives", g, lse[1], None, cache)
+    dz[: options.first] = 0
+    dz[options.last : options.anchors] = 0
+    return dz
+
+
+def attraction_gradient(z: Tensor, problem: Problem, a: Tensor) -> Tensor:
+    """`(T, D)`: of `sum_i a_i z_i · sum_j w_ij z_j`; for keys, the part of our rows."""
+    anchors, positives = problem.options.anchors, problem.positives
+    gradient = positives.spread(a[:, None] * z[:anchors])
+    if anchors < len(z):
+        ours = torch.zeros_like(a)
+        ours[problem.rows] = a[problem.rows]
+        gradient[anchors:] = positives.spread(ours[:, None] * z[:anchors])[anchors:]
+    gradient[:anchors].addcmul_(a[:, None], positives.sum(z))
+    return gradient

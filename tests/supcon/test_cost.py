@@ -1,10 +1,15 @@
 """What the loss costs, in operators and in the size of tensors: a timing would depend on the day."""
 
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
 import pytest
 import torch
 
 from operators import Operators
-from unmuddle import supcon_loss
+from unmuddle import SupConLoss, supcon_loss
 from unmuddle.supcon.backends import tiled
 
 IN, NEGATIVES = {"positives": "in"}, {"denominator": "negatives"}
@@ -37,3 +42,23 @@ def test_a_large_batch_takes_few_operators_a_tile_and_no_tensor_of_all_pairs(
     for operators in operators_of(n, "tiled", **options):
         assert len(operators.called) <= 40 + a_tile * tiles
         assert operators.largest <= tiled.CACHE_OF_LARGE < n * n / 15
+
+
+@pytest.mark.parametrize(("n", "calls", "files", "changes"), [(8, 25, 6, 12), (700, 60, 7, 18)])
+def test_a_call_is_short_to_follow(n: int, calls: int, files: int, changes: int) -> None:
+    """Functions of the package that forward and backward call, and how often the file changes."""
+    walk: list[str] = []
+
+    def record(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "unmuddle" in Path(frame.f_code.co_filename).parts:
+            walk.append(frame.f_code.co_filename)
+
+    loss, labels = SupConLoss(), torch.arange(n) % 4
+    for profile in (None, record):  # what is imported or cached in a first call is not counted
+        x = torch.randn(n, 32, requires_grad=True)
+        sys.setprofile(profile)
+        loss(x, labels).backward()
+        sys.setprofile(None)
+    assert len(walk) <= calls
+    assert len(set(walk)) <= files
+    assert sum(a != b for a, b in pairwise(walk)) <= changes

@@ -153,7 +153,7 @@ def test_without_processes_gather_is_the_local_batch() -> None:
 
 
 def test_losses_of_each_anchor_are_not_gathered() -> None:
-    with pytest.raises(ValueError, match="reduction: 'none' not with gather=True"):
+    with pytest.raises(ValueError, match="reduction: 'none' is not supported with gather=True"):
         supcon_loss(torch.randn(6, 4), torch.arange(6) % 2, gather=True, reduction="none")
 
 

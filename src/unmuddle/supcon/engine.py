@@ -79,8 +79,6 @@ def reference_loss(
     """Return the loss by plain operations in fp64, differentiable any number of times."""
     options = options._replace(dtype=torch.float64)
     z, _ = _unit_rows(contrast.x, options)
-    if isinstance(inv_temperature, Tensor):
-        inv_temperature = inv_temperature.double()
     losses = reference.forward(z, pose(z, contrast, inv_temperature, options))
     return reduction.reduce(losses.each, losses.has_loss)[0]
 
@@ -96,33 +94,32 @@ class Loss(torch.autograd.Function):
         if shard is not None:
             losses = shard.join_losses(losses)
         loss, weights = reduction.reduce(losses.each, losses.has_loss)
-        tau = inv_temperature if isinstance(inv_temperature, Tensor) else None
-        ctx.save_for_backward(*tensors, tau, z, *losses.residuals)
+        ctx.save_for_backward(*tensors, z, *losses.residuals)
         ctx.problem, ctx.weights, ctx.reduction, ctx.shard = problem, weights, reduction, shard
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Compute the gradients, with `create_graph=True` through the reference."""
-        *tensors, tau, z = ctx.saved_tensors[:7]
+        saved = ctx.saved_tensors
+        contrast, z, residuals = ContrastSet(*saved[:5]), saved[5], saved[6:]
         problem, shard, needs = ctx.problem, ctx.shard, ctx.needs_input_grad
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             if shard is not None:
                 raise RuntimeError("supcon_loss: create_graph=True is not supported with gather")
-            contrast = ContrastSet(*tensors)
-            inv_temperature = problem.inv_temperature if tau is None else tau
+            inv_temperature = problem.inv_temperature
             loss = reference_loss(contrast, inv_temperature, problem.options, ctx.reduction)
             inputs = [contrast.x] * needs[0] + [inv_temperature] * needs[5]
             found = list(torch.autograd.grad(loss, inputs, grads[0].to(loss), create_graph=True))
             dx, dt = (found.pop(0) if needed else None for needed in (needs[0], needs[5]))
             return dx, None, None, None, None, dt, None, None, None
-        dx, dt = backward(grads[0], ctx.weights, problem, z, ctx.saved_tensors[7:])
+        dx, dt = backward(grads[0], ctx.weights, problem, z, residuals)
         if shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.
             dx[problem.options.anchors :] *= len(shard.sizes)
             dt = None if dt is None else dt * len(shard.sizes)
-        return dx.to(tensors[0].dtype), None, None, None, None, dt, None, None, None
+        return dx.to(contrast.x.dtype), None, None, None, None, dt, None, None, None
 
 
 def pose(

@@ -255,9 +255,7 @@ def check_options(
     if base_temperature is not None and not base_temperature > 0:
         raise ValueError(f"base_temperature: expected a positive number, got {base_temperature}")
     if options.get("gather") and options["reduction"] == "none":
-        raise ValueError(
-            "reduction: 'none' not with gather=True, whose gradient is that of one global loss"
-        )
+        raise ValueError("reduction: 'none' is not supported with gather=True")
 
 
 def choose_impl(
@@ -290,10 +288,10 @@ def choose_impl(
         raise ValueError(f"impl: expected one of {CHOICES['impl']}, got {impl!r}")
     if impl != "auto":
         return impl
-    is_cuda = torch.device(device).type == "cuda"
-    if pairs <= (MAX_PAIRS_GPU if is_cuda else MAX_PAIRS):
+    kind = torch.device(device).type
+    if pairs <= (MAX_PAIRS if kind == "cpu" else MAX_PAIRS_GPU):
         return "dense"
-    suits_kernels = is_cuda and dim <= MAX_KERNEL_DIM and not weighs_pairs
+    suits_kernels = kind == "cuda" and dim <= MAX_KERNEL_DIM and not weighs_pairs
     return "triton" if suits_kernels and HAS_TRITON else "tiled"
 
 

@@ -157,8 +157,6 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool) -> N
     weight = None if supervision == "int" else torch.rand(n)
     options = Options(
         anchors=n,
-        first=0,
-        last=n,
         normalize=normalize,
         dtype=torch.float32,
         positives="out",

@@ -1,8 +1,10 @@
 """Edge cases, derivatives, types and errors of `supcon_loss`."""
 
+import gc
 import inspect
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -242,6 +244,72 @@ def test_a_gradient_penalty_is_differentiated_in_the_dtype_of_the_features(
     torch.testing.assert_close(*gradients[::-1], rtol=1e-4, atol=1e-9)
 
 
+@every_impl
+def test_a_zero_row_gets_a_zero_second_derivative(impl: str) -> None:
+    x, labels = torch.randn(5, 3), torch.arange(5) % 2
+    x[1] = 0
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(supcon_loss(x, labels, impl=impl), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert not gradient[1].any()
+    assert not second[1].any()
+    assert second.isfinite().all()
+
+
+@every_impl
+@pytest.mark.parametrize("supervision", ["labels", "mask", "weight", "denominator_weight"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_was_edited_after_the_forward_pass_is_an_error_or_of_no_effect(
+    impl: str, supervision: str, create_graph: bool
+) -> None:
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    tensors = {"labels": torch.arange(6) % 3, "mask": torch.rand(6, 6), "weight": torch.rand(6)}
+    tensors["denominator_weight"] = torch.rand(6)
+    del tensors["mask" if supervision != "mask" else "labels"]
+    loss = supcon_loss(x, **tensors, impl=impl)
+    expected = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    tensors[supervision].copy_(tensors[supervision].flip(0))
+    message, got = "modified by an inplace operation", expected
+    try:
+        got = torch.autograd.grad(loss, x, create_graph=create_graph)[0]
+    except RuntimeError as error:
+        message = str(error)
+    assert "modified by an inplace operation" in message
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("n", [8, 700])
+def test_a_second_backward_pass_gives_the_same_and_the_first_frees_the_mask(n: int) -> None:
+    x, mask = torch.randn(n, 3, requires_grad=True), torch.rand(n, n).double()
+    loss = supcon_loss(x, mask=mask)
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(loss, x)[0], first)
+    held = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (n, n)]
+    assert all(t is mask for t in held)
+
+
+@every_impl
+@pytest.mark.parametrize("undefined", [torch.nan, torch.inf])
+def test_the_diagonal_of_a_mask_of_single_views_is_of_no_use(impl: str, undefined: float) -> None:
+    x, mask = torch.randn(5, 3), torch.rand(5, 5)
+    expected = supcon_loss(x, mask=mask, impl=impl)
+    assert supcon_loss(x, mask=mask.fill_diagonal_(undefined), impl=impl) == expected
+
+
+@every_impl
+def test_faint_weights_are_weights(impl: str) -> None:
+    x, labels = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2
+    faint = torch.full((6,), 1e-40, dtype=torch.float64)
+    expected = supcon_loss(x, labels, impl=impl)
+    torch.testing.assert_close(supcon_loss(x, labels, weight=faint, impl=impl), expected)
+
+
+def test_numbers_of_numpy_are_temperatures() -> None:
+    x, labels = torch.randn(6, 3), torch.arange(6) % 2
+    got = supcon_loss(x, labels, temperature=np.float32(0.5), base_temperature=np.float64(0.5))
+    assert got == supcon_loss(x, labels, temperature=0.5, base_temperature=0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
 def test_key_labels_of_any_type_are_their_numbers(dtype: torch.dtype) -> None:
     features, labels, keys = torch.randn(6, 4), torch.arange(6) % 3, torch.randn(4, 4)
@@ -434,14 +502,14 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"labels: expected shape \(B, C\) = \(4, 3\), got \(5, 3\)", ValueError, {"labels": torch.zeros(5, 3)}),
         (r"weight: expected shape \(B,\) = \(4,\), got \(3,\)", ValueError, {"labels": torch.zeros(4, dtype=int), "weight": torch.ones(3)}),
         (r"keys: expected shape \(M, D\) with D = 3, got \(2, 4\)", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 4)}),
-        (r"key_labels: needed, because labels are given", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 3)}),
+        (r"key_labels: required when labels are given", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 3)}),
         (r"key_labels: given without keys", ValueError, {"labels": torch.zeros(4, dtype=int), "key_labels": torch.zeros(2, dtype=int)}),
         (r"key_labels: expected shape \(M,\) = \(2,\), got \(3,\)", ValueError, {"labels": torch.zeros(4, dtype=int), "keys": torch.zeros(2, 3), "key_labels": torch.zeros(3, dtype=int)}),
-        (r"key_labels: expected shape .* as labels have", ValueError, {"labels": torch.zeros(4, 3), "keys": torch.zeros(2, 3), "key_labels": torch.zeros(2, dtype=int)}),
+        (r"key_labels: expected shape .* to match labels", ValueError, {"labels": torch.zeros(4, 3), "keys": torch.zeros(2, 3), "key_labels": torch.zeros(2, dtype=int)}),
         (r"positives: expected one of \('out', 'in'\), got 'both'", ValueError, {"positives": "both"}),
         (r"denominator: expected one of \('all', 'negatives'\), got 'some'", ValueError, {"denominator": "some"}),
         (r"mask: expected shape \(B, B\) = \(4, 4\), got \(4, 3\)", ValueError, {"mask": torch.zeros(4, 3)}),
-        (r"labels, mask: give one", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
+        (r"labels, mask: pass one", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
         (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),
         (r"features: expected shape \(N, D\) or \(B, V, D\), got \(4,\)", ValueError, {"features": torch.zeros(4)}),
         (r"features: expected a floating-point type, got torch.int64", TypeError, {"features": torch.zeros(4, 3, dtype=int)}),
@@ -451,9 +519,12 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"key_weight: expected shape \(M,\) = \(2,\), got \(4,\)", ValueError, {"keys": torch.ones(2, 3), "mask": torch.ones(4, 4), "key_weight": torch.ones(4)}),
         (r"features: expected at least one view and one dimension, got \(4, 0, 3\)", ValueError, {"features": torch.zeros(4, 0, 3)}),
         (r"features: expected at least one view and one dimension, got \(4, 0\)", ValueError, {"features": torch.zeros(4, 0)}),
+        (r"features: expected a tensor, got list", TypeError, {"features": [[1.0, 2.0]]}),
+        (r"temperature: expected a number or a scalar tensor, got shape \(1,\)", ValueError, {"temperature": torch.ones(1)}),
+        (r"temperature: expected a positive number, got None", ValueError, {"temperature": None}),
+        (r"base_temperature: expected a positive number, got '1'", ValueError, {"base_temperature": "1"}),
         (r"temperature: expected a positive number, got 0", ValueError, {"temperature": 0}),
         (r"temperature: expected a positive number, got nan", ValueError, {"temperature": float("nan")}),
-        (r"temperature: expected shape \(\) = \(\), got \(2,\)", ValueError, {"temperature": torch.ones(2)}),
         (r"base_temperature: expected a positive number, got -1", ValueError, {"base_temperature": -1}),
         (r"contrast_mode: expected one of \('all', 'one'\), got 'some'", ValueError, {"contrast_mode": "some"}),
         (r"reduction: expected one of .* got 'avg'", ValueError, {"reduction": "avg"}),

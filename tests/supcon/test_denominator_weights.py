@@ -144,3 +144,25 @@ def test_weights_of_1_over_the_class_size_balance_the_denominator(impl: str) -> 
         )  # fmt: skip
         losses.append(each[:6][labels < 2])
     torch.testing.assert_close(losses[1], losses[0])
+
+
+@every_impl
+@every_form
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_nan_in_gives_nan_out(impl: str, form: dict, share: float) -> None:
+    x, labels = batch(10)
+    weight = torch.ones(10)
+    weight[: round(10 * share)] = torch.nan
+    assert supcon_loss(x, labels, denominator_weight=weight, impl=impl, **form).isnan()
+
+
+@every_impl
+def test_without_an_anchor_the_gradient_of_keys_is_zero(impl: str) -> None:
+    keys = torch.randn(3, 4, requires_grad=True)
+    loss = supcon_loss(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), keys=keys,
+        key_labels=torch.arange(3), key_weight=torch.ones(3), impl=impl,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == 0
+    assert keys.grad is None or not keys.grad.any()

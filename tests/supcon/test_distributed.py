@@ -124,7 +124,7 @@ def _wrong_input(sizes: tuple[int, ...]) -> None:
         supcon_loss(x, torch.zeros(3 if rank else 2, dtype=torch.int64), gather=True)
     with pytest.raises(ValueError, match=r"gather: expected BatchSignature\(views=1, dim=."):
         supcon_loss(torch.randn(3, 4 + rank), torch.zeros(3, dtype=torch.int64), gather=True)
-    with pytest.raises(ValueError, match="mask: not with gather=True"):
+    with pytest.raises(ValueError, match="mask: not supported with gather=True"):
         supcon_loss(x, mask=torch.eye(3), gather=True)
     assert supcon_loss(x[:0], torch.zeros(0, dtype=torch.int64), gather=True).item() == 0
 

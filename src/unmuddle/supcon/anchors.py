@@ -64,7 +64,7 @@ def valid_anchors(
     check_options(contrast_mode=contrast_mode, denominator=denominator)
     batch = Batch(features, labels, mask, weight, denominator_weight, keys, key_labels, key_weight)
     batch = batch.checked()
-    x, row_labels, row_mask, included, of_terms = batch.contrast_set(ignore_index)
+    x, row_labels, row_mask, included, of_terms, _ = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
     z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
     takes_part = None if included is None else included.to(z.dtype)

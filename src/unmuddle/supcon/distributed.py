@@ -31,14 +31,10 @@ class Shard:
     rank: int
 
     @property
-    def first(self) -> int:
-        """First of our rows."""
-        return sum(self.sizes[: self.rank])
-
-    @property
-    def last(self) -> int:
-        """First row behind ours."""
-        return self.first + self.sizes[self.rank]
+    def rows(self) -> slice:
+        """Our rows."""
+        first = sum(self.sizes[: self.rank])
+        return slice(first, first + self.sizes[self.rank])
 
     def times(self, factor: int) -> "Shard":
         """The same with `factor` rows in place of each."""
@@ -73,7 +69,7 @@ class _JoinRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         shard: Shard = ctx.shard
-        return grads[0][shard.first : shard.last] * len(shard.sizes), None
+        return grads[0][shard.rows] * len(shard.sizes), None
 
 
 join_rows = _JoinRows.apply
@@ -117,7 +113,5 @@ def share_out(size: int, signature: BatchSignature, device: torch.device) -> Sha
     for process, part in enumerate(parts):
         other = BatchSignature(*part[1:].tolist())
         if size != REFUSED and other != signature:
-            raise ValueError(
-                f"gather: expected {signature} as here, got {other} on process {process}"
-            )
+            raise ValueError(f"gather: expected {signature}, got {other} from process {process}")
     return Shard(sizes, dist.get_rank())

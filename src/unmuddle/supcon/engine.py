@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unmuddle.supcon.backends import dense, reference, tiled
+from unmuddle.supcon.distributed import Shard
 from unmuddle.supcon.positives import find_positives
 from unmuddle.supcon.problem import ContrastSet, Losses, Options, Problem, Residuals
 from unmuddle.supcon.reduction import Reduction
@@ -33,11 +34,17 @@ BACKENDS: dict[str, Backend] = {"dense": dense, "tiled": tiled}
 
 
 def forward(
-    contrast: ContrastSet, inv_temperature: Tensor | float, options: Options
+    contrast: ContrastSet, options: Options, shard: Shard | None = None
 ) -> tuple[Losses, Problem, Tensor]:
     """Return the losses of the anchors, the problem and its rows; residuals begin with norms."""
-    z, norm = _unit_rows(contrast.x, options)
-    problem = pose(z, contrast, inv_temperature, options)
+    z = contrast.x.to(options.dtype)
+    if options.normalize:  # a zero row stays zero and gets no gradient
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        norm = torch.threshold(length, 0.0, torch.inf)
+        z = z / norm
+    else:
+        norm = z.new_empty(0, 1)
+    problem = pose(z, contrast, options, shard)
     backend = BACKENDS.get(options.impl) or _triton()
     losses = backend.forward(z, problem)
     return losses._replace(residuals=(norm, *losses.residuals)), problem, z
@@ -73,13 +80,15 @@ def backward(
     return dz.mul_(scale), dt
 
 
-def reference_loss(
-    contrast: ContrastSet, inv_temperature: Tensor | float, options: Options, reduction: Reduction
-) -> Tensor:
+def reference_loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
     """Return the loss by plain operations in fp64, differentiable any number of times."""
     options = options._replace(dtype=torch.float64)
-    z, _ = _unit_rows(contrast.x, options)
-    losses = reference.forward(z, pose(z, contrast, inv_temperature, options))
+    z = contrast.x.double()
+    if options.normalize:  # also the second derivative of a zero row is 0
+        is_zero = (z == 0).all(1, keepdim=True)
+        length = torch.linalg.vector_norm(torch.where(is_zero, 1, z), dim=1, keepdim=True)
+        z = torch.where(is_zero, 0, z / length)
+    losses = reference.forward(z, pose(z, contrast, options))
     return reduction.reduce(losses.each, losses.has_loss)[0]
 
 
@@ -89,59 +98,49 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Compute the loss."""
-        *tensors, inv_temperature, options, reduction, shard = arguments
-        losses, problem, z = forward(ContrastSet(*tensors), inv_temperature, options)
+        contrast, (options, reduction, shard) = ContrastSet(*arguments[:6]), arguments[6:]
+        losses, problem, z = forward(contrast, options, shard)
         if shard is not None:
             losses = shard.join_losses(losses)
-        loss, weights = reduction.reduce(losses.each, losses.has_loss)
-        ctx.save_for_backward(*tensors, z, *losses.residuals)
-        ctx.problem, ctx.weights, ctx.reduction, ctx.shard = problem, weights, reduction, shard
+        loss, ctx.weights = reduction.reduce(losses.each, losses.has_loss)
+        ctx.save_for_backward(*contrast[:5], reduction.weight, z, *losses.residuals)
+        ctx.problem, ctx.others = problem, (contrast[5], *arguments[6:])
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Compute the gradients, with `create_graph=True` through the reference."""
-        saved = ctx.saved_tensors
-        contrast, z, residuals = ContrastSet(*saved[:5]), saved[5], saved[6:]
-        problem, shard, needs = ctx.problem, ctx.shard, ctx.needs_input_grad
+        saved, (inv_temperature, options, reduction, shard) = ctx.saved_tensors, ctx.others
+        contrast, z = ContrastSet._make((*saved[:5], inv_temperature)), saved[6]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             if shard is not None:
                 raise RuntimeError("supcon_loss: create_graph=True is not supported with gather")
-            inv_temperature = problem.inv_temperature
-            loss = reference_loss(contrast, inv_temperature, problem.options, ctx.reduction)
-            inputs = [contrast.x] * needs[0] + [inv_temperature] * needs[5]
-            found = list(torch.autograd.grad(loss, inputs, grads[0].to(loss), create_graph=True))
-            dx, dt = (found.pop(0) if needed else None for needed in (needs[0], needs[5]))
+            needs_dx, needs_dt = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+            loss = reference_loss(contrast, options, reduction)
+            inputs = [contrast.x] * needs_dx + [inv_temperature] * needs_dt
+            found = torch.autograd.grad(loss, inputs, grads[0].to(loss), create_graph=True)
+            dx, dt = found[0] if needs_dx else None, found[-1] if needs_dt else None
             return dx, None, None, None, None, dt, None, None, None
-        dx, dt = backward(grads[0], ctx.weights, problem, z, residuals)
+        problem = ctx.problem or pose(z, contrast, options, shard)
+        if not torch.compiler.is_compiling():
+            ctx.problem = None  # freed, as saved tensors are
+        dx, dt = backward(grads[0], ctx.weights, problem, z, saved[7:])
         if shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.
-            dx[problem.options.anchors :] *= len(shard.sizes)
+            dx[options.anchors :] *= len(shard.sizes)
             dt = None if dt is None else dt * len(shard.sizes)
         return dx.to(contrast.x.dtype), None, None, None, None, dt, None, None, None
 
 
-def pose(
-    z: Tensor, contrast: ContrastSet, inv_temperature: Tensor | float, options: Options
-) -> Problem:
+def pose(z: Tensor, contrast: ContrastSet, options: Options, shard: Shard | None = None) -> Problem:
     """Return the problem for a backend."""
-    _, labels, mask, included, weight = contrast
+    _, labels, mask, included, weight, inv_temperature = contrast
     included = None if included is None else included.to(z)
     positives = find_positives(labels, mask, included, options.anchors, like=z)
     weight = None if weight is None else weight.to(z)
-    rows = slice(options.first, options.last)
+    rows = slice(0, options.anchors) if shard is None else shard.rows
     return Problem(inv_temperature, positives, included, weight, rows, options)
-
-
-def _unit_rows(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Return rows and the divisor `(T, 1)` of each; a zero row stays zero, without gradient."""
-    z = x.to(options.dtype)
-    if not options.normalize:
-        return z, z.new_empty(0, 1)
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    norm = torch.threshold(norm, 0.0, torch.inf)
-    return z / norm, norm
 
 
 def _triton() -> Backend:

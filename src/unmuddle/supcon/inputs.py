@@ -34,6 +34,8 @@ class Batch(NamedTuple):
             TypeError: features are not floating point, or classes are not integer.
         """
         features, labels, mask = self.features, self.labels, self.mask
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
         shape = tuple(features.shape)
         if features.ndim not in (2, 3):
             raise ValueError(f"features: expected shape (N, D) or (B, V, D), got {shape}")
@@ -44,7 +46,7 @@ class Batch(NamedTuple):
         size = shape[0]
         if mask is not None:
             if labels is not None:
-                raise ValueError("labels, mask: give one of the two, not both")
+                raise ValueError("labels, mask: pass one of the two, not both")
             mask = _checked_weight("mask", mask, (size, size), "(B, B)", features)
         elif labels is not None:
             labels = torch.as_tensor(labels, device=features.device).detach()
@@ -75,7 +77,7 @@ class Batch(NamedTuple):
         try:
             batch = self.checked()
             if batch.mask is not None:
-                raise ValueError("mask: not with gather=True, it knows one process; give labels")
+                raise ValueError("mask: not supported with gather=True; pass labels instead")
             size, signature = len(batch.features), batch._signature()
         finally:
             shard = share_out(size, signature, device)
@@ -124,14 +126,14 @@ class Batch(NamedTuple):
             key_weight = _checked_weight("key_weight", key_weight, (len(keys),), "(M,)", features)
         if key_labels is None:
             if labels is not None:
-                raise ValueError("key_labels: needed, because labels are given")
+                raise ValueError("key_labels: required when labels are given")
             return self._replace(keys=keys, key_weight=key_weight)
         key_labels = torch.as_tensor(key_labels, device=features.device).detach()
         _check_labels("key_labels", key_labels, len(keys), "M")
         if labels is not None and labels.shape[1:] != key_labels.shape[1:]:
             raise ValueError(
-                f"key_labels: expected shape (M, ...) = {(len(keys), *labels.shape[1:])} as labels "
-                f"have, got {tuple(key_labels.shape)}"
+                f"key_labels: expected shape (M, ...) = {(len(keys), *labels.shape[1:])} to match "
+                f"labels, got {tuple(key_labels.shape)}"
             )
         if key_labels.ndim == 1:
             key_labels = key_labels.long()  # or ignore_index would not fit

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from unmuddle.supcon import engine, operators
 from unmuddle.supcon.backends.dense import MAX_PAIRS, MAX_PAIRS_GPU
 from unmuddle.supcon.distributed import Shard, is_distributed
-from unmuddle.supcon.inputs import Batch, check_shape
+from unmuddle.supcon.inputs import Batch
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options
 from unmuddle.supcon.reduction import Reduction
 
@@ -145,8 +146,8 @@ def supcon_loss(
     Raises:
         ValueError: a shape or an option does not fit.
         TypeError: `features` is not floating point, or `(B,)` labels are not integer.
-        RuntimeError: the input of another process was refused (`gather=True`), or its gradient is
-            differentiated.
+        RuntimeError: the input of another process was refused (`gather=True`); or
+            `create_graph=True` with `gather=True`.
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -168,24 +169,24 @@ def supcon_loss(
         batch, shard = batch.gathered()
     else:
         batch = batch.checked()
-    contrast = batch.contrast_set(ignore_index)
     views = features.shape[1] if features.ndim == 3 else 1
-    inv_temperature, options, shard = _plan(
-        batch, contrast, shard, temperature, normalize, positives, denominator, impl
-    )
+    contrast, options, shard = _plan(
+        batch, batch.contrast_set(ignore_index), shard, temperature, normalize, positives,
+        denominator, impl,
+    )  # fmt: skip
     included = None if contrast.included is None else contrast.included[: options.anchors]
     skips_views, counts_zeros = contrast_mode == "one", no_positive == "zero"
     to_result = Reduction(reduction, included, batch.weight, views, skips_views, counts_zeros)
     on = contrast.x.device.type
     with torch.autocast(on, enabled=False) if torch.is_autocast_enabled(on) else nullcontext():
         if options.impl == "reference":
-            loss = engine.reference_loss(contrast, inv_temperature, options, to_result)
+            loss = engine.reference_loss(contrast, options, to_result)
         elif options.impl != "dense" and torch.compiler.is_compiling():
-            loss = operators.loss(contrast, inv_temperature, options, to_result)
+            loss = operators.loss(contrast, options, to_result)
         else:
-            loss = engine.Loss.apply(*contrast, inv_temperature, options, to_result, shard)
+            loss = engine.Loss.apply(*contrast, options, to_result, shard)
     if base_temperature is not None:
-        loss = loss / (inv_temperature * base_temperature)
+        loss = loss / (contrast.inv_temperature * base_temperature)
     if loss.dtype == torch.float64 and features.dtype != torch.float64:
         loss = loss.float()
     if reduction == "none" and contrast_mode == "one":
@@ -204,8 +205,8 @@ def _plan(
     positives: PositivesMode,
     denominator: Denominator,
     impl: Impl,
-) -> tuple[Tensor | float, Options, Shard | None]:
-    """Return `1 / τ`, how to compute the loss, and which part of it is this process's."""
+) -> tuple[ContrastSet, Options, Shard | None]:
+    """Return what is contrasted, how, and the part of this process."""
     x, is_classed = contrast.x, contrast.labels is not None and contrast.labels.ndim == 1
     total = len(x)
     anchors = total - (0 if batch.keys is None else len(batch.keys))
@@ -222,12 +223,9 @@ def _plan(
         shard = None  # every process computes the whole
     dtype, product_dtype = _dtypes(batch.features, anchors * total, temperature, chosen)
     trains_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
-    if isinstance(temperature, Tensor):
-        temperature = temperature.to(x.device, dtype)
+    tau = temperature.to(x.device, dtype) if isinstance(temperature, Tensor) else float(temperature)
     options = Options(
         anchors=anchors,
-        first=0 if shard is None else shard.first,
-        last=anchors if shard is None else shard.last,
         normalize=normalize,
         dtype=dtype,
         positives=positives,
@@ -238,7 +236,7 @@ def _plan(
         keys_need_grad=trains_temperature or (batch.keys is not None and batch.keys.requires_grad),
         temperature_needs_grad=trains_temperature,
     )
-    return 1 / temperature, options, shard
+    return contrast._replace(inv_temperature=1 / tau), options, shard
 
 
 def check_options(
@@ -248,12 +246,14 @@ def check_options(
     for name, choices in CHOICES.items():
         if name in options and options[name] not in choices:
             raise ValueError(f"{name}: expected one of {choices}, got {options[name]!r}")
-    if isinstance(temperature, Tensor):
-        check_shape("temperature", temperature, (), "()")
-    elif not isinstance(temperature, (int, float)) or not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
-    if base_temperature is not None and not base_temperature > 0:
-        raise ValueError(f"base_temperature: expected a positive number, got {base_temperature}")
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        shape = tuple(temperature.shape)
+        raise ValueError(f"temperature: expected a number or a scalar tensor, got shape {shape}")
+    base = 1.0 if base_temperature is None else base_temperature
+    for name, value in (("temperature", temperature), ("base_temperature", base)):
+        is_positive = isinstance(value, Real) and float(value) > 0
+        if not (is_positive or isinstance(value, Tensor)):
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
     if options.get("gather") and options["reduction"] == "none":
         raise ValueError("reduction: 'none' is not supported with gather=True")
 
@@ -304,12 +304,11 @@ def _dtypes(
     shows in the gradient.
     """
     autocast = torch.is_autocast_enabled(features.device.type)
-    working = features.dtype if features.dtype == torch.float64 else torch.float32
-    if impl == "reference":
-        working = torch.float64
-    elif features.dtype == torch.float32 and pairs <= MAX_PAIRS and not autocast:
-        is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
-        working = torch.float64 if is_sharp else working
+    is_single = features.dtype == torch.float32 and not autocast
+    is_sharp = not isinstance(temperature, Tensor) and temperature < SHARP_TEMPERATURE
+    feels_rounding = is_sharp and is_single and pairs <= MAX_PAIRS
+    is_double = impl == "reference" or features.dtype == torch.float64 or feels_rounding
+    working = torch.float64 if is_double else torch.float32
     if features.dtype == torch.float32 and autocast:
         return working, torch.get_autocast_dtype(features.device.type)
     return working, features.dtype if torch.finfo(features.dtype).bits == 16 else working

@@ -16,19 +16,18 @@ CONTRAST = (
 )
 RESIDUALS = "Tensor norm, Tensor lse, Tensor cache"
 OPTIONS = (
-    "SymInt anchors, SymInt first, SymInt last, bool normalize, ScalarType dtype, str positives, "
+    "SymInt anchors, bool normalize, ScalarType dtype, str positives, "
     "str denominator, ScalarType product_dtype, str impl, bool needs_grad, bool keys_need_grad, "
     "bool temperature_needs_grad"
 )
 
 
-def loss(
-    contrast: ContrastSet, inv_temperature: Tensor | float, options: Options, reduction: Reduction
-) -> Tensor:
+def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
     """Return the loss by the operators."""
-    if not isinstance(inv_temperature, Tensor):
-        inv_temperature = contrast.x.new_full((), inv_temperature, dtype=options.dtype)
-    each, has_loss, *_ = supcon(*contrast, inv_temperature, *options)
+    if not isinstance(contrast.inv_temperature, Tensor):
+        scalar = contrast.x.new_full((), contrast.inv_temperature, dtype=options.dtype)
+        contrast = contrast._replace(inv_temperature=scalar)
+    each, has_loss, *_ = supcon(*contrast, *options)
     return reduction.reduce(each, has_loss)[0]
 
 
@@ -39,8 +38,7 @@ def loss(
 )
 def supcon(*arguments: Any) -> tuple[Tensor, ...]:
     """Return losses, `has_loss`, norms, log-sum-exp and cache."""
-    contrast, options = ContrastSet(*arguments[:5]), Options(*arguments[6:])
-    losses, *_ = engine.forward(contrast, arguments[5], options)
+    losses, *_ = engine.forward(ContrastSet(*arguments[:6]), Options(*arguments[6:]))
     assert losses.has_loss is not None
     return losses.each, losses.has_loss, *losses.residuals
 
@@ -48,7 +46,7 @@ def supcon(*arguments: Any) -> tuple[Tensor, ...]:
 @supcon.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     x, options = arguments[0], Options(*arguments[6:])
-    total, n = x.shape[0], options.last - options.first
+    total, n = x.shape[0], options.anchors
     keeps = options.impl == "tiled" and options.needs_grad
     cache = tiled.cache_size(n, total) if keeps else 0
     shapes = [(n,), (n,), (total if options.normalize else 0, 1), (2, n), (cache,)]
@@ -63,12 +61,12 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and `1 / τ`."""
     grad, *residuals = arguments[:4]
-    contrast, inv_temperature = ContrastSet(*arguments[4:9]), arguments[9]
-    options, z = Options(*arguments[10:]), contrast.x.to(inv_temperature.dtype)
+    contrast, options = ContrastSet(*arguments[4:10]), Options(*arguments[10:])
+    z = contrast.x.to(options.dtype)
     z = z / residuals[0] if options.normalize else z
-    problem = engine.pose(z, contrast, inv_temperature, options)
+    problem = engine.pose(z, contrast, options)
     dx, dt = engine.backward(grad, 1.0, problem, z, tuple(residuals))
-    return dx.to(contrast.x.dtype), torch.zeros_like(inv_temperature) if dt is None else dt
+    return dx.to(contrast.x.dtype), torch.zeros_like(arguments[9]) if dt is None else dt
 
 
 @supcon_backward.register_fake

@@ -181,7 +181,10 @@ def find_positives(
 ) -> Positives:
     """Choose the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
     if mask is not None:
-        return SampleMask(mask.to(like), anchors // len(mask) if len(mask) else 1, len(like))
+        mask, views = mask.to(like), anchors // len(mask) if len(mask) else 1
+        if views == 1:
+            mask = mask.clone().fill_diagonal_(0)  # of no use, whatever it is
+        return SampleMask(mask, views, len(like))
     assert labels is not None
     if labels.ndim == 1:
         return Classes(labels, included, anchors, like.dtype)

@@ -12,7 +12,7 @@ Over = Literal["all", "negatives", "positives"]
 
 
 class ContrastSet(NamedTuple):
-    """Anchors and keys in one matrix.
+    """Anchors and keys in one matrix, and the temperature.
 
     Attributes:
         x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
@@ -20,6 +20,7 @@ class ContrastSet(NamedTuple):
         mask: `(B, B)` or None.
         included: `(T,)` whether a row takes part, or None if all do.
         denominator_weight: `(T,)` weights of the rows in the denominator, or None if all are 1.
+        inv_temperature: `1 / τ`, a number or a scalar tensor.
     """
 
     x: Tensor
@@ -27,6 +28,7 @@ class ContrastSet(NamedTuple):
     mask: Tensor | None
     included: Tensor | None
     denominator_weight: Tensor | None
+    inv_temperature: Tensor | float = 1.0
 
 
 class Options(NamedTuple):
@@ -34,8 +36,6 @@ class Options(NamedTuple):
 
     Attributes:
         anchors: N, the first rows of the contrast set.
-        first: first row of the anchors to compute.
-        last: first row behind them.
         normalize: scale rows to unit length.
         dtype: fp32 or fp64, in which the loss is computed.
         positives: "out" or "in".
@@ -48,12 +48,10 @@ class Options(NamedTuple):
     """
 
     anchors: int
-    first: int
-    last: int
     normalize: bool
     dtype: torch.dtype
     positives: str
-    denominator: str
+    denominator: Over
     product_dtype: torch.dtype
     impl: str
     needs_grad: bool

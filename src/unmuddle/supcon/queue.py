@@ -59,11 +59,10 @@ class FeatureQueue(nn.Module):
         self.ignore_index = ignore_index
         self.gather = gather
         self.register_buffer("features", torch.zeros(size, dim))
-        if num_classes is None:
-            labels = torch.full((size,), ignore_index)
-        else:
-            labels = torch.full((size, num_classes), float(ignore_index))
-        self.register_buffer("labels", labels)
+        shape, dtype = (size,), torch.int64
+        if num_classes is not None:
+            shape, dtype = (size, num_classes), torch.get_default_dtype()
+        self.register_buffer("labels", torch.full(shape, ignore_index, dtype=dtype))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ignored", torch.tensor(ignore_index))  # what a state was saved with
 

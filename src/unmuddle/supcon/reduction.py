@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TINY = torch.finfo(torch.float32).tiny
-
 
 class Reduction(NamedTuple):
     """How the losses of N anchors are combined.
@@ -37,8 +35,7 @@ class Reduction(NamedTuple):
             has_loss = torch.ones_like(losses)
         counted = has_loss
         if self.counts_zeros:
-            counted = torch.ones_like(has_loss)
-            counted = counted if self.included is None else counted * self.included
+            counted = torch.ones_like(has_loss) * (1 if self.included is None else self.included)
         if self.weight is not None:
             counted = counted * self.weight.repeat_interleave(self.views)
         if self.first_view_only:
@@ -46,6 +43,6 @@ class Reduction(NamedTuple):
             counted = counted * (row % self.views == 0)
         weights = counted * has_loss if self.counts_zeros else counted
         if self.kind == "mean":
-            # Without a loss there is nothing to divide: 0 / tiny is 0.
-            weights = weights / counted.sum().clamp_min(TINY)
+            total = counted.sum()
+            weights = weights / torch.where(total > 0, total, 1)
         return (losses * weights if self.kind == "none" else torch.dot(losses, weights)), weights

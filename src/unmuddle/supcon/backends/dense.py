@@ -36,7 +36,7 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     if others is s:
         log_p = s.log_softmax(1)
     else:
-        has_loss = count * (others > lowest).any(1, keepdim=True)
+        has_loss = count.masked_fill((others <= lowest).all(1, keepdim=True), 0)
         # Without a term any finite shift will do.
         lse = torch.where(has_loss > 0, others.logsumexp(1, keepdim=True), s.amax(1, keepdim=True))
         log_p = s - lse

@@ -21,11 +21,11 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     count = weights.sum(1)
     is_term = is_other & (weights == 0) if problem.options.denominator == "negatives" else is_other
     if v is not None:
-        is_term = is_term & (v > 0)
+        is_term = is_term & (v != 0)
     has_loss = (count > 0) & is_term.any(1)
     # Rows without a loss may be without a term, all -inf, whose gradient is NaN: give them one.
     is_empty = ~has_loss[:, None]
-    terms = s if v is None else s + torch.where(v > 0, v, 1).log()
+    terms = s if v is None else s + torch.where(v == 0, 1, v).log()
     log_denominator = terms.masked_fill(~(is_term | is_empty), -torch.inf).logsumexp(1)
 
     count = torch.where(has_loss, count, 1)

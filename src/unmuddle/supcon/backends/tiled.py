@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.backends import streamed
+from unmuddle.supcon.backends import shared
 from unmuddle.supcon.problem import Over, Problem
 
 TILE = 512
@@ -84,7 +84,7 @@ def pull(
         dz[rows].addmm_(w, z[cols])
         if is_mirrored or (cols.start >= anchors and problem.options.keys_need_grad):
             dz[cols].addmm_(w.T, z[rows])
-    return dz if a is None else dz.sub_(streamed.attraction_gradient(z, problem, a))
+    return dz if a is None else dz.sub_(shared.attraction_gradient(z, problem, a))
 
 
 def _tiles(
@@ -154,5 +154,5 @@ def _is_bounded(z: Tensor, problem: Problem) -> bool:
     return bool(exponent < SAFE_EXPONENT)
 
 
-forward = partial(streamed.forward, log_sum_exp=log_sum_exp, cache_size=cache_size)
-backward = partial(streamed.backward, pull=pull)
+forward = partial(shared.forward, log_sum_exp=log_sum_exp, cache_size=cache_size)
+backward = partial(shared.backward, pull=pull)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmuddle.supcon.backends import streamed
+from unmuddle.supcon.backends import shared
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Over, Problem
 
@@ -185,6 +185,8 @@ def pull(
     """Return the gradient `(T, D)` of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
     x, group, scale, log_weight = _operands(z, problem, over)
     total, anchors, ours = len(z), problem.options.anchors, problem.rows
+    if anchors == 0:
+        return torch.zeros_like(z)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf) / math.log(2)
     lse = F.pad(lse, (0, total - anchors), value=torch.inf)
     in_kernel = a if isinstance(problem.positives, Classes) else None
@@ -216,7 +218,7 @@ def pull(
         launch(slice(anchors, total), ours, ours)
     dz.mul_(unit)
     if a is not None and in_kernel is None:
-        dz.sub_(streamed.attraction_gradient(z, problem, a))
+        dz.sub_(shared.attraction_gradient(z, problem, a))
     return dz
 
 
@@ -267,5 +269,5 @@ def accumulate(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-forward = partial(streamed.forward, log_sum_exp=log_sum_exp, cache_size=lambda n, total: 0)
-backward = partial(streamed.backward, pull=pull)
+forward = partial(shared.forward, log_sum_exp=log_sum_exp, cache_size=lambda n, total: 0)
+backward = partial(shared.backward, pull=pull)

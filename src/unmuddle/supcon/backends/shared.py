@@ -22,10 +22,9 @@ def forward(
     """Return the losses of our anchors."""
     rows, options = problem.rows, problem.options
     count = problem.positives.count()[rows]
-    over = "negatives" if options.denominator == "negatives" else "all"
     size = cache_size(rows.stop - rows.start, len(z)) if options.needs_grad else 0
     cache = z.new_empty(size)
-    lse = log_sum_exp(z, problem, over, cache, is_filled=False)
+    lse = log_sum_exp(z, problem, options.denominator, cache, is_filled=False)
     has_loss = ((count != 0) & (lse != -torch.inf)).to(z.dtype)
     if options.positives == "out":
         lse_positives = lse
@@ -35,7 +34,9 @@ def forward(
         lse_positives = log_sum_exp(z, problem, "positives", cache, is_filled=True)
         numerator = lse_positives - count.log()
     # NaN in, NaN out, also of rows that are in no loss.
-    each = torch.where(has_loss > 0, lse - numerator, 0 * z.sum())
+    v = problem.denominator_weight
+    nothing = 0 * (z.sum() if v is None else z.sum() + v.sum())
+    each = torch.where(has_loss > 0, lse - numerator, nothing)
     return Losses(each, has_loss, (torch.stack([lse, lse_positives]), cache))
 
 
@@ -45,18 +46,17 @@ def backward(
     """Return the gradient of `sum_i grad_i L_i` in z, times τ; of sharded anchors only ours."""
     assert grad is not None
     (lse, cache), options = residuals, problem.options
-    over = "negatives" if options.denominator == "negatives" else "all"
     count = problem.positives.count()
     has_loss = (count != 0) & (lse[0] != -torch.inf)
     g = torch.where(has_loss, grad, 0)
     if options.positives == "out":
         a = torch.where(has_loss, grad / count, 0)
-        dz = pull(z, problem, over, g, lse[0], a, cache)
+        dz = pull(z, problem, options.denominator, g, lse[0], a, cache)
     else:
-        dz = pull(z, problem, over, g, lse[0], None, cache)
+        dz = pull(z, problem, options.denominator, g, lse[0], None, cache)
         dz -= pull(z, problem, "positives", g, lse[1], None, cache)
-    dz[: options.first] = 0
-    dz[options.last : options.anchors] = 0
+    dz[: problem.rows.start] = 0
+    dz[problem.rows.stop : options.anchors] = 0
     return dz
 
 

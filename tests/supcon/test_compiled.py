@@ -10,7 +10,7 @@ from torch import Tensor
 from unmuddle import supcon_loss
 from unmuddle.supcon import valid_anchors
 from unmuddle.supcon.operators import supcon, supcon_backward
-from unmuddle.supcon.problem import Options
+from unmuddle.supcon.problem import ContrastSet, Options
 
 CASES = {
     "default": {},
@@ -174,6 +174,13 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool) -> N
         saved = supcon(*tensors, *options)[2:]
     tensors = tuple(None if t is None else t.detach() for t in tensors)
     torch.library.opcheck(supcon_backward, (torch.rand(n), *saved, *tensors, *options))
+
+
+def test_operators_take_the_fields_of_their_records_in_order() -> None:
+    fields = [*ContrastSet._fields, *Options._fields]
+    for name, first in (("supcon", 0), ("supcon_backward", 4)):
+        schema = getattr(torch.ops.unmuddle, name).default._schema
+        assert [argument.name for argument in schema.arguments][first:] == fields
 
 
 def test_valid_anchors_compile_without_a_graph_break() -> None:

@@ -46,18 +46,18 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     g = None if may_look and has_loss.min().item() > 0 else has_loss.sign()
     divisor = count if g is None else count.clamp_min(torch.finfo(z.dtype).tiny)
     if options.positives == "out":
-        pull, shares = w.div_(-divisor), None
+        attraction, shares = w.div_(-divisor), None
     else:
         shares = log_p + w.div_(divisor).log_().clamp_(min=lowest)
-        pull = shares.softmax(1).neg_()
-    pull = pull if g is None else pull.mul_(g)
+        attraction = shares.softmax(1).neg_()
+    attraction = attraction if g is None else attraction.mul_(g)
     if others is s:
-        # pull_ij - exp(log_p_ij) * sum_k pull_ik
-        derivative = torch._log_softmax_backward_data(pull, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        # attraction_ij - exp(log_p_ij) * sum_k attraction_ik
+        derivative = torch._log_softmax_backward_data(attraction, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     else:
         p = others.softmax(1)
-        derivative = pull + (p if g is None else p.mul_(g))
-    each = log_p.mul_(pull).sum(1) if shares is None else -shares.logsumexp(1)
+        derivative = attraction + (p if g is None else p.mul_(g))
+    each = log_p.mul_(attraction).sum(1) if shares is None else -shares.logsumexp(1)
     if g is None:
         return Losses(each, None, (derivative,))
     return Losses(each * g[:, 0], g[:, 0], (derivative,))

@@ -24,7 +24,10 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome
 ROOT = Path(__file__).parents[1]
 # What is mutated, and the tests that should notice, the quickest first.
 PARTS = {
-    "supcon": ("supcon/**/*.py", "contract values queue kernels laws compiled distributed"),
+    "supcon": (
+        "supcon/**/*.py",
+        "contract values denominator_weights queue kernels laws compiled distributed",
+    ),
     "arm": ("arm/functional.py", "arm fold laws distributed"),
     "uerm": (
         "uerm/*.py",

@@ -46,26 +46,22 @@ def forward(
         norm = z.new_empty(0, 1)
     problem = pose(z, contrast, options, shard)
     backend = BACKENDS.get(options.impl) or _triton()
-    losses = backend.forward(z, problem)
-    return losses._replace(residuals=(norm, *losses.residuals)), problem, z
+    each, has_loss, residuals = backend.forward(z, problem)
+    return Losses(each, has_loss, (norm, *residuals)), problem, z
 
 
 def backward(
-    grad: Tensor, weights: Tensor | float, problem: Problem, z: Tensor, residuals: Residuals
+    of_each: Tensor | None, factor: float, problem: Problem, z: Tensor, residuals: Residuals
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and, if needed, of `1 / τ`, of the losses times their weights.
+    """Return the gradients of x and, if needed, of `1 / τ`.
 
-    `grad` is one number, of their sum, or `(N,)`.
+    `of_each`, times `factor`, is `(N,)` the gradient of the losses; None: all 1.
     """
     if torch.is_autocast_enabled(z.device.type):
         with torch.autocast(z.device.type, enabled=False):
-            return backward(grad, weights, problem, z, residuals)
+            return backward(of_each, factor, problem, z, residuals)
     options, scale, (norm, *of_backend) = problem.options, problem.inv_temperature, residuals
-    if isinstance(weights, Tensor):
-        of_each = grad * weights
-    else:
-        scale = scale * weights * (1.0 if grad.ndim else grad)
-        of_each = grad if grad.ndim else None
+    scale = scale * factor
     backend = BACKENDS.get(options.impl) or _triton()
     dz = backend.backward(z, problem, tuple(of_backend), of_each)
     dt = None
@@ -73,10 +69,9 @@ def backward(
         along = (z * dz).sum(1, keepdim=True)
         if options.temperature_needs_grad:
             # The losses depend on z only through z·z/τ: Euler's theorem.
-            dt = along.sum() * (scale / problem.inv_temperature / 2)
+            dt = along.sum() * (factor / 2)
         if options.normalize:
-            dz.addcmul_(z, along, value=-1)
-            scale = scale / norm
+            return dz.addcmul_(z, along, value=-1).div_(norm / scale), dt
     return dz.mul_(scale), dt
 
 
@@ -103,15 +98,19 @@ class Loss(torch.autograd.Function):
         if shard is not None:
             losses = shard.join_losses(losses)
         loss, ctx.weights = reduction.reduce(losses.each, losses.has_loss)
-        ctx.save_for_backward(*contrast[:5], reduction.weight, z, *losses.residuals)
-        ctx.problem, ctx.others = problem, (contrast[5], *arguments[6:])
+        ctx.problem, kept = problem, (z, *losses.residuals)
+        if options.needs_grad and isinstance(ctx.weights, float) and not loss.ndim:
+            # The gradient at once: the fewest steps, and the least to keep.
+            ctx.problem, kept = None, backward(None, ctx.weights, problem, z, losses.residuals)
+        ctx.save_for_backward(*contrast[:5], reduction.weight, *kept)
+        ctx.others = contrast[5], *arguments[6:]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Compute the gradients, with `create_graph=True` through the reference."""
         saved, (inv_temperature, options, reduction, shard) = ctx.saved_tensors, ctx.others
-        contrast, z = ContrastSet._make((*saved[:5], inv_temperature)), saved[6]
+        contrast = ContrastSet._make((*saved[:5], inv_temperature))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             if shard is not None:
                 raise RuntimeError("supcon_loss: create_graph=True is not supported with gather")
@@ -121,10 +120,14 @@ class Loss(torch.autograd.Function):
             found = torch.autograd.grad(loss, inputs, grads[0].to(loss), create_graph=True)
             dx, dt = found[0] if needs_dx else None, found[-1] if needs_dt else None
             return dx, None, None, None, None, dt, None, None, None
-        problem = ctx.problem or pose(z, contrast, options, shard)
-        if not torch.compiler.is_compiling():
-            ctx.problem = None  # freed, as saved tensors are
-        dx, dt = backward(grads[0], ctx.weights, problem, z, saved[7:])
+        if isinstance(ctx.weights, float) and not grads[0].ndim:
+            dx, dt = saved[6] * grads[0], None if saved[7] is None else saved[7] * grads[0]
+        else:
+            z, *residuals = saved[6:]
+            problem = ctx.problem or pose(z, contrast, options, shard)
+            if not torch.compiler.is_compiling():
+                ctx.problem = None  # freed, as saved tensors are
+            dx, dt = backward(grads[0] * ctx.weights, 1.0, problem, z, tuple(residuals))
         if shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.

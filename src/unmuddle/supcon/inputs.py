@@ -49,9 +49,11 @@ class Batch(NamedTuple):
                 raise ValueError("labels, mask: pass one of the two, not both")
             mask = _checked_weight("mask", mask, (size, size), "(B, B)", features)
         elif labels is not None:
-            labels = torch.as_tensor(labels, device=features.device).detach()
+            labels = torch.as_tensor(labels, device=features.device)
             _check_labels("labels", labels, size, "B")
-            labels = labels.long() if labels.ndim == 1 else labels.to(_weight_dtype(features))
+            labels = (
+                labels.long() if labels.ndim == 1 else labels.detach().to(_weight_dtype(features))
+            )
         elif self.views < 2:
             raise ValueError(
                 "labels: without labels or a mask, positives are views of a sample, so features "

@@ -208,7 +208,7 @@ def _plan(
 ) -> tuple[ContrastSet, Options, Shard | None]:
     """Return what is contrasted, how, and the part of this process."""
     x, is_classed = contrast.x, contrast.labels is not None and contrast.labels.ndim == 1
-    total = len(x)
+    total = x.shape[0]
     anchors = total - (0 if batch.keys is None else len(batch.keys))
     # No pair, nothing to be fast at; a transform of torch.func may want any derivative.
     is_transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
@@ -251,7 +251,7 @@ def check_options(
         raise ValueError(f"temperature: expected a number or a scalar tensor, got shape {shape}")
     base = 1.0 if base_temperature is None else base_temperature
     for name, value in (("temperature", temperature), ("base_temperature", base)):
-        is_positive = isinstance(value, Real) and float(value) > 0
+        is_positive = isinstance(value, (float, int, Real)) and float(value) > 0
         if not (is_positive or isinstance(value, Tensor)):
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
     if options.get("gather") and options["reduction"] == "none":

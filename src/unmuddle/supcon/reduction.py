@@ -30,7 +30,7 @@ class Reduction(NamedTuple):
         if has_loss is None:
             if self.included is None and self.weight is None and not self.first_view_only:
                 if self.kind == "mean":
-                    return losses.mean(), 1 / len(losses)
+                    return losses.mean(), 1 / losses.shape[0]
                 return (losses if self.kind == "none" else losses.sum()), 1.0
             has_loss = torch.ones_like(losses)
         counted = has_loss

@@ -18,7 +18,7 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     options, v = problem.options, problem.denominator_weight
     n, is_compiling = options.anchors, torch.compiler.is_compiling()
     lowest = torch.finfo(z.dtype).min / 2  # in place of -inf, so that 0 * s is 0
-    rows = slice(None) if n == len(z) else slice(n)
+    rows = slice(None) if n == z.shape[0] else slice(n)
     s = torch.mm(z[rows], z.t()).mul_(problem.inv_temperature)
     # torch.compile fixes the size of what fill_diagonal_ takes; without it, it is faster.
     s.diagonal().fill_(lowest) if is_compiling else s.fill_diagonal_(lowest)
@@ -67,7 +67,7 @@ def backward(z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | N
     """Return the gradient of `sum_i grad_i L_i` in z, times τ."""
     n, c = problem.options.anchors, residuals[0]
     c = c if grad is None else c * grad[:, None]
-    if n == len(z):
+    if n == z.shape[0]:
         return torch.mm(c + c.t(), z)
     dz = torch.mm(c.t(), z[:n])
     dz[:n] += torch.mm(c, z)

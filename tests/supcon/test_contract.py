@@ -509,7 +509,7 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"positives: expected one of \('out', 'in'\), got 'both'", ValueError, {"positives": "both"}),
         (r"denominator: expected one of \('all', 'negatives'\), got 'some'", ValueError, {"denominator": "some"}),
         (r"mask: expected shape \(B, B\) = \(4, 4\), got \(4, 3\)", ValueError, {"mask": torch.zeros(4, 3)}),
-        (r"labels, mask: pass one", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
+        (r"labels, mask: pass either", ValueError, {"labels": torch.zeros(4, dtype=int), "mask": torch.eye(4)}),
         (r"features must be \(B, V, D\) with V >= 2, got V = 1", ValueError, {}),
         (r"features: expected shape \(N, D\) or \(B, V, D\), got \(4,\)", ValueError, {"features": torch.zeros(4)}),
         (r"features: expected a floating-point type, got torch.int64", TypeError, {"features": torch.zeros(4, 3, dtype=int)}),

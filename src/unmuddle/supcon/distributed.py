@@ -20,7 +20,7 @@ REFUSED = -1
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of one process.
+    """Part of one process.
 
     Attributes:
         sizes: rows of each process, in rank order.
@@ -32,16 +32,16 @@ class Shard:
 
     @property
     def rows(self) -> slice:
-        """Our rows."""
+        """Rows of this process."""
         first = sum(self.sizes[: self.rank])
         return slice(first, first + self.sizes[self.rank])
 
     def times(self, factor: int) -> "Shard":
-        """The same with `factor` rows in place of each."""
+        """Return the shard with `factor` rows in place of each."""
         return Shard(tuple(size * factor for size in self.sizes), self.rank)
 
     def join(self, ours: Tensor) -> Tensor:
-        """`(n, ...)` of each process to `(N, ...)`."""
+        """Join `(n, ...)` of each process to `(N, ...)`."""
         if not any(self.sizes):
             return ours
         padded = ours.new_zeros(max(self.sizes), *ours.shape[1:])
@@ -76,7 +76,7 @@ join_rows = _JoinRows.apply
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
+    """Return whether there are other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -1,4 +1,4 @@
-"""The loss of a contrast set and its gradient: normalise, call a backend, reduce.
+"""Loss of a contrast set and its gradient: normalise, call a backend, reduce.
 
 `forward` and `backward` know no autograd. `Loss` makes them a differentiable function; the
 custom operator of `operators` does the same where a graph must not look inside.
@@ -55,7 +55,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of x and, if needed, of `1 / τ`.
 
-    `of_each`, times `factor`, is `(N,)` the gradient of the losses; None: all 1.
+    The gradient of loss i is `factor * of_each[i]`; None: `of_each` is 1.
     """
     if torch.is_autocast_enabled(z.device.type):
         with torch.autocast(z.device.type, enabled=False):

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
     @property
     def views(self) -> int:
-        """V."""
+        """Number of views V."""
         return self.features.shape[1] if self.features.ndim == 3 else 1
 
     def checked(self) -> "Batch":
@@ -46,14 +46,12 @@ class Batch(NamedTuple):
         size = shape[0]
         if mask is not None:
             if labels is not None:
-                raise ValueError("labels, mask: pass one of the two, not both")
+                raise ValueError("labels, mask: pass either labels or mask, not both")
             mask = _checked_weight("mask", mask, (size, size), "(B, B)", features)
         elif labels is not None:
             labels = torch.as_tensor(labels, device=features.device)
             _check_labels("labels", labels, size, "B")
-            labels = (
-                labels.long() if labels.ndim == 1 else labels.detach().to(_weight_dtype(features))
-            )
+            labels = labels.long() if labels.ndim == 1 else labels.detach().to(_dtype_of(features))
         elif self.views < 2:
             raise ValueError(
                 "labels: without labels or a mask, positives are views of a sample, so features "
@@ -163,14 +161,15 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: st
 def _checked_weight(
     name: str, value: Tensor, shape: tuple[int, ...], symbols: str, features: Tensor
 ) -> Tensor:
-    value = torch.as_tensor(value, device=features.device).detach().to(_weight_dtype(features))
+    value = torch.as_tensor(value, device=features.device).detach().to(_dtype_of(features))
     check_shape(name, value, shape, symbols)
     if _is_cheap(value) and value.numel() and value.min().item() < 0:
         raise ValueError(f"{name}: expected numbers of at least 0, got {value.min().item()}")
     return value
 
 
-def _weight_dtype(features: Tensor) -> torch.dtype:
+def _dtype_of(features: Tensor) -> torch.dtype:
+    """Return the type of weights and memberships: that of the features, but at least fp32."""
     return torch.promote_types(features.dtype, torch.float32)
 
 
@@ -182,8 +181,7 @@ def _check_labels(name: str, labels: Tensor, size: int, symbol: str) -> None:
             f"({symbol},)"
         )
     expected = (size, labels.shape[1]) if is_soft else (size,)
-    if labels.shape != expected:
-        check_shape(name, labels, expected, f"({symbol}, C)" if is_soft else f"({symbol},)")
+    check_shape(name, labels, expected, f"({symbol}, C)" if is_soft else f"({symbol},)")
     if labels.is_complex() or (not is_soft and labels.is_floating_point()):
         raise TypeError(f"{name}: expected an integer type, got {labels.dtype}")
 

@@ -113,7 +113,7 @@ def supcon_loss(
         temperature: `τ > 0`; a scalar tensor may require a gradient (its value is not checked:
             train its logarithm to keep it positive).
         contrast_mode: `"all"`: every row is an anchor; `"one"`: the first view of each sample is.
-        positives: where the mean over positives is: `"out"` of the logarithm or `"in"` it.
+        positives: average positives outside (`"out"`) or inside (`"in"`) the logarithm.
         denominator: `"all"`: `A(i)` is every other row; `"negatives"`: every row with `w_ij = 0`.
         weight: `(B,)` non-negative weights of the anchors' losses; `"mean"` is the weighted mean,
             and with `reduction="none"` each loss is multiplied by its weight. What a sample weighs
@@ -128,7 +128,7 @@ def supcon_loss(
             anchor, positive or negative. Their features must be finite all the same.
         reduction: `"mean"`, `"sum"`, or `"none"`: `(N,)` for `(N, D)` features, `(B, V)` for
             `(B, V, D)`, `(B,)` with `contrast_mode="one"`. With `"none"` an anchor without a
-            positive has the loss 0: select with `valid_anchors` before you average or log.
+            positive has a loss of 0: select with `valid_anchors` before you average or log.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
         gather: contrast with the samples of all processes of `torch.distributed`. Every process
             gets the loss of the global batch; averaged over the processes, as
@@ -136,8 +136,8 @@ def supcon_loss(
             Local batches may differ in size. Keys must be the same everywhere.
         impl: `"dense"` (all pairs at once), `"tiled"` (O(N·D) memory), `"triton"` (the same on
             CUDA), `"reference"` (the equation in fp64), or `"auto"`, which `choose_impl` resolves.
-            With `create_graph=True` every one takes the memory of `"reference"`: about ten fp64
-            N x T matrices.
+            With `create_graph=True` every one takes the memory of `"reference"`, which holds
+            several fp64 matrices of all pairs.
 
     Returns:
         The loss in fp32 (fp64 for fp64 features). 0 with zero gradient when no anchor has a
@@ -206,7 +206,7 @@ def _plan(
     denominator: Denominator,
     impl: Impl,
 ) -> tuple[ContrastSet, Options, Shard | None]:
-    """Return what is contrasted, how, and the part of this process."""
+    """Return the contrast set with its temperature, the options, and the part of this process."""
     x, is_classed = contrast.x, contrast.labels is not None and contrast.labels.ndim == 1
     total = x.shape[0]
     anchors = total - (0 if batch.keys is None else len(batch.keys))

@@ -65,7 +65,7 @@ class Classes:
         return self._sum_others(b, len(self.labels))
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """The weights themselves."""
+        """Return the weights themselves."""
         a, b = self.labels[rows, None], self.labels[cols]
         out = torch.empty(a.shape[0], b.shape[0], dtype=self.dtype, device=a.device)
         torch.eq(a, b, out=out)  # in one pass
@@ -74,7 +74,7 @@ class Classes:
         return out.mul_(self.included[rows, None]).mul_(self.included[cols])
 
     def _sum_others(self, x: Tensor, size: int) -> Tensor:
-        """For each of the first `size` rows: the sum of x, of the first rows, over its class."""
+        """Return for each of the first `size` rows the sum of x over the others of its class."""
         if self.included is not None:
             x = (x.t() * self.included[: len(x)]).t()
         group = self.group() if self._group is None else self._group
@@ -84,7 +84,7 @@ class Classes:
         return others if self.included is None else (others.t() * self.included[:size]).t()
 
     def group(self) -> Tensor:
-        """`(T,)` classes numbered 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
+        """Number the classes `(T,)` 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
         if self._group is None:  # no cached_property, whose lock torch.compile does not know
             ordered, order = self.labels.sort()
             starts = torch.zeros_like(ordered)
@@ -129,7 +129,7 @@ class SoftClasses:
         return spread.to(b.dtype)
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """The weights themselves."""
+        """Return the weights themselves."""
         return self.memberships[rows] @ self.memberships[cols].T
 
 
@@ -162,7 +162,7 @@ class SampleMask:
         return F.pad(self._sum(self.mask.T, b), (0, 0, 0, self.rows - len(b)))
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """The weights themselves."""
+        """Return the weights themselves."""
         index = torch.arange(self.rows, device=self.mask.device) // self.views
         row, col = index[rows][:, None], index[cols]
         size = len(self.mask)

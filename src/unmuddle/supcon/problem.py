@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is asked about the rows `z` `(T, D)`, of which the first N are anchors.
+    """Problem for a backend: losses of N anchors, the first of the rows `z` `(T, D)`.
 
     Attributes:
         inv_temperature: `1 / τ`, a number or a scalar tensor.

@@ -1,4 +1,4 @@
-"""From the losses of the anchors to the result."""
+"""Reduction of the losses of the anchors to the result."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Reduction(NamedTuple):
-    """How the losses of N anchors are combined.
+    """Weighted mean, weighted sum, or weighted losses of N anchors.
 
     Attributes:
         kind: "mean", "sum" or "none".

@@ -1,4 +1,4 @@
-"""The loss and its gradient from functions that walk over tiles: what `tiled` and `triton` share.
+"""Loss and gradient from functions that walk over tiles; shared by `tiled` and `triton`.
 
 `log_sum_exp` and `pull` are those of `tiled`.
 
@@ -19,7 +19,7 @@ Function = Callable[..., Tensor]
 def forward(
     z: Tensor, problem: Problem, log_sum_exp: Function, cache_size: Callable[[int, int], int]
 ) -> Losses:
-    """Return the losses of our anchors."""
+    """Return the losses of the anchors of this process."""
     rows, options = problem.rows, problem.options
     count = problem.positives.count()[rows]
     size = cache_size(rows.stop - rows.start, len(z)) if options.needs_grad else 0
@@ -43,7 +43,7 @@ def forward(
 def backward(
     z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None, pull: Function
 ) -> Tensor:
-    """Return the gradient of `sum_i grad_i L_i` in z, times τ; of sharded anchors only ours."""
+    """Return the gradient of `sum_i grad_i L_i` in z, times τ; of anchors, our part."""
     assert grad is not None
     (lse, cache), options = residuals, problem.options
     count = problem.positives.count()
@@ -61,7 +61,7 @@ def backward(
 
 
 def attraction_gradient(z: Tensor, problem: Problem, a: Tensor) -> Tensor:
-    """`(T, D)`: of `sum_i a_i z_i · sum_j w_ij z_j`; for keys, the part of our rows."""
+    """Return the gradient `(T, D)` of `sum_i a_i z_i · sum_j w_ij z_j`; of keys, our part."""
     anchors, positives = problem.options.anchors, problem.positives
     gradient = positives.spread(a[:, None] * z[:anchors])
     if anchors < len(z):

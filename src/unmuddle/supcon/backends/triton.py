@@ -143,7 +143,7 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
-    """The fastest sizes tried that are right and spill no register.
+    """Return the fastest sizes tried that are right and spill no register.
 
     64 rows of fp32 go to Hopper's warp groups of four. With eight warps Triton 3.6 made wrong
     gradients of them (three TF32 products); 16 rows take the instructions of older cards.
@@ -245,27 +245,27 @@ def _operands(
     if problem.included is not None:
         group = group.masked_fill(problem.included == 0, -1)
     v = None if over == "positives" else problem.denominator_weight
-    scale = problem.inv_temperature / math.log(2)
-    scale = torch.as_tensor(scale, dtype=problem.options.dtype, device=z.device)
+    # Filled on the device: a copy from the host would wait.
+    scale = z.new_full((), 1 / math.log(2), dtype=problem.options.dtype) * problem.inv_temperature
     return z, group, scale, None if v is None else v.log2().contiguous()
 
 
 def _only(weights: Tensor, rows: slice, total: int) -> Tensor:
-    """`(T,)`: the weights of some anchors, 0 elsewhere."""
+    """Return `(T,)` weights: those of some anchors, 0 elsewhere."""
     out = weights.new_zeros(total)
     out[rows] = weights[rows]
     return out
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How fp32 operands are multiplied: as three TF32 products, about as exact as one of fp32."""
+    """Return how fp32 operands are multiplied: as three TF32 products, nearly as exact as fp32."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
         return "tf32x3"
     return "tf32" if dtype == torch.float32 else "ieee"
 
 
 def accumulate(dtype: torch.dtype) -> tl.dtype:
-    """In what products are summed."""
+    """Return the type in which products are summed."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

@@ -106,7 +106,7 @@ def test_a_sample_of_weight_zero_remains_a_positive_and_an_anchor(impl: str, for
 @pytest.mark.parametrize(
     ("impl", "n"), [*((impl, 9) for impl in IMPLS), ("dense", 600), ("tiled", 600)]
 )
-@pytest.mark.parametrize("exponent", [-30, 30])
+@pytest.mark.parametrize("exponent", [-37, 37])  # beyond, sums leave fp32
 def test_extreme_weights_are_exact(impl: str, n: int, exponent: int) -> None:
     x, labels = batch(n)
     weight = 10.0 ** (exponent * (torch.arange(n) % 2)).double()

@@ -23,6 +23,8 @@ def take_turns(calls: Calls, *, repeats: int) -> dict[str, list[float]]:
     """Seconds of each candidate's calls after a first one, in turns of random order."""
     turns, order = list(calls.items())[: 1 if ALONE else None], random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
+    # As in any training, a large block was freed before: malloc no longer returns smaller ones.
+    torch.empty(30 * 2**20, dtype=torch.uint8)
     for repeat in range(repeats + 1):
         order.shuffle(turns)
         for name, call in turns:

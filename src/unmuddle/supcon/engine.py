@@ -24,9 +24,9 @@ class Backend(Protocol):
         ...
 
     def backward(
-        self, z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None
+        self, z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
     ) -> Tensor:
-        """Return the gradient `(T, D)` of `sum_i grad_i L_i` in z, times τ; None: all are 1."""
+        """Return the gradient `(T, D)` of `sum_i grad_i L_i` in z; a number is that of all."""
         ...
 
 
@@ -37,7 +37,7 @@ def forward(
     contrast: ContrastSet, options: Options, shard: Shard | None = None
 ) -> tuple[Losses, Problem, Tensor]:
     """Return the losses of the anchors, the problem and its rows; residuals begin with norms."""
-    z = contrast.x.to(options.dtype)
+    z = contrast.x if contrast.x.dtype == options.dtype else contrast.x.to(options.dtype)
     if options.normalize:  # a zero row stays zero and gets no gradient
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         norm = torch.threshold(length, 0.0, torch.inf)
@@ -51,28 +51,20 @@ def forward(
 
 
 def backward(
-    of_each: Tensor | None, factor: float, problem: Problem, z: Tensor, residuals: Residuals
+    grad: Tensor | float, problem: Problem, z: Tensor, residuals: Residuals
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and, if needed, of `1 / τ`.
-
-    The gradient of loss i is `factor * of_each[i]`; None: `of_each` is 1.
-    """
-    if torch.is_autocast_enabled(z.device.type):
-        with torch.autocast(z.device.type, enabled=False):
-            return backward(of_each, factor, problem, z, residuals)
-    options, scale, (norm, *of_backend) = problem.options, problem.inv_temperature, residuals
-    scale = scale * factor
+    """Return the gradients of x and, if needed, of `1 / τ`, from those of the losses."""
+    options, (norm, *of_backend), dt = problem.options, residuals, None
     backend = BACKENDS.get(options.impl) or _triton()
-    dz = backend.backward(z, problem, tuple(of_backend), of_each)
-    dt = None
+    dz = backend.backward(z, problem, tuple(of_backend), grad)
     if options.normalize or options.temperature_needs_grad:
         along = (z * dz).sum(1, keepdim=True)
         if options.temperature_needs_grad:
             # The losses depend on z only through z·z/τ: Euler's theorem.
-            dt = along.sum() * (factor / 2)
+            dt = along.sum() / (2 * problem.inv_temperature)
         if options.normalize:
-            return dz.addcmul_(z, along, value=-1).div_(norm / scale), dt
-    return dz.mul_(scale), dt
+            dz.addcmul_(z, along, value=-1).div_(norm)
+    return dz, dt
 
 
 def reference_loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
@@ -101,7 +93,7 @@ class Loss(torch.autograd.Function):
         ctx.problem, kept = problem, (z, *losses.residuals)
         if options.needs_grad and isinstance(ctx.weights, float) and not loss.ndim:
             # The gradient at once: the fewest steps, and the least to keep.
-            ctx.problem, kept = None, backward(None, ctx.weights, problem, z, losses.residuals)
+            ctx.problem, kept = None, backward(ctx.weights, problem, z, losses.residuals)
         ctx.save_for_backward(*contrast[:5], reduction.weight, *kept)
         ctx.others = contrast[5], *arguments[6:]
         return loss
@@ -127,13 +119,15 @@ class Loss(torch.autograd.Function):
             problem = ctx.problem or pose(z, contrast, options, shard)
             if not torch.compiler.is_compiling():
                 ctx.problem = None  # freed, as saved tensors are
-            dx, dt = backward(grads[0] * ctx.weights, 1.0, problem, z, tuple(residuals))
+            with torch.autocast(z.device.type, enabled=False):
+                dx, dt = backward(grads[0] * ctx.weights, problem, z, tuple(residuals))
         if shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.
             dx[options.anchors :] *= len(shard.sizes)
             dt = None if dt is None else dt * len(shard.sizes)
-        return dx.to(contrast.x.dtype), None, None, None, None, dt, None, None, None
+        dx = dx if dx.dtype == contrast.x.dtype else dx.to(contrast.x.dtype)
+        return dx, None, None, None, None, dt, None, None, None
 
 
 def pose(z: Tensor, contrast: ContrastSet, options: Options, shard: Shard | None = None) -> Problem:

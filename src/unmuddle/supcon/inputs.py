@@ -163,7 +163,7 @@ def _checked_weight(
 ) -> Tensor:
     value = torch.as_tensor(value, device=features.device).detach().to(_dtype_of(features))
     check_shape(name, value, shape, symbols)
-    if _is_cheap(value) and value.numel() and value.min().item() < 0:
+    if value.is_cpu and not torch.compiler.is_compiling() and (value < 0).any():
         raise ValueError(f"{name}: expected numbers of at least 0, got {value.min().item()}")
     return value
 
@@ -201,7 +201,8 @@ def _takes_part(name: str, labels: Tensor, ignore_index: int) -> Tensor | None:
     Raises:
         ValueError: there are negative memberships.
     """
-    may_look = _is_cheap(labels) and labels.numel() > 0
+    # On a CPU a look at the values costs no synchronisation.
+    may_look = labels.is_cpu and not torch.compiler.is_compiling() and labels.numel() > 0
     if may_look:
         least = labels.min().item()
         if least > ignore_index and (labels.ndim == 1 or least >= 0):
@@ -214,8 +215,3 @@ def _takes_part(name: str, labels: Tensor, ignore_index: int) -> Tensor | None:
             "not their logarithms"
         )
     return None if may_look and bool(used.all()) else used
-
-
-def _is_cheap(values: Tensor) -> bool:
-    """Return whether reading the values costs no synchronisation."""
-    return values.is_cpu and not torch.compiler.is_compiling()

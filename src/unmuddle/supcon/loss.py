@@ -6,6 +6,7 @@ from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from numbers import Real
+from operator import attrgetter
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -389,4 +390,4 @@ class SupConLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
 
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in OPTIONS}
+        return dict(zip(OPTIONS, attrgetter(*OPTIONS)(self), strict=True))

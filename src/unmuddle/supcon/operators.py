@@ -65,7 +65,8 @@ def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     z = contrast.x.to(options.dtype)
     z = z / residuals[0] if options.normalize else z
     problem = engine.pose(z, contrast, options)
-    dx, dt = engine.backward(grad, 1.0, problem, z, tuple(residuals))
+    with torch.autocast(z.device.type, enabled=False):
+        dx, dt = engine.backward(grad, problem, z, tuple(residuals))
     return dx.to(contrast.x.dtype), torch.zeros_like(arguments[9]) if dt is None else dt
 
 

@@ -66,9 +66,10 @@ class Classes:
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
         """Return the weights themselves."""
-        a, b = self.labels[rows, None], self.labels[cols]
-        out = torch.empty(a.shape[0], b.shape[0], dtype=self.dtype, device=a.device)
-        torch.eq(a, b, out=out)  # in one pass
+        every, is_whole = self.labels, rows == cols == slice(0, len(self.labels))
+        a, b = (every, every) if is_whole else (every[rows], every[cols])
+        out = torch.empty(len(a), len(b), dtype=self.dtype, device=a.device)
+        torch.eq(a.unsqueeze(1), b, out=out)  # in one pass
         if self.included is None:
             return out
         return out.mul_(self.included[rows, None]).mul_(self.included[cols])

@@ -18,13 +18,12 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     options, v = problem.options, problem.denominator_weight
     n, is_compiling = options.anchors, torch.compiler.is_compiling()
     lowest = torch.finfo(z.dtype).min / 2  # in place of -inf, so that 0 * s is 0
-    rows = slice(None) if n == z.shape[0] else slice(n)
-    s = torch.mm(z[rows], z.t()).mul_(problem.inv_temperature)
+    w = problem.positives.tile(problem.rows, slice(0, len(z)))
+    s = _product(z if n == z.shape[0] else z[:n], z.t(), problem.inv_temperature, like=w)
     # torch.compile fixes the size of what fill_diagonal_ takes; without it, it is faster.
     s.diagonal().fill_(lowest) if is_compiling else s.fill_diagonal_(lowest)
     if problem.included is not None:
         s.masked_fill_(problem.included == 0, lowest)
-    w = problem.positives.tile(rows, slice(None))
     w.diagonal().fill_(0) if is_compiling else w.fill_diagonal_(0)
     count = w.sum(1, keepdim=True)
 
@@ -63,12 +62,22 @@ def forward(z: Tensor, problem: Problem) -> Losses:
     return Losses(each * g[:, 0], g[:, 0], (derivative,))
 
 
-def backward(z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None) -> Tensor:
-    """Return the gradient of `sum_i grad_i L_i` in z, times τ."""
-    n, c = problem.options.anchors, residuals[0]
-    c = c if grad is None else c * grad[:, None]
+def backward(z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float) -> Tensor:
+    """Return the gradient of `sum_i grad_i L_i` in z."""
+    n, c, factor = problem.options.anchors, residuals[0], problem.inv_temperature
+    if isinstance(grad, Tensor):
+        c = c * grad[:, None]
+    else:
+        factor = factor * grad
     if n == z.shape[0]:
-        return torch.mm(c + c.t(), z)
-    dz = torch.mm(c.t(), z[:n])
-    dz[:n] += torch.mm(c, z)
+        return _product(c + c.t(), z, factor, like=z)
+    dz = _product(c.t(), z[:n], factor, like=z)
+    dz[:n] += _product(c, z, factor, like=z[:n])
     return dz
+
+
+def _product(a: Tensor, b: Tensor, factor: Tensor | float, like: Tensor) -> Tensor:
+    """Return `factor * a @ b`, in one operation if the factor is a number."""
+    if isinstance(factor, Tensor) or torch.compiler.is_compiling():
+        return torch.mm(a, b).mul_(factor)
+    return torch.addmm(like, a, b, beta=0, alpha=factor)

@@ -41,11 +41,12 @@ def forward(
 
 
 def backward(
-    z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | None, pull: Function
+    z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float, pull: Function
 ) -> Tensor:
-    """Return the gradient of `sum_i grad_i L_i` in z, times τ; of anchors, our part."""
-    assert grad is not None
+    """Return the gradient of `sum_i grad_i L_i` in z; of anchors, our part."""
+    assert isinstance(grad, Tensor)
     (lse, cache), options = residuals, problem.options
+    grad = grad * problem.inv_temperature
     count = problem.positives.count()
     has_loss = (count != 0) & (lse[0] != -torch.inf)
     g = torch.where(has_loss, grad, 0)

@@ -69,7 +69,7 @@ def measure(n: int, dim: int) -> dict[str, Any]:
     megabytes = {name: extra_megabytes(call) for name, call in calls.items()}
     if n <= LARGEST["bare products"] and not ALONE:
         calls["bare products"] = partial(bare_products, features.detach())
-    repeats = 200 if n <= 256 else 40 if n <= 1024 else 9 if n <= 4096 else 5 if n <= 8192 else 1
+    repeats = 200 if n <= 256 else 40 if n <= 1024 else 25 if n <= 4096 else 5 if n <= 8192 else 1
     return compared(take_turns(calls, repeats=repeats), megabytes=megabytes)
 
 

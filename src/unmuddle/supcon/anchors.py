@@ -66,9 +66,9 @@ def valid_anchors(
     batch = batch.checked()
     x, row_labels, row_mask, included, of_terms, _ = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
-    z = x.new_empty(len(x), 0, dtype=torch.promote_types(x.dtype, torch.float32))
-    takes_part = None if included is None else included.to(z.dtype)
-    positives = find_positives(row_labels, row_mask, takes_part, anchors, like=z)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    takes_part = None if included is None else included.to(dtype)
+    positives = find_positives(row_labels, row_mask, takes_part, anchors, len(x), dtype)
     valid = positives.count() != 0  # NaN too: what is undefined is not left out
     if denominator == "negatives" or of_terms is not None:
         every = torch.arange(len(x), device=x.device)

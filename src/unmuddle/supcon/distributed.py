@@ -52,10 +52,10 @@ class Shard:
 
     def join_losses(self, ours: Losses) -> Losses:
         """Join what each process knows of its anchors."""
-        norm, lse, cache = ours.residuals
+        z, norm, lse, cache = ours.residuals
         assert ours.has_loss is not None
         joined = self.join(torch.stack([ours.each, ours.has_loss, *lse], 1)).T
-        return Losses(joined[0].clone(), joined[1].clone(), (norm, joined[2:].clone(), cache))
+        return Losses(joined[0].clone(), joined[1].clone(), (z, norm, joined[2:].clone(), cache))
 
 
 class _JoinRows(torch.autograd.Function):

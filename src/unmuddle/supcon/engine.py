@@ -1,7 +1,6 @@
-"""Loss of a contrast set and its gradient: normalise, call a backend, reduce.
+"""Loss of a contrast set as a differentiable function: pose the problem, call a backend, reduce.
 
-`forward` and `backward` know no autograd. `Loss` makes them a differentiable function; the
-custom operator of `operators` does the same where a graph must not look inside.
+The custom operators of `operators` do the same where a graph must not look inside.
 """
 
 from typing import Any, Protocol
@@ -12,70 +11,33 @@ from torch import Tensor
 from unmuddle.supcon.backends import dense, reference, tiled
 from unmuddle.supcon.distributed import Shard
 from unmuddle.supcon.positives import find_positives
-from unmuddle.supcon.problem import ContrastSet, Losses, Options, Problem, Residuals
-from unmuddle.supcon.reduction import Reduction
+from unmuddle.supcon.problem import ContrastSet, Losses, Options, Problem, Reduction, Residuals
 
 
 class Backend(Protocol):
     """An implementation of the loss. `reference` has no backward: autograd differentiates it."""
 
-    def forward(self, z: Tensor, problem: Problem) -> Losses:
+    def forward(self, x: Tensor, problem: Problem) -> Losses:
         """Return the losses of the anchors in `problem.rows`."""
         ...
 
     def backward(
-        self, z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
-    ) -> Tensor:
-        """Return the gradient `(T, D)` of `sum_i grad_i L_i` in z; a number is that of all."""
+        self, x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`.
+
+        A number is the gradient of every loss.
+        """
         ...
 
 
 BACKENDS: dict[str, Backend] = {"dense": dense, "tiled": tiled}
 
 
-def forward(
-    contrast: ContrastSet, options: Options, shard: Shard | None = None
-) -> tuple[Losses, Problem, Tensor]:
-    """Return the losses of the anchors, the problem and its rows; residuals begin with norms."""
-    z = contrast.x if contrast.x.dtype == options.dtype else contrast.x.to(options.dtype)
-    if options.normalize:  # a zero row stays zero and gets no gradient
-        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        norm = torch.threshold(length, 0.0, torch.inf)
-        z = z / norm
-    else:
-        norm = z.new_empty(0, 1)
-    problem = pose(z, contrast, options, shard)
-    backend = BACKENDS.get(options.impl) or _triton()
-    each, has_loss, residuals = backend.forward(z, problem)
-    return Losses(each, has_loss, (norm, *residuals)), problem, z
-
-
-def backward(
-    grad: Tensor | float, problem: Problem, z: Tensor, residuals: Residuals
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and, if needed, of `1 / τ`, from those of the losses."""
-    options, (norm, *of_backend), dt = problem.options, residuals, None
-    backend = BACKENDS.get(options.impl) or _triton()
-    dz = backend.backward(z, problem, tuple(of_backend), grad)
-    if options.normalize or options.temperature_needs_grad:
-        along = (z * dz).sum(1, keepdim=True)
-        if options.temperature_needs_grad:
-            # The losses depend on z only through z·z/τ: Euler's theorem.
-            dt = along.sum() / (2 * problem.inv_temperature)
-        if options.normalize:
-            dz.addcmul_(z, along, value=-1).div_(norm)
-    return dz, dt
-
-
 def reference_loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
     """Return the loss by plain operations in fp64, differentiable any number of times."""
-    options = options._replace(dtype=torch.float64)
-    z = contrast.x.double()
-    if options.normalize:  # also the second derivative of a zero row is 0
-        is_zero = (z == 0).all(1, keepdim=True)
-        length = torch.linalg.vector_norm(torch.where(is_zero, 1, z), dim=1, keepdim=True)
-        z = torch.where(is_zero, 0, z / length)
-    losses = reference.forward(z, pose(z, contrast, options))
+    problem = pose(contrast, options._replace(dtype=torch.float64))
+    losses = reference.forward(contrast.x, problem)
     return reduction.reduce(losses.each, losses.has_loss)[0]
 
 
@@ -86,14 +48,16 @@ class Loss(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Compute the loss."""
         contrast, (options, reduction, shard) = ContrastSet(*arguments[:6]), arguments[6:]
-        losses, problem, z = forward(contrast, options, shard)
+        backend = BACKENDS.get(options.impl) or load_triton()
+        problem = pose(contrast, options, shard)
+        losses = backend.forward(contrast.x, problem)
         if shard is not None:
             losses = shard.join_losses(losses)
         loss, ctx.weights = reduction.reduce(losses.each, losses.has_loss)
-        ctx.problem, kept = problem, (z, *losses.residuals)
+        ctx.problem, kept = problem, losses.residuals
         if options.needs_grad and isinstance(ctx.weights, float) and not loss.ndim:
             # The gradient at once: the fewest steps, and the least to keep.
-            ctx.problem, kept = None, backward(ctx.weights, problem, z, losses.residuals)
+            ctx.problem, kept = None, backend.backward(contrast.x, problem, kept, ctx.weights)
         ctx.save_for_backward(*contrast[:5], reduction.weight, *kept)
         ctx.others = contrast[5], *arguments[6:]
         return loss
@@ -115,12 +79,12 @@ class Loss(torch.autograd.Function):
         if isinstance(ctx.weights, float) and not grads[0].ndim:
             dx, dt = saved[6] * grads[0], None if saved[7] is None else saved[7] * grads[0]
         else:
-            z, *residuals = saved[6:]
-            problem = ctx.problem or pose(z, contrast, options, shard)
+            backend = BACKENDS.get(options.impl) or load_triton()
+            problem, grad = ctx.problem or pose(contrast, options, shard), grads[0] * ctx.weights
             if not torch.compiler.is_compiling():
                 ctx.problem = None  # freed, as saved tensors are
-            with torch.autocast(z.device.type, enabled=False):
-                dx, dt = backward(grads[0] * ctx.weights, problem, z, tuple(residuals))
+            with torch.autocast(contrast.x.device.type, enabled=False):
+                dx, dt = backend.backward(contrast.x, problem, saved[6:], grad)
         if shard is not None:
             # Averaging over processes divides by their number; rows of features are scaled when
             # they return to their process.
@@ -130,17 +94,18 @@ class Loss(torch.autograd.Function):
         return dx, None, None, None, None, dt, None, None, None
 
 
-def pose(z: Tensor, contrast: ContrastSet, options: Options, shard: Shard | None = None) -> Problem:
+def pose(contrast: ContrastSet, options: Options, shard: Shard | None = None) -> Problem:
     """Return the problem for a backend."""
-    _, labels, mask, included, weight, inv_temperature = contrast
-    included = None if included is None else included.to(z)
-    positives = find_positives(labels, mask, included, options.anchors, like=z)
-    weight = None if weight is None else weight.to(z)
+    x, labels, mask, included, weight, inv_temperature = contrast
+    dtype, total = options.dtype, x.shape[0]
+    included = None if included is None else included.to(dtype)
+    positives = find_positives(labels, mask, included, options.anchors, total, dtype)
+    weight = None if weight is None else weight.to(dtype)
     rows = slice(0, options.anchors) if shard is None else shard.rows
     return Problem(inv_temperature, positives, included, weight, rows, options)
 
 
-def _triton() -> Backend:
+def load_triton() -> Backend:
     """Import Triton only where it is used."""
     from unmuddle.supcon.backends import triton
 

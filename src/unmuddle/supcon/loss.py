@@ -16,8 +16,7 @@ from unmuddle.supcon import engine, operators
 from unmuddle.supcon.backends.dense import MAX_PAIRS, MAX_PAIRS_GPU
 from unmuddle.supcon.distributed import Shard, is_distributed
 from unmuddle.supcon.inputs import Batch
-from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options
-from unmuddle.supcon.reduction import Reduction
+from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options, Reduction
 
 ContrastMode = Literal["all", "one"]
 PositivesMode = Literal["out", "in"]

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from unmuddle.supcon import engine
 from unmuddle.supcon.backends import tiled
-from unmuddle.supcon.problem import ContrastSet, Options
-from unmuddle.supcon.reduction import Reduction
+from unmuddle.supcon.problem import ContrastSet, Options, Reduction
 
 CONTRAST = (
     "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor? denominator_weight, "
     "Tensor inv_temperature"
 )
-RESIDUALS = "Tensor norm, Tensor lse, Tensor cache"
+RESIDUALS = "Tensor z, Tensor norm, Tensor lse, Tensor cache"
 OPTIONS = (
     "SymInt anchors, bool normalize, ScalarType dtype, str positives, "
     "str denominator, ScalarType product_dtype, str impl, bool needs_grad, bool keys_need_grad, "
@@ -34,13 +33,17 @@ def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tenso
 @torch.library.custom_op(
     "unmuddle::supcon",
     mutates_args=(),
-    schema=f"({CONTRAST}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({CONTRAST}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def supcon(*arguments: Any) -> tuple[Tensor, ...]:
-    """Return losses, `has_loss`, norms, log-sum-exp and cache."""
-    losses, *_ = engine.forward(ContrastSet(*arguments[:6]), Options(*arguments[6:]))
+    """Return losses, `has_loss`, and what the backward pass needs."""
+    contrast, options = ContrastSet(*arguments[:6]), Options(*arguments[6:])
+    backend = engine.BACKENDS.get(options.impl) or engine.load_triton()
+    losses = backend.forward(contrast.x, engine.pose(contrast, options))
     assert losses.has_loss is not None
-    return losses.each, losses.has_loss, *losses.residuals
+    z, *residuals = losses.residuals
+    z = z.clone() if z is contrast.x else z.contiguous()  # no operator returns what it was given
+    return losses.each, losses.has_loss, z, *residuals
 
 
 @supcon.register_fake
@@ -49,7 +52,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     total, n = x.shape[0], options.anchors
     keeps = options.impl == "tiled" and options.needs_grad
     cache = tiled.cache_size(n, total) if keeps else 0
-    shapes = [(n,), (n,), (total if options.normalize else 0, 1), (2, n), (cache,)]
+    shapes = [(n,), (n,), x.shape, (total if options.normalize else 0, 1), (2, n), (cache,)]
     return tuple(x.new_empty(shape, dtype=options.dtype) for shape in shapes)
 
 
@@ -60,20 +63,19 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 )
 def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and `1 / τ`."""
-    grad, *residuals = arguments[:4]
-    contrast, options = ContrastSet(*arguments[4:10]), Options(*arguments[10:])
-    z = contrast.x.to(options.dtype)
-    z = z / residuals[0] if options.normalize else z
-    problem = engine.pose(z, contrast, options)
-    with torch.autocast(z.device.type, enabled=False):
-        dx, dt = engine.backward(grad, problem, z, tuple(residuals))
-    return dx.to(contrast.x.dtype), torch.zeros_like(arguments[9]) if dt is None else dt
+    grad, *residuals = arguments[:5]
+    contrast, options = ContrastSet(*arguments[5:11]), Options(*arguments[11:])
+    x, problem = contrast.x, engine.pose(contrast, options)
+    with torch.autocast(x.device.type, enabled=False):
+        backend = engine.BACKENDS.get(options.impl) or engine.load_triton()
+        dx, dt = backend.backward(x, problem, tuple(residuals), grad)
+    return dx.to(x.dtype), torch.zeros_like(arguments[10]) if dt is None else dt
 
 
 @supcon_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    dx = torch.empty_like(arguments[4], memory_format=torch.contiguous_format)
-    return dx, torch.empty_like(arguments[9])
+    dx = torch.empty_like(arguments[5], memory_format=torch.contiguous_format)
+    return dx, torch.empty_like(arguments[10])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

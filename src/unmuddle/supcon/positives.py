@@ -178,18 +178,23 @@ class SampleMask:
 
 
 def find_positives(
-    labels: Tensor | None, mask: Tensor | None, included: Tensor | None, anchors: int, like: Tensor
+    labels: Tensor | None,
+    mask: Tensor | None,
+    included: Tensor | None,
+    anchors: int,
+    rows: int,
+    dtype: torch.dtype,
 ) -> Positives:
     """Choose the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
     if mask is not None:
-        mask, views = mask.to(like), anchors // len(mask) if len(mask) else 1
+        mask, views = mask.to(dtype), anchors // len(mask) if len(mask) else 1
         if views == 1:
             mask = mask.clone().fill_diagonal_(0)  # of no use, whatever it is
-        return SampleMask(mask, views, len(like))
+        return SampleMask(mask, views, rows)
     assert labels is not None
     if labels.ndim == 1:
-        return Classes(labels, included, anchors, like.dtype)
-    memberships = labels.to(like)
+        return Classes(labels, included, anchors, dtype)
+    memberships = labels.to(dtype)
     return SoftClasses(
         memberships if included is None else memberships * included[:, None], anchors
     )

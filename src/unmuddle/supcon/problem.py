@@ -1,4 +1,4 @@
-"""Data that the steps of a call hand to each other."""
+"""What the steps of a call hand to each other, from the contrast set to the reduction."""
 
 from typing import Literal, NamedTuple
 
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Problem for a backend: losses of N anchors, the first of the rows `z` `(T, D)`.
+    """Problem for a backend: losses of N anchors, the first of the rows `x` `(T, D)`.
 
     Attributes:
         inv_temperature: `1 / τ`, a number or a scalar tensor.
@@ -78,6 +78,28 @@ class Problem(NamedTuple):
     rows: slice
     options: Options
 
+    def unit_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows of unit length and their lengths before, `(T, 1)`; else `(0, 1)`."""
+        options = self.options
+        z = x if x.dtype == options.dtype else x.to(options.dtype)
+        if not options.normalize:
+            return z, z.new_empty(0, 1)
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        norm = torch.threshold(length, 0.0, torch.inf)  # a zero row stays zero, gets no gradient
+        return z / norm, norm
+
+    def gradients(self, dz: Tensor, z: Tensor, norm: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of x and, if needed, of `1 / τ`, from that of the unit rows."""
+        options, dt = self.options, None
+        if options.normalize or options.temperature_needs_grad:
+            along = (z * dz).sum(1, keepdim=True)
+            if options.temperature_needs_grad:
+                # The losses depend on z only through z·z/τ: Euler's theorem.
+                dt = along.sum() / (2 * self.inv_temperature)
+            if options.normalize:
+                dz.addcmul_(z, along, value=-1).div_(norm)
+        return dz, dt
+
 
 Residuals = tuple[Tensor, ...]
 
@@ -88,10 +110,53 @@ class Losses(NamedTuple):
     Attributes:
         each: `(n,)` losses, 0 where an anchor has none.
         has_loss: `(n,)` 1 or 0; None if every anchor is known to have a loss.
-        residuals: what the backward pass needs besides. Dense: derivatives `dL_i/ds_ij` `(N, T)`.
-            Tiled, Triton: log-sum-exp over the denominator and the positives `(2, n)`; a cache.
+        residuals: what the backward pass needs besides: unit rows, their lengths before, and
+            (dense) derivatives `dL_i/ds_ij` `(N, T)` or (tiled, Triton) log-sum-exp over the
+            denominator and the positives `(2, n)` and a cache.
     """
 
     each: Tensor
     has_loss: Tensor | None
     residuals: Residuals
+
+
+class Reduction(NamedTuple):
+    """Weighted mean, weighted sum, or weighted losses of N anchors.
+
+    Attributes:
+        kind: "mean", "sum" or "none".
+        included: `(N,)` whether an anchor takes part, or None if all do.
+        weight: `(B,)` weights of the samples, or None.
+        views: V.
+        first_view_only: only the first view of each sample is an anchor.
+        counts_zeros: anchors without a loss count as losses of 0 instead of not at all.
+    """
+
+    kind: str
+    included: Tensor | None
+    weight: Tensor | None
+    views: int
+    first_view_only: bool
+    counts_zeros: bool
+
+    def reduce(self, losses: Tensor, has_loss: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Return the weighted losses or their sum, and the weights: `(N,)` or one number."""
+        if has_loss is None:
+            if self.included is None and self.weight is None and not self.first_view_only:
+                if self.kind == "mean":
+                    return losses.mean(), 1 / losses.shape[0]
+                return (losses if self.kind == "none" else losses.sum()), 1.0
+            has_loss = torch.ones_like(losses)
+        counted = has_loss
+        if self.counts_zeros:
+            counted = torch.ones_like(has_loss) * (1 if self.included is None else self.included)
+        if self.weight is not None:
+            counted = counted * self.weight.repeat_interleave(self.views)
+        if self.first_view_only:
+            row = torch.arange(len(counted), device=counted.device)
+            counted = counted * (row % self.views == 0)
+        weights = counted * has_loss if self.counts_zeros else counted
+        if self.kind == "mean":
+            total = counted.sum()
+            weights = weights / torch.where(total > 0, total, 1)
+        return (losses * weights if self.kind == "none" else torch.dot(losses, weights)), weights

@@ -13,8 +13,9 @@ MAX_PAIRS = 512**2  # 1 MB of fp32 derivatives; beyond, tiles are faster
 MAX_PAIRS_GPU = 2048**2
 
 
-def forward(z: Tensor, problem: Problem) -> Losses:
+def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
+    z, norm = problem.unit_rows(x)
     options, v = problem.options, problem.denominator_weight
     n, is_compiling = options.anchors, torch.compiler.is_compiling()
     lowest = torch.finfo(z.dtype).min / 2  # in place of -inf, so that 0 * s is 0
@@ -58,22 +59,25 @@ def forward(z: Tensor, problem: Problem) -> Losses:
         derivative = attraction + (p if g is None else p.mul_(g))
     each = log_p.mul_(attraction).sum(1) if shares is None else -shares.logsumexp(1)
     if g is None:
-        return Losses(each, None, (derivative,))
-    return Losses(each * g[:, 0], g[:, 0], (derivative,))
+        return Losses(each, None, (z, norm, derivative))
+    return Losses(each * g[:, 0], g[:, 0], (z, norm, derivative))
 
 
-def backward(z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float) -> Tensor:
-    """Return the gradient of `sum_i grad_i L_i` in z."""
-    n, c, factor = problem.options.anchors, residuals[0], problem.inv_temperature
+def backward(
+    x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
+    (z, norm, c), n, factor = residuals, problem.options.anchors, problem.inv_temperature
     if isinstance(grad, Tensor):
         c = c * grad[:, None]
     else:
         factor = factor * grad
     if n == z.shape[0]:
-        return _product(c + c.t(), z, factor, like=z)
-    dz = _product(c.t(), z[:n], factor, like=z)
-    dz[:n] += _product(c, z, factor, like=z[:n])
-    return dz
+        dz = _product(c + c.t(), z, factor, like=z)
+    else:
+        dz = _product(c.t(), z[:n], factor, like=z)
+        dz[:n] += _product(c, z, factor, like=z[:n])
+    return problem.gradients(dz, z, norm)
 
 
 def _product(a: Tensor, b: Tensor, factor: Tensor | float, like: Tensor) -> Tensor:

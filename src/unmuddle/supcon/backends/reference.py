@@ -9,9 +9,13 @@ from torch import Tensor
 from unmuddle.supcon.problem import Losses, Problem
 
 
-def forward(z: Tensor, problem: Problem) -> Losses:
+def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
-    n, v = problem.options.anchors, problem.denominator_weight
+    n, v, z = problem.options.anchors, problem.denominator_weight, x.double()
+    if problem.options.normalize:  # also the second derivative of a zero row is 0
+        is_zero = (z == 0).all(1, keepdim=True)
+        length = torch.linalg.vector_norm(torch.where(is_zero, 1, z), dim=1, keepdim=True)
+        z = torch.where(is_zero, 0, z / length)
     s = z[:n] @ z.T * problem.inv_temperature
     is_other = ~torch.eye(n, len(z), dtype=torch.bool, device=z.device)
     if problem.included is not None:

@@ -17,9 +17,10 @@ Function = Callable[..., Tensor]
 
 
 def forward(
-    z: Tensor, problem: Problem, log_sum_exp: Function, cache_size: Callable[[int, int], int]
+    x: Tensor, problem: Problem, log_sum_exp: Function, cache_size: Callable[[int, int], int]
 ) -> Losses:
     """Return the losses of the anchors of this process."""
+    z, norm = problem.unit_rows(x)
     rows, options = problem.rows, problem.options
     count = problem.positives.count()[rows]
     size = cache_size(rows.stop - rows.start, len(z)) if options.needs_grad else 0
@@ -37,15 +38,15 @@ def forward(
     v = problem.denominator_weight
     nothing = 0 * (z.sum() if v is None else z.sum() + v.sum())
     each = torch.where(has_loss > 0, lse - numerator, nothing)
-    return Losses(each, has_loss, (torch.stack([lse, lse_positives]), cache))
+    return Losses(each, has_loss, (z, norm, torch.stack([lse, lse_positives]), cache))
 
 
 def backward(
-    z: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float, pull: Function
-) -> Tensor:
-    """Return the gradient of `sum_i grad_i L_i` in z; of anchors, our part."""
+    x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float, pull: Function
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of `sum_i grad_i L_i` in x, of anchors our part, and in `1 / τ`."""
     assert isinstance(grad, Tensor)
-    (lse, cache), options = residuals, problem.options
+    (z, norm, lse, cache), options = residuals, problem.options
     grad = grad * problem.inv_temperature
     count = problem.positives.count()
     has_loss = (count != 0) & (lse[0] != -torch.inf)
@@ -58,7 +59,7 @@ def backward(
         dz -= pull(z, problem, "positives", g, lse[1], None, cache)
     dz[: problem.rows.start] = 0
     dz[problem.rows.stop : options.anchors] = 0
-    return dz
+    return problem.gradients(dz, z, norm)
 
 
 def attraction_gradient(z: Tensor, problem: Problem, a: Tensor) -> Tensor:

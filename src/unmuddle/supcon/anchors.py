@@ -67,8 +67,7 @@ def valid_anchors(
     x, row_labels, row_mask, included, of_terms, _ = batch.contrast_set(ignore_index)
     anchors = features.shape[:-1].numel()
     dtype = torch.promote_types(x.dtype, torch.float32)
-    takes_part = None if included is None else included.to(dtype)
-    positives = find_positives(row_labels, row_mask, takes_part, anchors, len(x), dtype)
+    positives = find_positives(row_labels, row_mask, included, anchors, len(x), dtype)
     valid = positives.count() != 0  # NaN too: what is undefined is not left out
     if denominator == "negatives" or of_terms is not None:
         every = torch.arange(len(x), device=x.device)

@@ -207,8 +207,7 @@ def _takes_part(name: str, labels: Tensor, ignore_index: int) -> Tensor | None:
         least = labels.min().item()
         if least > ignore_index and (labels.ndim == 1 or least >= 0):
             return None
-    used = labels != ignore_index
-    used = used.any(1) if labels.ndim == 2 else used
+    used = labels != ignore_index if labels.ndim == 1 else (labels != ignore_index).any(1)
     if may_look and labels.ndim == 2 and bool(((labels < 0).any(1) & used).any()):
         raise ValueError(
             f"{name}: expected memberships of at least 0, got negative ones; give probabilities, "

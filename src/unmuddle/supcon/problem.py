@@ -80,12 +80,11 @@ class Problem(NamedTuple):
 
     def unit_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows of unit length and their lengths before, `(T, 1)`; else `(0, 1)`."""
-        options = self.options
-        z = x if x.dtype == options.dtype else x.to(options.dtype)
-        if not options.normalize:
+        z = x if x.dtype == self.options.dtype else x.to(self.options.dtype)
+        if not self.options.normalize:
             return z, z.new_empty(0, 1)
-        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        norm = torch.threshold(length, 0.0, torch.inf)  # a zero row stays zero, gets no gradient
+        # A zero row stays zero and gets no gradient.
+        norm = torch.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True), 0.0, torch.inf)
         return z / norm, norm
 
     def gradients(self, dz: Tensor, z: Tensor, norm: Tensor) -> tuple[Tensor, Tensor | None]:

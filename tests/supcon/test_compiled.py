@@ -158,6 +158,8 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool) -> N
     options = Options(
         anchors=n,
         normalize=normalize,
+        fixed_inv_temperature=None,
+        ignore_index=-100,
         dtype=torch.float32,
         positives="out",
         denominator="all",

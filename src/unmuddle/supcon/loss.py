@@ -172,7 +172,7 @@ def supcon_loss(
     views = features.shape[1] if features.ndim == 3 else 1
     contrast, options, shard = _plan(
         batch, batch.contrast_set(ignore_index), shard, temperature, normalize, positives,
-        denominator, impl,
+        denominator, ignore_index, impl,
     )  # fmt: skip
     included = None if contrast.included is None else contrast.included[: options.anchors]
     skips_views, counts_zeros = contrast_mode == "one", no_positive == "zero"
@@ -186,7 +186,8 @@ def supcon_loss(
         else:
             loss = engine.Loss.apply(*contrast, options, to_result, shard)
     if base_temperature is not None:
-        loss = loss / (contrast.inv_temperature * base_temperature)
+        tau = temperature.to(loss) if isinstance(temperature, Tensor) else float(temperature)
+        loss = loss * (tau / base_temperature)
     if loss.dtype == torch.float64 and features.dtype != torch.float64:
         loss = loss.float()
     if reduction == "none" and contrast_mode == "one":
@@ -204,6 +205,7 @@ def _plan(
     normalize: bool,
     positives: PositivesMode,
     denominator: Denominator,
+    ignore_index: int,
     impl: Impl,
 ) -> tuple[ContrastSet, Options, Shard | None]:
     """Return the contrast set with its temperature, the options, and the part of this process."""
@@ -223,10 +225,13 @@ def _plan(
         shard = None  # every process computes the whole
     dtype, product_dtype = _dtypes(batch.features, anchors * total, temperature, chosen)
     trains_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
-    tau = temperature.to(x.device, dtype) if isinstance(temperature, Tensor) else float(temperature)
+    is_tensor = isinstance(temperature, Tensor)
+    inv_temperature = 1 / (temperature.to(x.device, dtype) if is_tensor else float(temperature))
     options = Options(
         anchors=anchors,
         normalize=normalize,
+        fixed_inv_temperature=None if isinstance(inv_temperature, Tensor) else inv_temperature,
+        ignore_index=-1 if batch.labels is None else ignore_index,  # samples are numbered from 0
         dtype=dtype,
         positives=positives,
         denominator=denominator,
@@ -236,7 +241,9 @@ def _plan(
         keys_need_grad=trains_temperature or (batch.keys is not None and batch.keys.requires_grad),
         temperature_needs_grad=trains_temperature,
     )
-    return contrast._replace(inv_temperature=1 / tau), options, shard
+    if isinstance(inv_temperature, Tensor):
+        contrast = contrast._replace(inv_temperature=inv_temperature)
+    return contrast, options, shard
 
 
 def check_options(

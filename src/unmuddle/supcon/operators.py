@@ -6,26 +6,22 @@ import torch
 from torch import Tensor
 
 from unmuddle.supcon import engine
-from unmuddle.supcon.backends import tiled
 from unmuddle.supcon.problem import ContrastSet, Options, Reduction
 
 CONTRAST = (
     "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor? denominator_weight, "
-    "Tensor inv_temperature"
+    "Tensor? inv_temperature"
 )
 RESIDUALS = "Tensor z, Tensor norm, Tensor lse, Tensor cache"
 OPTIONS = (
-    "SymInt anchors, bool normalize, ScalarType dtype, str positives, "
-    "str denominator, ScalarType product_dtype, str impl, bool needs_grad, bool keys_need_grad, "
-    "bool temperature_needs_grad"
+    "SymInt anchors, bool normalize, float? fixed_inv_temperature, int ignore_index, "
+    "ScalarType dtype, str positives, str denominator, ScalarType product_dtype, str impl, "
+    "bool needs_grad, bool keys_need_grad, bool temperature_needs_grad"
 )
 
 
 def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
     """Return the loss by the operators."""
-    if not isinstance(contrast.inv_temperature, Tensor):
-        scalar = contrast.x.new_full((), contrast.inv_temperature, dtype=options.dtype)
-        contrast = contrast._replace(inv_temperature=scalar)
     each, has_loss, *_ = supcon(*contrast, *options)
     return reduction.reduce(each, has_loss)[0]
 
@@ -48,12 +44,12 @@ def supcon(*arguments: Any) -> tuple[Tensor, ...]:
 
 @supcon.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    x, options = arguments[0], Options(*arguments[6:])
-    total, n = x.shape[0], options.anchors
-    keeps = options.impl == "tiled" and options.needs_grad
-    cache = tiled.cache_size(n, total) if keeps else 0
-    shapes = [(n,), (n,), x.shape, (total if options.normalize else 0, 1), (2, n), (cache,)]
-    return tuple(x.new_empty(shape, dtype=options.dtype) for shape in shapes)
+    contrast, options = ContrastSet(*arguments[:6]), Options(*arguments[6:])
+    x, dtype = contrast.x, options.dtype
+    backend: Any = engine.BACKENDS.get(options.impl) or engine.load_triton()
+    residuals = backend.new_residuals(x, engine.pose(contrast, options))
+    each = x.new_empty(options.anchors, dtype=dtype)
+    return each, torch.empty_like(each), *residuals
 
 
 @torch.library.custom_op(
@@ -69,13 +65,14 @@ def supcon_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         backend = engine.BACKENDS.get(options.impl) or engine.load_triton()
         dx, dt = backend.backward(x, problem, tuple(residuals), grad)
-    return dx.to(x.dtype), torch.zeros_like(arguments[10]) if dt is None else dt
+    return dx.to(x.dtype), dx.new_zeros(()) if dt is None else dt
 
 
 @supcon_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    dx = torch.empty_like(arguments[5], memory_format=torch.contiguous_format)
-    return dx, torch.empty_like(arguments[10])
+    x, options = arguments[5], Options(*arguments[11:])
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, x.new_empty((), dtype=options.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -85,6 +82,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     dx, dt = supcon_backward(grads[0], *ctx.saved_tensors, *ctx.options)
+    dt = dt if ctx.needs_input_grad[5] else None
     return dx, None, None, None, None, dt, *(None,) * len(ctx.options)
 
 

@@ -12,7 +12,7 @@ Over = Literal["all", "negatives", "positives"]
 
 
 class ContrastSet(NamedTuple):
-    """Anchors and keys in one matrix, and the temperature.
+    """Anchors and keys in one matrix, and the temperature if it is a tensor.
 
     Attributes:
         x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
@@ -20,7 +20,7 @@ class ContrastSet(NamedTuple):
         mask: `(B, B)` or None.
         included: `(T,)` whether a row takes part, or None if all do.
         denominator_weight: `(T,)` weights of the rows in the denominator, or None if all are 1.
-        inv_temperature: `1 / τ`, a number or a scalar tensor.
+        inv_temperature: `1 / τ`, or None if that is a number, of the options.
     """
 
     x: Tensor
@@ -28,7 +28,7 @@ class ContrastSet(NamedTuple):
     mask: Tensor | None
     included: Tensor | None
     denominator_weight: Tensor | None
-    inv_temperature: Tensor | float = 1.0
+    inv_temperature: Tensor | None = None
 
 
 class Options(NamedTuple):
@@ -37,6 +37,8 @@ class Options(NamedTuple):
     Attributes:
         anchors: N, the first rows of the contrast set.
         normalize: scale rows to unit length.
+        fixed_inv_temperature: `1 / τ` if it is a number.
+        ignore_index: label of rows that take no part.
         dtype: fp32 or fp64, in which the loss is computed.
         positives: "out" or "in".
         denominator: "all" or "negatives".
@@ -49,6 +51,8 @@ class Options(NamedTuple):
 
     anchors: int
     normalize: bool
+    fixed_inv_temperature: float | None
+    ignore_index: int
     dtype: torch.dtype
     positives: str
     denominator: Over

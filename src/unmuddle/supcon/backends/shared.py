@@ -41,6 +41,15 @@ def forward(
     return Losses(each, has_loss, (z, norm, torch.stack([lse, lse_positives]), cache))
 
 
+def new_residuals(x: Tensor, problem: Problem, cache_size: Callable[[int, int], int]) -> Residuals:
+    """Return memory of the shapes of what `forward` keeps, of one process."""
+    options = problem.options
+    lengths = len(x) if options.normalize else 0
+    size = cache_size(options.anchors, len(x)) if options.needs_grad else 0
+    shapes = [tuple(x.shape), (lengths, 1), (2, options.anchors), (size,)]
+    return tuple(x.new_empty(shape, dtype=options.dtype) for shape in shapes)
+
+
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float, pull: Function
 ) -> tuple[Tensor, Tensor | None]:

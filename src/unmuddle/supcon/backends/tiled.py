@@ -155,4 +155,5 @@ def _is_bounded(z: Tensor, problem: Problem) -> bool:
 
 
 forward = partial(shared.forward, log_sum_exp=log_sum_exp, cache_size=cache_size)
+new_residuals = partial(shared.new_residuals, cache_size=cache_size)
 backward = partial(shared.backward, pull=pull)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmuddle.supcon.backends import shared
 from unmuddle.supcon.positives import Classes
-from unmuddle.supcon.problem import MAX_KERNEL_DIM, Over, Problem
+from unmuddle.supcon.problem import Over, Problem
 
 OVER: dict[Over, int] = {"all": 0, "negatives": 1, "positives": 2}
 
@@ -229,10 +229,6 @@ def _operands(
     z = z.to(problem.options.product_dtype).contiguous()
     if IS_INTERPRETED and z.dtype == torch.bfloat16:
         z = z.float()  # the interpreter multiplies bfloat16 as if it were integers
-    if not (z.is_cuda or IS_INTERPRETED):
-        raise ValueError(f"impl: 'triton' needs CUDA tensors, got {z.device}")
-    if z.shape[1] > MAX_KERNEL_DIM:
-        raise ValueError(f"impl: 'triton' takes D <= {MAX_KERNEL_DIM}, got D = {z.shape[1]}")
     if isinstance(problem.positives, Classes):
         group = problem.positives.group().to(torch.int32)
     elif over == "all":
@@ -270,4 +266,5 @@ def accumulate(dtype: torch.dtype) -> tl.dtype:
 
 
 forward = partial(shared.forward, log_sum_exp=log_sum_exp, cache_size=lambda n, total: 0)
+new_residuals = partial(shared.new_residuals, cache_size=lambda n, total: 0)
 backward = partial(shared.backward, pull=pull)

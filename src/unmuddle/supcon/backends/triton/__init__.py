@@ -1,0 +1,57 @@
+"""CUDA kernels in three pipelines; `pipeline_of` says which takes a problem.
+
+`pairs`: the usual problem in five launches. `large`: the same in half precision and large, each
+pair once. `general`: everything else.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from unmuddle.supcon.backends.triton import general, large, pairs
+from unmuddle.supcon.positives import Classes
+from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
+
+LARGE = 8192  # rows from which half precision takes `large`
+MAX_INV_TEMPERATURE = 41  # up to which similarities of unit rows are at most 60 bits
+
+
+def pipeline_of(problem: Problem) -> ModuleType:
+    """Return the pipeline for a problem, by what the host knows."""
+    options, positives = problem.options, problem.positives
+    is_usual = (
+        isinstance(positives, Classes)
+        and (options.positives, options.denominator) == ("out", "all")
+        and options.normalize
+        and problem.denominator_weight is None
+        and problem.rows == slice(0, len(positives.labels))
+        and isinstance(problem.inv_temperature, float)
+        and problem.inv_temperature <= MAX_INV_TEMPERATURE
+        and options.dtype == torch.float32
+    )
+    if not is_usual:
+        return general
+    is_half = options.product_dtype != torch.float32
+    return large if is_half and options.anchors >= LARGE else pairs
+
+
+def forward(x: Tensor, problem: Problem) -> Losses:
+    """Return the losses of the anchors of this process."""
+    if not (x.is_cuda or general.IS_INTERPRETED):
+        raise ValueError(f"impl: 'triton' needs CUDA tensors, got {x.device}")
+    if x.shape[1] > MAX_KERNEL_DIM:
+        raise ValueError(f"impl: 'triton' takes D <= {MAX_KERNEL_DIM}, got D = {x.shape[1]}")
+    return pipeline_of(problem).forward(x, problem)
+
+
+def backward(
+    x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
+    return pipeline_of(problem).backward(x, problem, residuals, grad)
+
+
+def new_residuals(x: Tensor, problem: Problem) -> Residuals:
+    """Return memory of the shapes of what `forward` keeps."""
+    return pipeline_of(problem).new_residuals(x, problem)

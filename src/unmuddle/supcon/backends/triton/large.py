@@ -1,0 +1,259 @@
+"""Large batches in half precision: rows in the order of their classes, each pair once.
+
+Positives are sums of classes, outside of the loops over pairs, which know no labels: only the tiles
+of the diagonal and of the last rows are masked.
+"""
+
+# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unmuddle.supcon.backends.triton.general import IS_INTERPRETED
+from unmuddle.supcon.backends.triton.rows import (
+    attraction_kernel,
+    finish,
+    losses_kernel,
+    positives_kernel,
+    prepare,
+    scaled,
+)
+from unmuddle.supcon.positives import Classes
+from unmuddle.supcon.problem import Losses, Problem, Residuals
+
+BLOCK, STREAMED = 128, 64  # rows that a program keeps, and that it visits at a time
+CHUNK = 128  # dimensions whose class sums are held at once
+WHOLE = 256  # dimensions up to which a program holds whole rows
+MOST_MIRRORED = 2**17  # rows of which sums of pairs fit into planes, 4 N² / 256 bytes
+PANEL = 8192  # rows and columns whose weights are held at once
+ADDS_TO_FP32 = "dtype_out" in torch.ops.aten.addmm.overloads()  # torch 2.8
+
+
+@triton.jit
+def _tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Load rows from `first` on, dimensions from `start` on."""
+    base = z + tl.cast(first, tl.int64) * WIDTH + start
+    return tl.load(base + tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def sums_kernel(
+    z, planes, valid, blocks, padded,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr, BLOCK_D: tl.constexpr,
+    MIRRORED: tl.constexpr,
+):  # fmt: skip
+    """Sums of `exp2 s_ij`: a block's own rows into plane 0, the rows it meets into one a distance.
+
+    A block meets the next half of the blocks, round the circle; of an even number, the opposite
+    ones meet twice. Not mirrored, it meets all.
+    """
+    own, count = tl.program_id(0), tl.load(valid).to(tl.int32)
+    kept = own * BLOCK + tl.arange(0, BLOCK)
+    k = tl.trans(_tile(z, own * BLOCK, 0, WIDTH, BLOCK, BLOCK_D))
+    exps = tl.zeros((STREAMED, BLOCK), tl.float32)
+    reach = blocks // 2 + 1 if MIRRORED else blocks
+    for step in range(reach * (BLOCK // STREAMED)):
+        distance = step // (BLOCK // STREAMED)
+        block = own + distance
+        block = tl.where(block >= blocks, block - blocks, block)
+        first = block * BLOCK + (step - distance * (BLOCK // STREAMED)) * STREAMED
+        if WIDTH == BLOCK_D:
+            s = tl.dot(_tile(z, first, 0, WIDTH, STREAMED, BLOCK_D), k)
+        else:
+            s = tl.zeros((STREAMED, BLOCK), tl.float32)
+            for start in range(0, WIDTH, BLOCK_D):
+                x = _tile(z, first, start, WIDTH, STREAMED, BLOCK_D)
+                s = tl.dot(x, tl.trans(_tile(z, own * BLOCK, start, WIDTH, BLOCK, BLOCK_D)), s)
+        rows = first + tl.arange(0, STREAMED)
+        if (distance == 0) | ((tl.maximum(block, own) + 1) * BLOCK > count):
+            is_pair = (rows[:, None] != kept[None, :]) & (rows[:, None] < count)
+            s = tl.where(is_pair & (kept[None, :] < count), s, float("-inf"))
+        e = tl.exp2(s)
+        exps += e
+        if MIRRORED:
+            if (distance > 0) & (2 * distance < blocks):
+                tl.store(planes + distance * padded + rows, tl.sum(e, 1))
+    tl.store(planes + kept, tl.sum(exps, 0))
+
+
+@triton.jit
+def rows_kernel(
+    z, u, dz, valid, padded,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`dz_i = sum_j (u_i + u_j) exp2 s_ij z_j`."""
+    own, count = tl.program_id(0) * BLOCK_M, tl.load(valid).to(tl.int32)
+    rows = own + tl.arange(0, BLOCK_M)
+    x = _tile(z, own, 0, WIDTH, BLOCK_M, WIDTH)
+    row_u = tl.load(u + rows)[:, None]
+    accumulator = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+    for first in range(0, padded, BLOCK_N):
+        cols = first + tl.arange(0, BLOCK_N)
+        k = _tile(z, first, 0, WIDTH, BLOCK_N, WIDTH)
+        w = tl.exp2(tl.dot(x, tl.trans(k))) * (row_u + tl.load(u + cols)[None, :])
+        if (first // BLOCK_M == tl.program_id(0)) | (first + BLOCK_N > count):
+            w = tl.where((rows[:, None] != cols[None, :]) & (cols[None, :] < count), w, 0.0)
+        accumulator = tl.dot(w.to(k.dtype), k, accumulator)
+    pointer = dz + own.to(tl.int64) * WIDTH + tl.arange(0, BLOCK_M)[:, None] * WIDTH
+    tl.store(pointer + tl.arange(0, WIDTH)[None, :], accumulator)
+
+
+@triton.jit
+def weights_kernel(
+    z, u, weights, valid, first_row, first_col, columns,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """`(u_i + u_j) exp2 s_ij` of a panel of rows and columns."""
+    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    rows = first_row + row + tl.arange(0, BLOCK_M)
+    cols = first_col + col + tl.arange(0, BLOCK_N)
+    s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, WIDTH, BLOCK_D):
+        x = _tile(z, first_row + row, start, WIDTH, BLOCK_M, BLOCK_D)
+        s = tl.dot(x, tl.trans(_tile(z, first_col + col, start, WIDTH, BLOCK_N, BLOCK_D)), s)
+    w = tl.exp2(s) * (tl.load(u + rows)[:, None] + tl.load(u + cols)[None, :])
+    count = tl.load(valid).to(tl.int32)
+    is_pair = (rows[:, None] != cols[None, :]) & (rows[:, None] < count) & (cols[None, :] < count)
+    pointer = weights + row.to(tl.int64) * columns + tl.arange(0, BLOCK_M)[:, None] * columns
+    pointer += col + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(pointer, tl.where(is_pair, w, 0.0).to(weights.dtype.element_ty))
+
+
+def layout(x: Tensor, problem: Problem) -> tuple[torch.dtype, int, int]:
+    """Return type of the operands, padded rows and padded dimensions."""
+    dtype = problem.options.product_dtype
+    if IS_INTERPRETED and dtype == torch.bfloat16:
+        dtype = torch.float32  # the interpreter multiplies bfloat16 as if it were integers
+    total, dim = x.shape
+    if dim <= WHOLE:
+        return dtype, triton.cdiv(total, BLOCK) * BLOCK, max(triton.next_power_of_2(dim), 16)
+    return dtype, triton.cdiv(total, 2 * BLOCK) * 2 * BLOCK, triton.cdiv(dim, CHUNK) * CHUNK
+
+
+def new_residuals(x: Tensor, problem: Problem) -> Residuals:
+    """Return memory for rows, their lengths, `1 / sum` and `1 / count`, and the order of rows.
+
+    The order comes with the first and the last row of each row's class, and the rows that count.
+    """
+    dtype, padded, width = layout(x, problem)
+    return (
+        x.new_empty(padded, width, dtype=dtype),
+        x.new_empty(len(x), 1, dtype=torch.float32),
+        x.new_empty(2, len(x), dtype=torch.float32),
+        x.new_empty(3 * len(x) + 1, dtype=torch.int64),
+    )
+
+
+def forward(x: Tensor, problem: Problem) -> Losses:
+    """Return the losses of all anchors."""
+    _, padded, width = layout(x, problem)
+    residuals, total = new_residuals(x, problem), len(x)
+    z, norm, inverse, places = residuals
+    order, begin, end, valid = arrange(problem, places)
+    prepare(x, order, valid, z, norm, problem)
+    blocks = padded // BLOCK
+    is_mirrored = total <= MOST_MIRRORED
+    planes = x.new_empty((blocks + 1) // 2 if is_mirrored else 1, padded, dtype=torch.float32)
+    sums_kernel[(blocks,)](
+        z, planes, valid, blocks, padded, WIDTH=width, BLOCK=BLOCK, STREAMED=STREAMED,
+        MIRRORED=is_mirrored,
+        BLOCK_D=width if width <= WHOLE else CHUNK // 2, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    positives = x.new_empty(2, total, dtype=torch.float32)
+    chunk = min(width, CHUNK)
+    for offset in range(0, width, chunk):
+        prefix = z[:total, offset : offset + chunk].cumsum(0, dtype=torch.float64)
+        attraction_kernel[(triton.cdiv(total, 16),)](
+            z, prefix, begin, end, valid, positives, total, offset,
+            WIDTH=width, CHUNK=chunk, BLOCK_M=16,
+        )  # fmt: skip
+    each, has_loss = x.new_empty(2, total, dtype=torch.float32)
+    losses_kernel[(triton.cdiv(total, 256),)](
+        planes, len(planes), padded, positives, 1, 0, total,
+        order, each, has_loss, inverse, total, BLOCK=256, ORDERED=True,
+    )  # fmt: skip
+    return Losses(each, has_loss, residuals)
+
+
+def backward(
+    x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
+) -> tuple[Tensor, None]:
+    """Return the gradient of `sum_i grad_i L_i` in x."""
+    assert isinstance(grad, Tensor)
+    dtype, padded, width = layout(x, problem)
+    (z, norm, inverse, places), total = residuals, len(x)
+    order, begin, end, valid = split(places)
+    grad, unit = scaled(grad, dtype)
+    u, a = F.pad(inverse * grad[order], (0, padded - total))
+    if width <= WHOLE:
+        dz = x.new_empty(padded, width, dtype=torch.float32)
+        rows_kernel[(padded // BLOCK,)](
+            z, u, dz, valid, padded, WIDTH=width, BLOCK_M=BLOCK,
+            BLOCK_N=BLOCK if width <= BLOCK else BLOCK // 2, num_warps=8, num_stages=2,
+        )  # fmt: skip
+    else:
+        dz = x.new_zeros(padded, width, dtype=torch.float32)
+        add_by_panels(z, u, dz, valid)
+    chunk = min(width, CHUNK)
+    for offset in range(0, width, chunk):
+        part = z[:total, offset : offset + chunk]
+        prefix = part.cumsum(0, dtype=torch.float64)
+        weighted = (part * a[:total, None]).cumsum(0, dtype=torch.float64)
+        positives_kernel[(padded // 16,)](
+            z, prefix, weighted, begin, end, valid, a, dz, offset,
+            WIDTH=width, CHUNK=chunk, BLOCK_M=16,
+        )  # fmt: skip
+    return finish(x, order, norm, dz[None], problem, unit), None
+
+
+def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor) -> None:
+    """Add `sum_j (u_i + u_j) exp2 s_ij z_j` to dz, each pair of panels once."""
+    padded, width = z.shape
+    scratch = z.new_empty(min(PANEL, padded) ** 2)
+    panels = [slice(start, min(start + PANEL, padded)) for start in range(0, padded, PANEL)]
+    for rows, cols in itertools.combinations_with_replacement(panels, 2):
+        height, columns = rows.stop - rows.start, cols.stop - cols.start
+        weights = scratch[: height * columns].view(height, columns)
+        weights_kernel[(height // BLOCK, columns // (2 * BLOCK))](
+            z, u, weights, valid, rows.start, cols.start, columns,
+            WIDTH=width, BLOCK_M=BLOCK, BLOCK_N=2 * BLOCK, BLOCK_D=CHUNK // 2,
+            num_warps=8, num_stages=3,
+        )  # fmt: skip
+        add_product(dz[rows], weights, z[cols])
+        if rows != cols:
+            add_product(dz[cols], weights.T, z[rows])
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `a @ b` in half precision to an fp32 matrix."""
+    if out.is_cuda and ADDS_TO_FP32:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a.float(), b.float())
+
+
+def arrange(problem: Problem, places: Tensor) -> tuple[Tensor, ...]:
+    """Fill in the order of the rows by class, where each row's class begins and ends, and how many.
+
+    Rows that take no part come last.
+    """
+    assert isinstance(problem.positives, Classes)
+    labels, ignored = problem.positives.labels, problem.options.ignore_index
+    order, begin, end, valid = split(places)
+    last = torch.iinfo(torch.int64).max  # no label, once the larger ones have moved up
+    key = torch.where(labels > ignored, labels - 1, labels).masked_fill_(labels == ignored, last)
+    key, order[:] = key.sort(stable=True)
+    torch.searchsorted(key, key, out=begin)
+    torch.searchsorted(key, key, right=True, out=end)
+    torch.sum(key != last, 0, keepdim=True, out=valid)
+    return order, begin, end, valid
+
+
+def split(places: Tensor) -> tuple[Tensor, ...]:
+    """Return order, beginnings, ends, and the number of rows that take part `(1,)`."""
+    return places.tensor_split([(len(places) - 1) // 3 * i for i in (1, 2, 3)])

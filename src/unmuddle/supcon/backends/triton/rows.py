@@ -1,0 +1,195 @@
+"""Kernels over single rows, of every pipeline: before, between and after the pairs.
+
+Rows are visited in an order, given or their own. Padding and rows that take no part come last.
+"""
+
+# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unmuddle.supcon.problem import Problem
+
+ROWS, DIMS = 16, 128  # of the blocks of these kernels
+
+
+@triton.jit
+def prepare_kernel(
+    x, order, valid, z, norm, total, stride_row, stride_dim, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ORDERED: tl.constexpr,
+):  # fmt: skip
+    """`z_p = scale * x_r / |x_r|`, r the p-th row; 0 in the padding."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside, rows = place < total, place
+    if ORDERED:
+        inside = place < tl.load(valid)
+        rows = tl.load(order + place, inside, 0)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
+        part = tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
+        squares += tl.sum(part * part, 1)
+    length = tl.sqrt_rn(squares)
+    length = tl.where(length == 0.0, float("inf"), length)  # a zero row stays zero
+    tl.store(norm + place, length, place < total)
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
+        part = tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
+        unit = part * (scale / length)[:, None]
+        tl.store(z + place[:, None] * WIDTH + d[None, :], unit.to(z.dtype.element_ty))
+
+
+@triton.jit
+def losses_kernel(
+    totals, total_parts, total_stride, positives, parts, stride, count_offset,
+    order, each, has_loss, inverse, total,
+    BLOCK: tl.constexpr, ORDERED: tl.constexpr,
+):  # fmt: skip
+    """`L = log sum exp s - mean s of positives`; also 1 / sum and 1 / count, 0 without a loss."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < total
+    exps = tl.zeros((BLOCK,), tl.float32)
+    for part in range(total_parts):
+        exps += tl.load(totals + part * total_stride + place, inside, 0.0)
+    attraction = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.float32)
+    for part in range(parts):
+        attraction += tl.load(positives + part * stride + place, inside, 0.0)
+        count += tl.load(positives + part * stride + count_offset + place, inside, 0.0)
+    has = count > 0.0
+    some, counted = tl.where(has, exps, 1.0), tl.where(has, count, 1.0)
+    loss = 0.6931471805599453 * (tl.log2(some) - attraction / counted)
+    rows = tl.load(order + place, inside, 0) if ORDERED else place
+    tl.store(each + rows, tl.where(has, loss, 0.0 * exps), inside)  # NaN in, NaN out
+    tl.store(has_loss + rows, has.to(tl.float32), inside)
+    tl.store(inverse + place, tl.where(has, 1.0 / some, 0.0), inside)
+    tl.store(inverse + total + place, tl.where(has, 1.0 / counted, 0.0), inside)
+
+
+@triton.jit
+def finish_kernel(
+    x, order, norm, dz, dx, total, stride_row, stride_dim, factor, parts, part_stride,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ORDERED: tl.constexpr,
+):  # fmt: skip
+    """`dx_r = factor * (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`, r the p-th row."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = place < total
+    rows = tl.load(order + place, inside, 0) if ORDERED else place
+    length = tl.load(norm + place, inside, float("inf"))
+    along = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        kept = inside[:, None] & (d[None, :] < DIM)
+        unit = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
+        for part in range(parts):
+            pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
+            along += tl.sum(unit.to(tl.float32) * tl.load(pointer, kept, 0.0), 1)
+    along = along / length
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        kept = inside[:, None] & (d[None, :] < DIM)
+        unit = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
+        out = -(unit.to(tl.float32) / length[:, None]) * along[:, None]
+        for part in range(parts):
+            pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
+            out += tl.load(pointer, kept, 0.0)
+        out = out * (factor / length)[:, None]
+        tl.store(dx + rows[:, None] * DIM + d[None, :], out.to(dx.dtype.element_ty), kept)
+
+
+@triton.jit
+def attraction_kernel(
+    z, prefix, begin, end, valid, positives, total, offset,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Add `z_p · (sum of the other rows of its class)` over a chunk of dimensions; count them."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, CHUNK)
+    inside = place < tl.load(valid)
+    first, last = tl.load(begin + place, inside, 0), tl.load(end + place, inside, 1)
+    unit = tl.load(z + place[:, None] * WIDTH + offset + d[None, :]).to(tl.float32)
+    others = _class_sum(prefix, first, last, d, CHUNK) - unit
+    attraction = tl.where(inside, tl.sum(unit * others, 1), 0.0)
+    is_row = place < total
+    if offset > 0:
+        attraction += tl.load(positives + place, is_row, 0.0)
+    tl.store(positives + place, attraction, is_row)
+    tl.store(
+        positives + total + place, tl.where(inside, last - first - 1, 0).to(tl.float32), is_row
+    )
+
+
+@triton.jit
+def positives_kernel(
+    z, prefix, weighted, begin, end, valid, a, dz, offset,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Subtract `a_p (class sum of z - z_p) + (class sum of a z - a_p z_p)` in a chunk."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, CHUNK)
+    inside = place < tl.load(valid)
+    first, last = tl.load(begin + place, inside, 0), tl.load(end + place, inside, 1)
+    row_a = tl.load(a + place, inside, 0.0)[:, None]
+    unit = tl.load(z + place[:, None] * WIDTH + offset + d[None, :]).to(tl.float32)
+    pulled = row_a * (_class_sum(prefix, first, last, d, CHUNK) - 2.0 * unit)
+    pulled += _class_sum(weighted, first, last, d, CHUNK)
+    pointer = dz + place[:, None] * WIDTH + offset + d[None, :]
+    tl.store(pointer, tl.where(inside[:, None], tl.load(pointer) - pulled, 0.0))
+
+
+@triton.jit
+def _class_sum(prefix, first, last, d, CHUNK: tl.constexpr):
+    """Return the sum of rows first to last - 1, from sums of all rows up to each in fp64."""
+    upper = tl.load(prefix + (last - 1)[:, None] * CHUNK + d[None, :])
+    below = (first - 1)[:, None]
+    lower = tl.load(prefix + below * CHUNK + d[None, :], below >= 0, 0.0)
+    return (upper - lower).to(tl.float32)
+
+
+def prepare(
+    x: Tensor, order: Tensor, valid: Tensor, z: Tensor, norm: Tensor, problem: Problem
+) -> None:
+    """Fill z with unit rows times `sqrt(1 / (τ ln 2))`: their products are similarities in bits."""
+    padded, width = z.shape
+    prepare_kernel[(padded // ROWS,)](
+        x, order, valid, z, norm, len(x), x.stride(0), x.stride(1), _scale(problem),
+        DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
+        ORDERED=len(order) > 0,
+    )  # fmt: skip
+
+
+def finish(
+    x: Tensor, order: Tensor, norm: Tensor, dz: Tensor, problem: Problem, unit: Tensor | None
+) -> Tensor:
+    """Return the gradient of x from parts `(parts, padded, width)` of that of z, times unit."""
+    parts, padded, width = dz.shape
+    if unit is not None:
+        dz *= unit
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    finish_kernel[(triton.cdiv(len(x), ROWS),)](
+        x, order, norm, dz, dx, len(x), x.stride(0), x.stride(1), _scale(problem) * math.log(2),
+        parts, padded * width,
+        DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
+        ORDERED=len(order) > 0,
+    )  # fmt: skip
+    return dx
+
+
+def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return gradients of the losses that fp16 can hold, and what they were divided by."""
+    if dtype != torch.float16:
+        return grad.contiguous(), None
+    unit = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)
+    return grad / unit, unit
+
+
+def _scale(problem: Problem) -> float:
+    return math.sqrt(float(problem.inv_temperature) / math.log(2))

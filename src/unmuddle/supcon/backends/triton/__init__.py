@@ -13,7 +13,8 @@ from unmuddle.supcon.backends.triton import general, large, pairs
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
-LARGE = 8192  # rows from which half precision takes `large`
+# Rows of which half precision takes `large`; its memory grows with N² / 64 bytes.
+LARGE, LARGEST = 8192, 2**17
 MAX_INV_TEMPERATURE = 41  # up to which similarities of unit rows are at most 60 bits
 
 
@@ -33,7 +34,7 @@ def pipeline_of(problem: Problem) -> ModuleType:
     if not is_usual:
         return general
     is_half = options.product_dtype != torch.float32
-    return large if is_half and options.anchors >= LARGE else pairs
+    return large if is_half and LARGE <= options.anchors <= LARGEST else pairs
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:

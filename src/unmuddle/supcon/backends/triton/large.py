@@ -7,6 +7,7 @@ of the diagonal and of the last rows are masked.
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,8 @@ from unmuddle.supcon.backends.triton.rows import (
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import Losses, Problem, Residuals
 
-BLOCK, STREAMED = 128, 64  # rows that a program keeps, and that it visits at a time
 CHUNK = 128  # dimensions whose class sums are held at once
 WHOLE = 256  # dimensions up to which a program holds whole rows
-MOST_MIRRORED = 2**17  # rows of which sums of pairs fit into planes, 4 N² / 256 bytes
 PANEL = 8192  # rows and columns whose weights are held at once
 ADDS_TO_FP32 = "dtype_out" in torch.ops.aten.addmm.overloads()  # torch 2.8
 
@@ -42,43 +41,66 @@ def _tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: 
 
 
 @triton.jit
+def _exps(s, rows, cols, is_inside, count):
+    """Return `exp2 s_ij`, 0 for a row and itself and for rows that take no part."""
+    if not is_inside:
+        is_pair = (rows[:, None] != cols[None, :]) & (rows[:, None] < count)
+        s = tl.where(is_pair & (cols[None, :] < count), s, float("-inf"))
+    return tl.exp2(s)
+
+
+@triton.jit
 def sums_kernel(
     z, planes, valid, blocks, padded,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr, BLOCK_D: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr,
 ):  # fmt: skip
-    """Sums of `exp2 s_ij`: a block's own rows into plane 0, the rows it meets into one a distance.
+    """Sums of `exp2 s_ij`, each pair once: a block meets the next half of the blocks in a circle.
 
-    A block meets the next half of the blocks, round the circle; of an even number, the opposite
-    ones meet twice. Not mirrored, it meets all.
+    The sums of its own rows go into plane 0, those of the rows it meets into one for each distance.
+    Of an even number of blocks, the opposite ones meet twice and keep the sums of their own rows.
     """
     own, count = tl.program_id(0), tl.load(valid).to(tl.int32)
-    kept = own * BLOCK + tl.arange(0, BLOCK)
-    k = tl.trans(_tile(z, own * BLOCK, 0, WIDTH, BLOCK, BLOCK_D))
+    cols = own * BLOCK + tl.arange(0, BLOCK)
+    k = tl.trans(_tile(z, own * BLOCK, 0, WIDTH, BLOCK, WIDTH))
     exps = tl.zeros((STREAMED, BLOCK), tl.float32)
-    reach = blocks // 2 + 1 if MIRRORED else blocks
-    for step in range(reach * (BLOCK // STREAMED)):
+    for step in range((blocks // 2 + 1) * (BLOCK // STREAMED)):
         distance = step // (BLOCK // STREAMED)
         block = own + distance
         block = tl.where(block >= blocks, block - blocks, block)
         first = block * BLOCK + (step - distance * (BLOCK // STREAMED)) * STREAMED
-        if WIDTH == BLOCK_D:
-            s = tl.dot(_tile(z, first, 0, WIDTH, STREAMED, BLOCK_D), k)
-        else:
-            s = tl.zeros((STREAMED, BLOCK), tl.float32)
-            for start in range(0, WIDTH, BLOCK_D):
-                x = _tile(z, first, start, WIDTH, STREAMED, BLOCK_D)
-                s = tl.dot(x, tl.trans(_tile(z, own * BLOCK, start, WIDTH, BLOCK, BLOCK_D)), s)
         rows = first + tl.arange(0, STREAMED)
-        if (distance == 0) | ((tl.maximum(block, own) + 1) * BLOCK > count):
-            is_pair = (rows[:, None] != kept[None, :]) & (rows[:, None] < count)
-            s = tl.where(is_pair & (kept[None, :] < count), s, float("-inf"))
-        e = tl.exp2(s)
+        is_inside = (distance > 0) & ((tl.maximum(block, own) + 1) * BLOCK <= count)
+        e = _exps(
+            tl.dot(_tile(z, first, 0, WIDTH, STREAMED, WIDTH), k), rows, cols, is_inside, count
+        )
         exps += e
-        if MIRRORED:
-            if (distance > 0) & (2 * distance < blocks):
-                tl.store(planes + distance * padded + rows, tl.sum(e, 1))
-    tl.store(planes + kept, tl.sum(exps, 0))
+        if (distance > 0) & (2 * distance < blocks):
+            tl.store(planes + distance * padded + rows, tl.sum(e, 1))
+    tl.store(planes + cols, tl.sum(exps, 0))
+
+
+@triton.jit
+def long_sums_kernel(
+    z, planes, valid, blocks, padded,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The same for rows too long to be kept: one program for each block and distance.
+
+    There is a plane for the own rows at each distance, then those of the rows that are met.
+    """
+    own, distance, count = tl.program_id(0), tl.program_id(1), tl.load(valid).to(tl.int32)
+    block = own + distance
+    block = tl.where(block >= blocks, block - blocks, block)
+    s = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, WIDTH, BLOCK_D):
+        x = _tile(z, block * BLOCK, start, WIDTH, BLOCK, BLOCK_D)
+        s = tl.dot(x, tl.trans(_tile(z, own * BLOCK, start, WIDTH, BLOCK, BLOCK_D)), s)
+    rows, cols = block * BLOCK + tl.arange(0, BLOCK), own * BLOCK + tl.arange(0, BLOCK)
+    is_inside = (distance > 0) & ((tl.maximum(block, own) + 1) * BLOCK <= count)
+    e = _exps(s, rows, cols, is_inside, count)
+    tl.store(planes + distance * padded + cols, tl.sum(e, 0))
+    if (distance > 0) & (2 * distance < blocks):
+        tl.store(planes + (blocks // 2 + distance) * padded + rows, tl.sum(e, 1))
 
 
 @triton.jit
@@ -124,15 +146,39 @@ def weights_kernel(
     tl.store(pointer, tl.where(is_pair, w, 0.0).to(weights.dtype.element_ty))
 
 
-def layout(x: Tensor, problem: Problem) -> tuple[torch.dtype, int, int]:
-    """Return type of the operands, padded rows and padded dimensions."""
-    dtype = problem.options.product_dtype
+class Tiling(NamedTuple):
+    """Sizes that a launch of the kernels over pairs is compiled for.
+
+    Attributes:
+        width: padded dimensions.
+        sums: of `sums_kernel`, or of `long_sums_kernel` for rows longer than `WHOLE`.
+        gradient: of `rows_kernel`, or of `weights_kernel` for rows longer than `WHOLE`.
+    """
+
+    width: int
+    sums: dict[str, int]
+    gradient: dict[str, int]
+
+
+def choose_tiling(dim: int) -> Tiling:
+    """Return the sizes that use a GPU best without spilling registers."""
+    if dim <= WHOLE:
+        width = max(triton.next_power_of_2(dim), 16)
+        sums = {"BLOCK": 128, "STREAMED": 64, "num_warps": 4, "num_stages": 2}
+        gradient = {"BLOCK_M": 128, "BLOCK_N": 128 if width <= 128 else 64}
+        return Tiling(width, sums, gradient | {"num_warps": 8, "num_stages": 2})
+    panel = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
+    sums = {"BLOCK": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
+    return Tiling(triton.cdiv(dim, CHUNK) * CHUNK, sums, panel)
+
+
+def layout(x: Tensor, problem: Problem) -> tuple[torch.dtype, int, Tiling]:
+    """Return type of the operands, padded rows, and tiling."""
+    dtype, tiling = problem.options.product_dtype, choose_tiling(x.shape[1])
     if IS_INTERPRETED and dtype == torch.bfloat16:
         dtype = torch.float32  # the interpreter multiplies bfloat16 as if it were integers
-    total, dim = x.shape
-    if dim <= WHOLE:
-        return dtype, triton.cdiv(total, BLOCK) * BLOCK, max(triton.next_power_of_2(dim), 16)
-    return dtype, triton.cdiv(total, 2 * BLOCK) * 2 * BLOCK, triton.cdiv(dim, CHUNK) * CHUNK
+    block = max(tiling.sums["BLOCK"], tiling.gradient["BLOCK_N"])
+    return dtype, triton.cdiv(len(x), block) * block, tiling
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
@@ -140,7 +186,7 @@ def new_residuals(x: Tensor, problem: Problem) -> Residuals:
 
     The order comes with the first and the last row of each row's class, and the rows that count.
     """
-    dtype, padded, width = layout(x, problem)
+    dtype, padded, (width, *_) = layout(x, problem)
     return (
         x.new_empty(padded, width, dtype=dtype),
         x.new_empty(len(x), 1, dtype=torch.float32),
@@ -151,19 +197,20 @@ def new_residuals(x: Tensor, problem: Problem) -> Residuals:
 
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
-    _, padded, width = layout(x, problem)
+    _, padded, (width, tiling, _) = layout(x, problem)
     residuals, total = new_residuals(x, problem), len(x)
     z, norm, inverse, places = residuals
     order, begin, end, valid = arrange(problem, places)
     prepare(x, order, valid, z, norm, problem)
-    blocks = padded // BLOCK
-    is_mirrored = total <= MOST_MIRRORED
-    planes = x.new_empty((blocks + 1) // 2 if is_mirrored else 1, padded, dtype=torch.float32)
-    sums_kernel[(blocks,)](
-        z, planes, valid, blocks, padded, WIDTH=width, BLOCK=BLOCK, STREAMED=STREAMED,
-        MIRRORED=is_mirrored,
-        BLOCK_D=width if width <= WHOLE else CHUNK // 2, num_warps=4, num_stages=2,
-    )  # fmt: skip
+    blocks = padded // tiling["BLOCK"]
+    others = (blocks - 1) // 2  # distances at which the sums of the rows met are stored
+    if width <= WHOLE:
+        planes = x.new_empty(1 + others, padded, dtype=torch.float32)
+        sums_kernel[(blocks,)](z, planes, valid, blocks, padded, WIDTH=width, **tiling)
+    else:
+        reach = blocks // 2 + 1
+        planes = x.new_empty(reach + others, padded, dtype=torch.float32)
+        long_sums_kernel[(blocks, reach)](z, planes, valid, blocks, padded, WIDTH=width, **tiling)
     positives = x.new_empty(2, total, dtype=torch.float32)
     chunk = min(width, CHUNK)
     for offset in range(0, width, chunk):
@@ -185,20 +232,17 @@ def backward(
 ) -> tuple[Tensor, None]:
     """Return the gradient of `sum_i grad_i L_i` in x."""
     assert isinstance(grad, Tensor)
-    dtype, padded, width = layout(x, problem)
+    dtype, padded, (width, _, tiling) = layout(x, problem)
     (z, norm, inverse, places), total = residuals, len(x)
     order, begin, end, valid = split(places)
     grad, unit = scaled(grad, dtype)
     u, a = F.pad(inverse * grad[order], (0, padded - total))
     if width <= WHOLE:
         dz = x.new_empty(padded, width, dtype=torch.float32)
-        rows_kernel[(padded // BLOCK,)](
-            z, u, dz, valid, padded, WIDTH=width, BLOCK_M=BLOCK,
-            BLOCK_N=BLOCK if width <= BLOCK else BLOCK // 2, num_warps=8, num_stages=2,
-        )  # fmt: skip
+        rows_kernel[(padded // tiling["BLOCK_M"],)](z, u, dz, valid, padded, WIDTH=width, **tiling)
     else:
         dz = x.new_zeros(padded, width, dtype=torch.float32)
-        add_by_panels(z, u, dz, valid)
+        add_by_panels(z, u, dz, valid, tiling)
     chunk = min(width, CHUNK)
     for offset in range(0, width, chunk):
         part = z[:total, offset : offset + chunk]
@@ -211,7 +255,7 @@ def backward(
     return finish(x, order, norm, dz[None], problem, unit), None
 
 
-def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor) -> None:
+def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor, tiling: dict[str, int]) -> None:
     """Add `sum_j (u_i + u_j) exp2 s_ij z_j` to dz, each pair of panels once."""
     padded, width = z.shape
     scratch = z.new_empty(min(PANEL, padded) ** 2)
@@ -219,11 +263,9 @@ def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor) -> None:
     for rows, cols in itertools.combinations_with_replacement(panels, 2):
         height, columns = rows.stop - rows.start, cols.stop - cols.start
         weights = scratch[: height * columns].view(height, columns)
-        weights_kernel[(height // BLOCK, columns // (2 * BLOCK))](
-            z, u, weights, valid, rows.start, cols.start, columns,
-            WIDTH=width, BLOCK_M=BLOCK, BLOCK_N=2 * BLOCK, BLOCK_D=CHUNK // 2,
-            num_warps=8, num_stages=3,
-        )  # fmt: skip
+        weights_kernel[(height // tiling["BLOCK_M"], columns // tiling["BLOCK_N"])](
+            z, u, weights, valid, rows.start, cols.start, columns, WIDTH=width, **tiling
+        )
         add_product(dz[rows], weights, z[cols])
         if rows != cols:
             add_product(dz[cols], weights.T, z[rows])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pages import section
 from problems import KINDS, draw
 from unmuddle import supcon_loss
 from unmuddle.testing import parametrize_with_laws
@@ -151,26 +152,35 @@ def test_outside_of_the_interpreter_a_cpu_tensor_is_an_error() -> None:
     assert "impl: 'triton' needs CUDA tensors, got cpu" in done.stderr
 
 
-def test_compiled_for_real_gpus_nothing_spills(tmp_path: Path) -> None:
+def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
+    """What `benchmarks/kernels.py` finds, outside of the interpreter."""
     script = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    out = tmp_path / "kernels.json"
-    command = [
-        sys.executable,
-        str(script),
-        "--dims",
-        "16",
-        "64",
-        "128",
-        "700",
-        "2048",
-        "--json",
-        str(out),
-    ]
+    command = [sys.executable, str(script), "--json", str(tmp_path / "rows.json"), *arguments]
     subprocess.run(command, check=True, env=environment, capture_output=True)
-    rows = json.loads(out.read_text())
-    assert len(rows) == 2 * 3 * 2 * 5  # kernels, GPUs, types, dims
+    return json.loads((tmp_path / "rows.json").read_text())
+
+
+def assert_fits(row: dict) -> None:
+    assert row["spilled_bytes"] == 0, row
+    assert row["shared_bytes"] <= row["shared_limit"], row
+    assert row["registers"] <= 255, row
+    assert not row["serialised"], row
+
+
+def test_kernels_for_an_h200_use_what_the_page_says(tmp_path: Path) -> None:
+    rows = compiled(tmp_path, *"--gpus 90 --dims 128 768 --types bf16".split())
+    assert len(rows) == 2 * 6  # dims, kernels
+    page = section("benchmarks.md", "kernels").splitlines()
     for row in rows:
-        assert row["spilled_bytes"] == 0, row
-        assert row["shared_bytes"] <= row["shared_limit"], row
-        assert row["registers"] <= 255, row
+        assert_fits(row)
+        if f"Triton {triton.__version__}." in page:
+            assert f"| {' | '.join(map(str, row.values()))} |" in page
+
+
+@pytest.mark.slow
+def test_compiled_for_real_gpus_nothing_spills(tmp_path: Path) -> None:
+    rows = compiled(tmp_path)
+    assert len(rows) == 3 * 7 * (4 + 6 + 6)  # GPUs, dims, kernels of each type
+    for row in rows:
+        assert_fits(row)

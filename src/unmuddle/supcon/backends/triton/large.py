@@ -19,6 +19,7 @@ from unmuddle.supcon.backends.triton.general import IS_INTERPRETED
 from unmuddle.supcon.backends.triton.rows import (
     attraction_kernel,
     finish,
+    load_tile,
     losses_kernel,
     positives_kernel,
     prepare,
@@ -31,13 +32,6 @@ CHUNK = 128  # dimensions whose class sums are held at once
 WHOLE = 256  # dimensions up to which a program holds whole rows
 PANEL = 8192  # rows and columns whose weights are held at once
 ADDS_TO_FP32 = "dtype_out" in torch.ops.aten.addmm.overloads()  # torch 2.8
-
-
-@triton.jit
-def _tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Load rows from `first` on, dimensions from `start` on."""
-    base = z + tl.cast(first, tl.int64) * WIDTH + start
-    return tl.load(base + tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
 
 
 @triton.jit
@@ -61,7 +55,7 @@ def sums_kernel(
     """
     own, count = tl.program_id(0), tl.load(valid).to(tl.int32)
     cols = own * BLOCK + tl.arange(0, BLOCK)
-    k = tl.trans(_tile(z, own * BLOCK, 0, WIDTH, BLOCK, WIDTH))
+    k = tl.trans(load_tile(z, own * BLOCK, 0, WIDTH, BLOCK, WIDTH))
     exps = tl.zeros((STREAMED, BLOCK), tl.float32)
     for step in range((blocks // 2 + 1) * (BLOCK // STREAMED)):
         distance = step // (BLOCK // STREAMED)
@@ -71,7 +65,7 @@ def sums_kernel(
         rows = first + tl.arange(0, STREAMED)
         is_inside = (distance > 0) & ((tl.maximum(block, own) + 1) * BLOCK <= count)
         e = _exps(
-            tl.dot(_tile(z, first, 0, WIDTH, STREAMED, WIDTH), k), rows, cols, is_inside, count
+            tl.dot(load_tile(z, first, 0, WIDTH, STREAMED, WIDTH), k), rows, cols, is_inside, count
         )
         exps += e
         if (distance > 0) & (2 * distance < blocks):
@@ -93,8 +87,8 @@ def long_sums_kernel(
     block = tl.where(block >= blocks, block - blocks, block)
     s = tl.zeros((BLOCK, BLOCK), tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
-        x = _tile(z, block * BLOCK, start, WIDTH, BLOCK, BLOCK_D)
-        s = tl.dot(x, tl.trans(_tile(z, own * BLOCK, start, WIDTH, BLOCK, BLOCK_D)), s)
+        x = load_tile(z, block * BLOCK, start, WIDTH, BLOCK, BLOCK_D)
+        s = tl.dot(x, tl.trans(load_tile(z, own * BLOCK, start, WIDTH, BLOCK, BLOCK_D)), s)
     rows, cols = block * BLOCK + tl.arange(0, BLOCK), own * BLOCK + tl.arange(0, BLOCK)
     is_inside = (distance > 0) & ((tl.maximum(block, own) + 1) * BLOCK <= count)
     e = _exps(s, rows, cols, is_inside, count)
@@ -111,12 +105,12 @@ def rows_kernel(
     """`dz_i = sum_j (u_i + u_j) exp2 s_ij z_j`."""
     own, count = tl.program_id(0) * BLOCK_M, tl.load(valid).to(tl.int32)
     rows = own + tl.arange(0, BLOCK_M)
-    x = _tile(z, own, 0, WIDTH, BLOCK_M, WIDTH)
+    x = load_tile(z, own, 0, WIDTH, BLOCK_M, WIDTH)
     row_u = tl.load(u + rows)[:, None]
     accumulator = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     for first in range(0, padded, BLOCK_N):
         cols = first + tl.arange(0, BLOCK_N)
-        k = _tile(z, first, 0, WIDTH, BLOCK_N, WIDTH)
+        k = load_tile(z, first, 0, WIDTH, BLOCK_N, WIDTH)
         w = tl.exp2(tl.dot(x, tl.trans(k))) * (row_u + tl.load(u + cols)[None, :])
         if (first // BLOCK_M == tl.program_id(0)) | (first + BLOCK_N > count):
             w = tl.where((rows[:, None] != cols[None, :]) & (cols[None, :] < count), w, 0.0)
@@ -136,8 +130,8 @@ def weights_kernel(
     cols = first_col + col + tl.arange(0, BLOCK_N)
     s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
-        x = _tile(z, first_row + row, start, WIDTH, BLOCK_M, BLOCK_D)
-        s = tl.dot(x, tl.trans(_tile(z, first_col + col, start, WIDTH, BLOCK_N, BLOCK_D)), s)
+        x = load_tile(z, first_row + row, start, WIDTH, BLOCK_M, BLOCK_D)
+        s = tl.dot(x, tl.trans(load_tile(z, first_col + col, start, WIDTH, BLOCK_N, BLOCK_D)), s)
     w = tl.exp2(s) * (tl.load(u + rows)[:, None] + tl.load(u + cols)[None, :])
     count = tl.load(valid).to(tl.int32)
     is_pair = (rows[:, None] != cols[None, :]) & (rows[:, None] < count) & (cols[None, :] < count)

@@ -16,7 +16,7 @@ from unmuddle.supcon.backends.triton.general import (
     choose_blocks,
     precision,
 )
-from unmuddle.supcon.backends.triton.rows import finish, losses_kernel, prepare, scaled
+from unmuddle.supcon.backends.triton.rows import finish, load_tile, losses_kernel, prepare, scaled
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import Losses, Problem, Residuals
 
@@ -26,15 +26,14 @@ SPLITS = 8
 
 @triton.jit
 def _similarities(
-    z, rows, cols,
+    z, row, col,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     s = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        x = tl.load(z + rows[:, None] * WIDTH + d[None, :])
-        k = tl.load(z + cols[:, None] * WIDTH + d[None, :])
+        x = load_tile(z, row, start, WIDTH, BLOCK_M, BLOCK_D)
+        k = load_tile(z, col, start, WIDTH, BLOCK_N, BLOCK_D)
         s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION)
     return s
 
@@ -46,22 +45,23 @@ def sums_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over some columns: of `exp2 s_ij`, of `s_ij` of the positives, of positives."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * BLOCK_M
+    rows = row + tl.arange(0, BLOCK_M)
     row_label = tl.load(labels + rows, rows < total, ignore_index)[:, None]
     exps = tl.zeros((BLOCK_M,), tl.float32)
     attraction = tl.zeros((BLOCK_M,), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
     first = tl.program_id(1) * columns
     for start in range(first, tl.minimum(first + columns, padded), BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        cols = start + tl.arange(0, BLOCK_N)
         col_label = tl.load(labels + cols, cols < total, ignore_index)[None, :]
-        s = _similarities(z, rows, cols, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
         is_pair = (rows[:, None] != cols[None, :]) & (col_label != ignore_index)
         is_positive = is_pair & (row_label == col_label)
         exps += tl.sum(tl.exp2(s) * is_pair.to(tl.float32), 1)  # a product, so that NaN stays
         attraction += tl.sum(tl.where(is_positive, s, 0.0), 1)
         count += tl.sum(is_positive.to(tl.float32), 1)
-    plane = planes + tl.program_id(1) * 3 * padded + rows
+    plane = planes + tl.program_id(1).to(tl.int64) * 3 * padded + rows
     tl.store(plane, exps)
     tl.store(plane + padded, attraction)
     tl.store(plane + 2 * padded, count)
@@ -77,8 +77,9 @@ def gradient_kernel(
 
     Here `u = g / sum exp2 s` and `a = g / count`.
     """
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    out_d = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    row = tl.program_id(0) * BLOCK_M
+    rows = row + tl.arange(0, BLOCK_M)
+    out = tl.program_id(2) * BLOCK_OUT
     row_label = tl.load(labels + rows, rows < total, ignore_index)[:, None]
     row_g = tl.load(g + rows, rows < total, 0.0)
     row_u = (row_g * tl.load(inverse + rows, rows < total, 0.0))[:, None]
@@ -86,21 +87,24 @@ def gradient_kernel(
     accumulator = tl.full((BLOCK_M, BLOCK_OUT), 0.0, tl.float32)
     first = tl.program_id(1) * columns
     for start in range(first, tl.minimum(first + columns, padded), BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        cols = start + tl.arange(0, BLOCK_N)
         in_cols = cols < total
         col_label = tl.load(labels + cols, in_cols, ignore_index)[None, :]
         col_g = tl.load(g + cols, in_cols, 0.0)
         col_u = (col_g * tl.load(inverse + cols, in_cols, 0.0))[None, :]
         col_a = (col_g * tl.load(inverse + total + cols, in_cols, 0.0))[None, :]
-        s = _similarities(z, rows, cols, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
         is_pair = (rows[:, None] != cols[None, :]) & (row_label != ignore_index)
         is_pair = is_pair & (col_label != ignore_index)
         w = tl.exp2(s) * (row_u + col_u) - tl.where(row_label == col_label, row_a + col_a, 0.0)
         w = tl.where(is_pair, w, 0.0)
-        k = tl.load(z + cols[:, None] * WIDTH + out_d[None, :])
+        k = load_tile(z, start, out, WIDTH, BLOCK_N, BLOCK_OUT)
         accumulator = tl.dot(w.to(k.dtype), k, accumulator, input_precision=PRECISION)
-    pointer = dz + (tl.program_id(1) * padded + rows[:, None]) * WIDTH + out_d[None, :]
-    tl.store(pointer, accumulator)
+    base = dz + (tl.program_id(1).to(tl.int64) * padded + row) * WIDTH + out
+    tl.store(
+        base + (tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_OUT)[None, :]),
+        accumulator,
+    )
 
 
 def layout(x: Tensor, problem: Problem) -> tuple[Blocks, torch.dtype, int, int]:

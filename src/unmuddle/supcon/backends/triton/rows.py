@@ -18,6 +18,13 @@ ROWS, DIMS = 16, 128  # of the blocks of these kernels
 
 
 @triton.jit
+def load_tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Load rows from `first` on, dimensions from `start` on."""
+    base = z + tl.cast(first, tl.int64) * WIDTH + start
+    return tl.load(base + tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
 def prepare_kernel(
     x, order, valid, z, norm, total, stride_row, stride_dim, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,

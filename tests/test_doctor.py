@@ -30,7 +30,7 @@ def test_a_sound_machine_is_timed(monkeypatch, capsys: pytest.CaptureFixture[str
         "UERM, cpu",
     ):
         assert f"  {name}: agrees\n" in out
-    assert "SupConLoss, N = 64, D = 128, reference, cpu: " in out
+    assert "SupConLoss, N = 64, D = 128, usual dense code, cpu: " in out
     assert out.count(" ms\n") >= 4
 
 

@@ -24,6 +24,7 @@ from unmuddle.uerm import UERM
 
 PACKAGES = ("torch", "triton", "numpy", "timm", "torchvision", "accelerate", "onnxruntime")
 SHAPES = ((5, 3), (130, 40), (1025, 128))  # N, D; ragged, so that no block is full
+LARGE_SHAPES = ((8200, 128), (8200, 300))  # in half precision
 SIZES = (256, 1024, 4096)
 SECONDS = 1.0  # that a timing may take
 
@@ -56,6 +57,8 @@ def checks() -> Generator[Check]:
     for device in _devices():
         for impl in _backends(device):
             yield _check(f"SupConLoss, {impl}, {device}", partial(_supcon, device, impl))
+        if _is_cuda(device) and HAS_TRITON:
+            yield _check(f"SupConLoss, large and bf16, {device}", partial(_large, device))
         yield _check(f"ARM, folded, {device}", partial(_arm, device))
         yield _check(f"UERM, {device}", partial(_uerm, device))
 
@@ -65,9 +68,11 @@ def speeds() -> Generator[tuple[str, float]]:
     for device in _devices():
         for size in SIZES:
             features, labels = _problem(size, 128, device)
-            for impl in ("reference", *_backends(device)):
-                name = f"SupConLoss, N = {size}, D = 128, {impl}, {device}"
-                yield name, _milliseconds(partial(_loss, features, labels, impl))
+            losses = {"usual dense code": _usual}
+            losses |= {impl: partial(_loss, impl=impl) for impl in _backends(device)}
+            for of, loss in losses.items():
+                name = f"SupConLoss, N = {size}, D = 128, {of}, {device}"
+                yield name, _milliseconds(partial(_step, loss, features, labels))
         x = torch.randn(64, 512, 7, 7, device=device, requires_grad=True)
         arm, pool = ARM(512, (7, 7)).to(device), nn.AdaptiveAvgPool2d(1)
         for name, module in (("ARM", arm), ("average pooling", pool)):
@@ -107,22 +112,51 @@ def _problem(size: int, dim: int, device: torch.device | str) -> tuple[Tensor, T
     return features.to(device), labels.to(device)
 
 
-def _loss(features: Tensor, labels: Tensor, impl: Impl) -> tuple[Tensor, Tensor]:
+def _loss(features: Tensor, labels: Tensor, impl: Impl) -> Tensor:
+    return supcon_loss(features, labels, temperature=0.1, impl=impl)
+
+
+def _usual(features: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 2 as it is usually written, with several N x N matrices."""
+    z = nn.functional.normalize(features)
+    logits = z @ z.T / 0.1
+    logits = logits - logits.amax(1, keepdim=True).detach()
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = (labels[:, None] == labels) & others
+    log_p = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+    return -((log_p * positive).sum(1) / positive.sum(1)).mean()
+
+
+def _step(
+    loss: Callable[[Tensor, Tensor], Tensor], features: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient."""
     features = features.detach().requires_grad_()
-    loss = supcon_loss(features, labels, temperature=0.1, impl=impl)
-    loss.backward()
-    assert features.grad is not None
-    return loss.detach().cpu(), features.grad.cpu()
+    value = loss(features, labels)
+    return value.detach(), torch.autograd.grad(value, features)[0]
 
 
 def _supcon(device: torch.device, impl: Impl) -> None:
     for size, dim in SHAPES:
         features, labels = _problem(size, dim, "cpu")
-        truth, gradient = _loss(features.double(), labels, "reference")
-        honest, honest_gradient = _loss(features, labels, "reference")
-        got, got_gradient = _loss(features.to(device), labels.to(device), impl)
-        assert_within_budget(got, truth, honest)
-        assert_gradient_within_budget(got_gradient, gradient, honest_gradient)
+        reference, ours = partial(_loss, impl="reference"), partial(_loss, impl=impl)
+        truth, gradient = _step(reference, features.double(), labels)
+        honest, honest_gradient = _step(reference, features, labels)
+        got, got_gradient = _step(ours, features.to(device), labels.to(device))
+        assert_within_budget(got.cpu(), truth, honest)
+        assert_gradient_within_budget(got_gradient.cpu(), gradient, honest_gradient)
+
+
+def _large(device: torch.device) -> None:
+    """Compare kernels in half precision with tiles in fp32, of the same features."""
+    for size, dim in LARGE_SHAPES:
+        features, labels = _problem(size, dim, device)
+        features = features.bfloat16()
+        truth = _step(partial(_loss, impl="tiled"), features.float(), labels)
+        got = _step(partial(_loss, impl="triton"), features, labels)
+        for mine, true in zip(got, truth, strict=True):
+            error = float((mine.float() - true).abs().max() / true.abs().max())
+            assert error < 8 * torch.finfo(torch.bfloat16).eps, f"error {error:.1e} of the largest"
 
 
 def _arm(device: torch.device) -> None:

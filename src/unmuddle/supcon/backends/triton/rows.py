@@ -95,19 +95,20 @@ def finish_kernel(
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         kept = inside[:, None] & (d[None, :] < DIM)
-        unit = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
+        row = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
+        unit = row.to(tl.float32) / length[:, None]
         for part in range(parts):
             pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
-            along += tl.sum(unit.to(tl.float32) * tl.load(pointer, kept, 0.0), 1)
-    along = along / length
+            along += tl.sum(unit * tl.load(pointer, kept, 0.0), 1)
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         kept = inside[:, None] & (d[None, :] < DIM)
-        unit = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
-        out = -(unit.to(tl.float32) / length[:, None]) * along[:, None]
+        row = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
+        out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for part in range(parts):
             pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
             out += tl.load(pointer, kept, 0.0)
+        out -= row.to(tl.float32) / length[:, None] * along[:, None]
         out = out * (factor / length)[:, None]
         tl.store(dx + rows[:, None] * DIM + d[None, :], out.to(dx.dtype.element_ty), kept)
 

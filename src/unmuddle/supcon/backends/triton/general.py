@@ -142,8 +142,8 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
-    """Return the fastest sizes tried that are right and spill no register.
+def choose_blocks(dim: int, dtype: torch.dtype, longest: int = 128) -> Blocks:
+    """Return the fastest sizes tried that are right and spill no register up to D = `longest`.
 
     64 rows of fp32 go to Hopper's warp groups of four. With eight warps Triton 3.6 made wrong
     gradients of them (three TF32 products); 16 rows take the instructions of older cards.
@@ -153,7 +153,8 @@ def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
         return Blocks(rows=32, cols=32, dim=16, out=min(out, 32), warps=4, stages=2)
     if dtype == torch.float32:
         return Blocks(rows=16, cols=64, dim=min(out, 32), out=out, warps=4, stages=2)
-    rows = 64 if dim % 64 == 0 or dim < 64 else 32  # ragged rows take more registers
+    is_even = dim < 64 or (dim % 64 == 0 and dim <= longest)
+    rows = 64 if is_even else 32  # long and ragged rows take more registers
     return Blocks(rows=rows, cols=32, dim=min(out, 64), out=out, warps=4, stages=2)
 
 

@@ -18,7 +18,7 @@ from unmuddle.supcon.backends.triton.general import (
 )
 from unmuddle.supcon.backends.triton.rows import finish, load_tile, losses_kernel, prepare, scaled
 from unmuddle.supcon.positives import Classes
-from unmuddle.supcon.problem import Losses, Problem, Residuals
+from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 SPLITS = 8
@@ -112,7 +112,7 @@ def layout(x: Tensor, problem: Problem) -> tuple[Blocks, torch.dtype, int, int]:
     dtype = problem.options.product_dtype
     if IS_INTERPRETED and dtype == torch.bfloat16:
         dtype = torch.float32  # the interpreter multiplies bfloat16 as if it were integers
-    blocks = choose_blocks(x.shape[1], dtype)
+    blocks = choose_blocks(x.shape[1], dtype, MAX_KERNEL_DIM)
     size = max(blocks.rows, blocks.cols)
     padded = triton.cdiv(len(x), size) * size
     return blocks, dtype, padded, triton.cdiv(x.shape[1], blocks.out) * blocks.out

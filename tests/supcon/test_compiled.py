@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from unmuddle import supcon_loss
 from unmuddle.supcon import valid_anchors
@@ -158,7 +159,7 @@ def test_operators_are_what_they_declare(supervision: str, normalize: bool) -> N
     options = Options(
         anchors=n,
         normalize=normalize,
-        fixed_inv_temperature=None,
+        is_bounded=False,
         ignore_index=-100,
         dtype=torch.float32,
         positives="out",
@@ -183,6 +184,17 @@ def test_operators_take_the_fields_of_their_records_in_order() -> None:
     for name, first in (("supcon", 0), ("supcon_backward", 5)):
         schema = getattr(torch.ops.unmuddle, name).default._schema
         assert [argument.name for argument in schema.arguments][first:] == fields
+
+
+@pytest.mark.parametrize("n", [64, 700])
+def test_a_schedule_of_temperatures_compiles_twice(n: int) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(
+        lambda x, t: supcon_loss(x, torch.arange(n) % 3, temperature=t), backend=counter
+    )
+    for temperature in (0.1, 0.09, 0.08, 0.07):
+        compiled(torch.randn(n, 4, requires_grad=True), temperature).backward()
+    assert counter.frame_count <= 2  # for a number, then for any
 
 
 def test_valid_anchors_compile_without_a_graph_break() -> None:

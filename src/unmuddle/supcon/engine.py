@@ -101,10 +101,8 @@ def pose(contrast: ContrastSet, options: Options, shard: Shard | None = None) ->
     included = None if included is None else included.to(dtype)
     positives = find_positives(labels, mask, included, options.anchors, total, dtype)
     weight = None if weight is None else weight.to(dtype)
-    scale = options.fixed_inv_temperature if inv_temperature is None else inv_temperature
-    assert scale is not None
     rows = slice(0, options.anchors) if shard is None else shard.rows
-    return Problem(scale, positives, included, weight, rows, options)
+    return Problem(inv_temperature, positives, included, weight, rows, options)
 
 
 def load_triton() -> Backend:

@@ -16,7 +16,13 @@ from unmuddle.supcon import engine, operators
 from unmuddle.supcon.backends.dense import MAX_PAIRS, MAX_PAIRS_GPU
 from unmuddle.supcon.distributed import Shard, is_distributed
 from unmuddle.supcon.inputs import Batch
-from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options, Reduction
+from unmuddle.supcon.problem import (
+    MAX_INV_TEMPERATURE,
+    MAX_KERNEL_DIM,
+    ContrastSet,
+    Options,
+    Reduction,
+)
 
 ContrastMode = Literal["all", "one"]
 PositivesMode = Literal["out", "in"]
@@ -230,7 +236,7 @@ def _plan(
     options = Options(
         anchors=anchors,
         normalize=normalize,
-        fixed_inv_temperature=None if isinstance(inv_temperature, Tensor) else inv_temperature,
+        is_bounded=not is_tensor and bool(inv_temperature <= MAX_INV_TEMPERATURE),
         ignore_index=-1 if batch.labels is None else ignore_index,  # samples are numbered from 0
         dtype=dtype,
         positives=positives,
@@ -241,9 +247,7 @@ def _plan(
         keys_need_grad=trains_temperature or (batch.keys is not None and batch.keys.requires_grad),
         temperature_needs_grad=trains_temperature,
     )
-    if isinstance(inv_temperature, Tensor):
-        contrast = contrast._replace(inv_temperature=inv_temperature)
-    return contrast, options, shard
+    return contrast._replace(inv_temperature=inv_temperature), options, shard
 
 
 def check_options(

@@ -10,11 +10,11 @@ from unmuddle.supcon.problem import ContrastSet, Options, Reduction
 
 CONTRAST = (
     "Tensor x, Tensor? labels, Tensor? mask, Tensor? included, Tensor? denominator_weight, "
-    "Tensor? inv_temperature"
+    "Tensor inv_temperature"
 )
 RESIDUALS = "Tensor z, Tensor norm, Tensor lse, Tensor cache"
 OPTIONS = (
-    "SymInt anchors, bool normalize, float? fixed_inv_temperature, int ignore_index, "
+    "SymInt anchors, bool normalize, bool is_bounded, int ignore_index, "
     "ScalarType dtype, str positives, str denominator, ScalarType product_dtype, str impl, "
     "bool needs_grad, bool keys_need_grad, bool temperature_needs_grad"
 )
@@ -22,6 +22,9 @@ OPTIONS = (
 
 def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
     """Return the loss by the operators."""
+    if not isinstance(contrast.inv_temperature, Tensor):
+        scalar = contrast.x.new_full((), contrast.inv_temperature, dtype=options.dtype)
+        contrast = contrast._replace(inv_temperature=scalar)
     each, has_loss, *_ = supcon(*contrast, *options)
     return reduction.reduce(each, has_loss)[0]
 

@@ -8,11 +8,12 @@ from torch import Tensor
 from unmuddle.supcon.positives import Positives
 
 MAX_KERNEL_DIM = 2048
+MAX_INV_TEMPERATURE = 41  # up to which similarities of unit rows are at most 60 bits
 Over = Literal["all", "negatives", "positives"]
 
 
 class ContrastSet(NamedTuple):
-    """Anchors and keys in one matrix, and the temperature if it is a tensor.
+    """Anchors and keys in one matrix, and the temperature.
 
     Attributes:
         x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
@@ -20,7 +21,7 @@ class ContrastSet(NamedTuple):
         mask: `(B, B)` or None.
         included: `(T,)` whether a row takes part, or None if all do.
         denominator_weight: `(T,)` weights of the rows in the denominator, or None if all are 1.
-        inv_temperature: `1 / τ`, or None if that is a number, of the options.
+        inv_temperature: `1 / τ`, a number or a scalar tensor.
     """
 
     x: Tensor
@@ -28,7 +29,7 @@ class ContrastSet(NamedTuple):
     mask: Tensor | None
     included: Tensor | None
     denominator_weight: Tensor | None
-    inv_temperature: Tensor | None = None
+    inv_temperature: Tensor | float = 1.0
 
 
 class Options(NamedTuple):
@@ -37,7 +38,7 @@ class Options(NamedTuple):
     Attributes:
         anchors: N, the first rows of the contrast set.
         normalize: scale rows to unit length.
-        fixed_inv_temperature: `1 / τ` if it is a number.
+        is_bounded: `1 / τ` is known to be at most `MAX_INV_TEMPERATURE`.
         ignore_index: label of rows that take no part.
         dtype: fp32 or fp64, in which the loss is computed.
         positives: "out" or "in".
@@ -51,7 +52,7 @@ class Options(NamedTuple):
 
     anchors: int
     normalize: bool
-    fixed_inv_temperature: float | None
+    is_bounded: bool
     ignore_index: int
     dtype: torch.dtype
     positives: str

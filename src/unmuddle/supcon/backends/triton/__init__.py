@@ -15,7 +15,6 @@ from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
 # Rows of which half precision takes `large`; its memory grows with N² / 64 bytes.
 LARGE, LARGEST = 8192, 2**17
-MAX_INV_TEMPERATURE = 41  # up to which similarities of unit rows are at most 60 bits
 
 
 def pipeline_of(problem: Problem) -> ModuleType:
@@ -27,8 +26,7 @@ def pipeline_of(problem: Problem) -> ModuleType:
         and options.normalize
         and problem.denominator_weight is None
         and problem.rows == slice(0, len(positives.labels))
-        and isinstance(problem.inv_temperature, float)
-        and problem.inv_temperature <= MAX_INV_TEMPERATURE
+        and options.is_bounded
         and options.dtype == torch.float32
     )
     if not is_usual:

@@ -286,7 +286,10 @@ def arrange(problem: Problem, places: Tensor) -> tuple[Tensor, ...]:
     key, order[:] = key.sort(stable=True)
     torch.searchsorted(key, key, out=begin)
     torch.searchsorted(key, key, right=True, out=end)
-    torch.sum(key != last, 0, keepdim=True, out=valid)
+    if problem.included is None:
+        valid.fill_(len(labels))
+    else:
+        torch.sum(problem.included, 0, keepdim=True, dtype=torch.int64, out=valid)
     return order, begin, end, valid
 
 

@@ -5,8 +5,6 @@ Rows are visited in an order, given or their own. Padding and rows that take no 
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -26,11 +24,12 @@ def load_tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK
 
 @triton.jit
 def prepare_kernel(
-    x, order, valid, z, norm, total, stride_row, stride_dim, scale,
+    x, order, valid, z, norm, inv_temperature, total, stride_row, stride_dim,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """`z_p = scale * x_r / |x_r|`, r the p-th row; 0 in the padding."""
+    """`z_p = sqrt(1 / (τ ln 2)) x_r / |x_r|`, r the p-th row; 0 in the padding."""
+    scale = tl.sqrt_rn(tl.load(inv_temperature) * 1.4426950408889634)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside, rows = place < total, place
     if ORDERED:
@@ -82,11 +81,12 @@ def losses_kernel(
 
 @triton.jit
 def finish_kernel(
-    x, order, norm, dz, dx, total, stride_row, stride_dim, factor, parts, part_stride,
+    x, order, norm, dz, dx, inv_temperature, total, stride_row, stride_dim, parts, part_stride,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """`dx_r = factor * (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`, r the p-th row."""
+    """`dx_r = sqrt(ln 2 / τ) (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`, r the p-th row."""
+    factor = tl.sqrt_rn(tl.load(inv_temperature) * 0.6931471805599453)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = place < total
     rows = tl.load(order + place, inside, 0) if ORDERED else place
@@ -168,7 +168,7 @@ def prepare(
     """Fill z with unit rows times `sqrt(1 / (τ ln 2))`: their products are similarities in bits."""
     padded, width = z.shape
     prepare_kernel[(padded // ROWS,)](
-        x, order, valid, z, norm, len(x), x.stride(0), x.stride(1), _scale(problem),
+        x, order, valid, z, norm, _on_device(problem, x), len(x), x.stride(0), x.stride(1),
         DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
         ORDERED=len(order) > 0,
     )  # fmt: skip
@@ -183,7 +183,7 @@ def finish(
         dz *= unit
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     finish_kernel[(triton.cdiv(len(x), ROWS),)](
-        x, order, norm, dz, dx, len(x), x.stride(0), x.stride(1), _scale(problem) * math.log(2),
+        x, order, norm, dz, dx, _on_device(problem, x), len(x), x.stride(0), x.stride(1),
         parts, padded * width,
         DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
         ORDERED=len(order) > 0,
@@ -199,5 +199,8 @@ def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return grad / unit, unit
 
 
-def _scale(problem: Problem) -> float:
-    return math.sqrt(float(problem.inv_temperature) / math.log(2))
+def _on_device(problem: Problem, x: Tensor) -> Tensor:
+    """Return `1 / τ` for a kernel, filled on the device: a copy from the host would wait."""
+    if isinstance(problem.inv_temperature, Tensor):
+        return problem.inv_temperature
+    return x.new_full((), problem.inv_temperature, dtype=torch.float32)

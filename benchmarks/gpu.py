@@ -1,7 +1,8 @@
 """Check and time the loss on a CUDA GPU in four minutes: right first, then fast.
 
-    python benchmarks/gpu.py             what is missing in benchmarks/gpu.json, then the page
-    python benchmarks/gpu.py --toy       the same with tiny sizes, in Triton's interpreter
+    python benchmarks/gpu.py       what is missing in benchmarks/gpu.json, then the page
+
+With `TRITON_INTERPRET=1` in the environment it tries itself: tiny sizes, on a CPU, no page.
 
 Sections, in this order: agreement of every pipeline with fp64, twice, with uninitialised memory
 filled with NaN; ceilings of the card; whole steps against peers; sizes of the blocks. Every
@@ -15,30 +16,27 @@ the two forms of `large` sets the length of rows from which panels are used.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+from torch import Tensor
+
+import supcon
+from pages import write_section
+from unmuddle import supcon_loss
+from unmuddle.supcon.backends import triton
+from unmuddle.supcon.backends.triton import general, large
+
 OUT = Path(__file__).with_name("gpu.json")
-IS_TOY = "--toy" in sys.argv
-if IS_TOY:
-    os.environ["TRITON_INTERPRET"] = "1"
-
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-import supcon  # noqa: E402
-from pages import write_section  # noqa: E402
-from unmuddle import supcon_loss  # noqa: E402
-from unmuddle.supcon.backends import triton  # noqa: E402
-from unmuddle.supcon.backends.triton import general, large  # noqa: E402
-
+IS_TOY = general.IS_INTERPRETED
 DEVICE = "cpu" if IS_TOY else "cuda"
 ROWS = 300 if IS_TOY else 8200  # of a batch that takes `large`
 SMALL = (70,) if IS_TOY else (1024, 2048, 4096)
@@ -77,8 +75,7 @@ def agreement(n: int, dim: int, dtype: torch.dtype, clustered: bool) -> dict[str
     """Compare with fp64 on the card, and two runs with each other."""
     x, labels = batch(n, dim, dtype, clustered=clustered)
     truth = step(partial(ours, impl="reference"), x.double(), labels)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # noqa: B010
+    torch.use_deterministic_algorithms(True, warn_only=True)  # also fills new memory with NaN
     got, again = step(ours, x, labels), step(ours, x, labels)
     torch.use_deterministic_algorithms(False)
     # What pulls a row of a tight cluster cancels: errors are of the pulls, not of what is left.
@@ -152,7 +149,7 @@ def timed(name: str, n: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
         losses[name] = under_autocast(SupConLoss(temperature=supcon.TEMPERATURE))
     call = partial(step, losses[name], x, labels)
     only_general = mock.patch.object(triton, "pipeline_of", return_value=general)
-    with only_general if name == "general" else mock.MagicMock():
+    with only_general if name == "general" else nullcontext():
         found = {"ms": 1000 * seconds(call)}
         if not IS_TOY:
             torch.cuda.reset_peak_memory_stats()
@@ -243,10 +240,9 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, on a CPU")
     a = parser.parse_args()
     if not IS_TOY and not torch.cuda.is_available():
-        sys.exit("no CUDA GPU; --toy runs tiny sizes in Triton's interpreter")
+        sys.exit("no CUDA GPU; with TRITON_INTERPRET=1 tiny sizes run on a CPU")
     stop = time.monotonic() + 60 * a.minutes
     results: dict[str, Any] = json.loads(a.out.read_text()) if a.out.exists() else {}
     card = "interpreter" if IS_TOY else torch.cuda.get_device_name()

@@ -25,7 +25,6 @@ from triton.compiler import ASTSource
 
 from pages import write_section
 from unmuddle.supcon.backends.triton import general, large, pairs
-from unmuddle.supcon.problem import MAX_KERNEL_DIM
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIMS = (16, 64, 100, 128, 256, 768, 2048)
@@ -69,18 +68,18 @@ def builds(dim: int, type_name: str) -> Iterator[Build]:
     dtype = TYPES[type_name]
     options = {"OVER": 0, "WEIGHTED": True, "ATTRACTS": True, "D": dim}
     options |= {"ACCUMULATE": general.accumulate(dtype)}
-    both = {
-        "general": (general.log_sum_exp_kernel, general.pull_kernel, 128),
-        "pairs": (pairs.sums_kernel, pairs.gradient_kernel, MAX_KERNEL_DIM),
-    }
-    for name, (*kernels, longest) in both.items():
-        blocks = general.choose_blocks(dim, dtype, longest)
-        width = triton.cdiv(dim, blocks.out) * blocks.out
-        sizes = {"BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim}
-        sizes |= {"BLOCK_OUT": blocks.out, "PRECISION": general.precision(dtype), "WIDTH": width}
-        rest = blocks.warps, blocks.stages, blocks.rows * blocks.cols, width // blocks.dim
-        for kernel in kernels:
-            yield Build(name, kernel, sizes | options, *rest)
+    blocks = general.choose_blocks(dim, dtype)
+    sizes = {"BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim}
+    sizes |= {"BLOCK_OUT": blocks.out, "PRECISION": general.precision(dtype)}
+    trips = triton.cdiv(dim, blocks.dim)
+    rest = blocks.warps, blocks.stages, blocks.rows * blocks.cols, trips
+    for kernel in (general.log_sum_exp_kernel, general.pull_kernel):
+        yield Build("general", kernel, sizes | options, *rest)
+    _, width, blocks, sizes = pairs.choose_layout(1, dim, dtype)
+    sizes |= {"BLOCK_OUT": blocks.out}
+    rest = blocks.warps, blocks.stages, blocks.rows * blocks.cols, width // blocks.dim
+    for kernel in (pairs.sums_kernel, pairs.gradient_kernel):
+        yield Build("pairs", kernel, sizes, *rest)
     if dtype == torch.float32:
         return
     tiling = large.choose_tiling(dim)

@@ -1,6 +1,7 @@
 """`benchmarks/gpu.py` where there is no GPU: tiny sizes, in Triton's interpreter."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--toy", "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_what_there_was_no_time_for_is_named(tmp_path: Path) -> None:

@@ -86,27 +86,26 @@ def step(x: Tensor, labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "dim", "dtype", "kernels"),
+    ("n", "dim", "dtype", "kernels", "at_most"),
     [
-        (64, 128, torch.float32, 0),
-        (2048, 768, torch.float32, 0),
-        (4096, 128, torch.float32, 5),
-        (65536, 768, torch.float32, 5),
-        (4096, 768, torch.bfloat16, 5),
-        (8192, 128, torch.bfloat16, 7),
-        (65536, 128, torch.float16, 7),
+        (64, 128, torch.float32, 0, 40),
+        (2048, 768, torch.float32, 0, 40),
+        (4096, 128, torch.float32, 5, 25),
+        (65536, 768, torch.float32, 5, 25),
+        (4096, 768, torch.bfloat16, 5, 25),
+        (8192, 128, torch.bfloat16, 7, 45),
+        (65536, 128, torch.float16, 7, 50),  # scales gradients that it cannot hold
     ],
 )
 def test_a_step_takes_few_operations_and_waits_for_nothing(
-    n: int, dim: int, dtype: torch.dtype, kernels: int
+    n: int, dim: int, dtype: torch.dtype, kernels: int, at_most: int
 ) -> None:
     x, labels = batch(n, dim, dtype)
     with Operators() as operators:
         step(x, labels)
     called = [name for name in operators.called if not name.startswith("prim::")]  # no operation
     assert len(launched) == kernels
-    scaling = 5 if dtype == torch.float16 else 0  # of gradients that it cannot hold
-    assert len(called) + len(launched) <= 45 + scaling, called
+    assert len(called) + len(launched) <= at_most, called
     waits = ("item", "_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select")
     assert not [name for name in called if name.split("::")[1].split(".")[0] in waits]
 

@@ -16,13 +16,7 @@ from unmuddle.supcon import engine, operators
 from unmuddle.supcon.backends.dense import MAX_PAIRS, MAX_PAIRS_GPU
 from unmuddle.supcon.distributed import Shard, is_distributed
 from unmuddle.supcon.inputs import Batch
-from unmuddle.supcon.problem import (
-    MAX_INV_TEMPERATURE,
-    MAX_KERNEL_DIM,
-    ContrastSet,
-    Options,
-    Reduction,
-)
+from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options, Reduction
 
 ContrastMode = Literal["all", "one"]
 PositivesMode = Literal["out", "in"]
@@ -40,6 +34,7 @@ OPTIONS = (
     "no_positive", "ignore_index", "reduction", "gather", "impl",
 )  # fmt: skip
 SHARP_TEMPERATURE = 1 / 40
+BOUNDED_TEMPERATURE = 1 / 41  # from which similarities of unit rows are at most 60 bits
 
 
 def _has_triton() -> bool:
@@ -230,13 +225,13 @@ def _plan(
     if chosen in ("reference", "dense"):
         shard = None  # every process computes the whole
     dtype, product_dtype = _dtypes(batch.features, anchors * total, temperature, chosen)
-    trains_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
     is_tensor = isinstance(temperature, Tensor)
+    trains_temperature = is_tensor and temperature.requires_grad
     inv_temperature = 1 / (temperature.to(x.device, dtype) if is_tensor else float(temperature))
     options = Options(
         anchors=anchors,
         normalize=normalize,
-        is_bounded=not is_tensor and bool(inv_temperature <= MAX_INV_TEMPERATURE),
+        is_bounded=not is_tensor and bool(temperature >= BOUNDED_TEMPERATURE),
         ignore_index=-1 if batch.labels is None else ignore_index,  # samples are numbered from 0
         dtype=dtype,
         positives=positives,

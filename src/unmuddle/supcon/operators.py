@@ -48,10 +48,10 @@ def supcon(*arguments: Any) -> tuple[Tensor, ...]:
 @supcon.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     contrast, options = ContrastSet(*arguments[:6]), Options(*arguments[6:])
-    x, dtype = contrast.x, options.dtype
+    x = contrast.x
     backend: Any = engine.BACKENDS.get(options.impl) or engine.load_triton()
     residuals = backend.new_residuals(x, engine.pose(contrast, options))
-    each = x.new_empty(options.anchors, dtype=dtype)
+    each = x.new_empty(options.anchors, dtype=options.dtype)
     return each, torch.empty_like(each), *residuals
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a call hand to each other, from the contrast set to the reduction."""
+"""Records that the steps of a call hand to each other, from contrast set to reduction."""
 
 from typing import Literal, NamedTuple
 
@@ -8,7 +8,6 @@ from torch import Tensor
 from unmuddle.supcon.positives import Positives
 
 MAX_KERNEL_DIM = 2048
-MAX_INV_TEMPERATURE = 41  # up to which similarities of unit rows are at most 60 bits
 Over = Literal["all", "negatives", "positives"]
 
 
@@ -38,7 +37,7 @@ class Options(NamedTuple):
     Attributes:
         anchors: N, the first rows of the contrast set.
         normalize: scale rows to unit length.
-        is_bounded: `1 / τ` is known to be at most `MAX_INV_TEMPERATURE`.
+        is_bounded: τ is known to bound similarities of unit rows by 60 bits.
         ignore_index: label of rows that take no part.
         dtype: fp32 or fp64, in which the loss is computed.
         positives: "out" or "in".
@@ -115,8 +114,9 @@ class Losses(NamedTuple):
         each: `(n,)` losses, 0 where an anchor has none.
         has_loss: `(n,)` 1 or 0; None if every anchor is known to have a loss.
         residuals: what the backward pass needs besides: unit rows, their lengths before, and
-            (dense) derivatives `dL_i/ds_ij` `(N, T)` or (tiled, Triton) log-sum-exp over the
-            denominator and the positives `(2, n)` and a cache.
+            (dense) derivatives `dL_i/ds_ij` `(N, T)`, (tiled, Triton in general) log-sum-exp
+            over the denominator and the positives `(2, n)` and a cache, or (other pipelines of
+            Triton) `1 / sum` and `1 / count` `(2, n)` and the places of the rows.
     """
 
     each: Tensor

@@ -161,6 +161,13 @@ def choose_blocks(dim: int, dtype: torch.dtype, longest: int = 128) -> Blocks:
 IS_INTERPRETED = not isinstance(log_sum_exp_kernel, triton.JITFunction)  # on a CPU, for tests
 
 
+def operand_type(problem: Problem) -> torch.dtype:
+    """Return the type of the operands of products."""
+    dtype = problem.options.product_dtype
+    # The interpreter multiplies bfloat16 as if it were integers.
+    return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
 def log_sum_exp(
     z: Tensor, problem: Problem, over: Over, cache: Tensor, *, is_filled: bool
 ) -> Tensor:
@@ -227,9 +234,7 @@ def _operands(
     z: Tensor, problem: Problem, over: Over
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return rows, `(T,)` classes (-1: takes no part), `1 / (τ ln 2)`, `(T,)` log2 of weights."""
-    z = z.to(problem.options.product_dtype).contiguous()
-    if IS_INTERPRETED and z.dtype == torch.bfloat16:
-        z = z.float()  # the interpreter multiplies bfloat16 as if it were integers
+    z = z.to(operand_type(problem)).contiguous()
     if isinstance(problem.positives, Classes):
         group = problem.positives.group().to(torch.int32)
     elif over == "all":

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmuddle.supcon.backends.triton.general import IS_INTERPRETED
+from unmuddle.supcon.backends.triton.general import operand_type
 from unmuddle.supcon.backends.triton.rows import (
+    allocate,
     attraction_kernel,
     finish,
     load_tile,
@@ -166,34 +167,27 @@ def choose_tiling(dim: int) -> Tiling:
     return Tiling(triton.cdiv(dim, CHUNK) * CHUNK, sums, panel)
 
 
-def layout(x: Tensor, problem: Problem) -> tuple[torch.dtype, int, Tiling]:
-    """Return type of the operands, padded rows, and tiling."""
-    dtype, tiling = problem.options.product_dtype, choose_tiling(x.shape[1])
-    if IS_INTERPRETED and dtype == torch.bfloat16:
-        dtype = torch.float32  # the interpreter multiplies bfloat16 as if it were integers
+def pad(n: int, tiling: Tiling) -> int:
+    """Return n rows, padded to whole blocks."""
     block = max(tiling.sums["BLOCK"], tiling.gradient["BLOCK_N"])
-    return dtype, triton.cdiv(len(x), block) * block, tiling
+    return triton.cdiv(n, block) * block
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory for rows, their lengths, `1 / sum` and `1 / count`, and the order of rows.
+    """Return memory for what the backward pass needs.
 
-    The order comes with the first and the last row of each row's class, and the rows that count.
+    Places are the order of the rows, the first and the last of each row's class, and their number.
     """
-    dtype, padded, (width, *_) = layout(x, problem)
-    return (
-        x.new_empty(padded, width, dtype=dtype),
-        x.new_empty(len(x), 1, dtype=torch.float32),
-        x.new_empty(2, len(x), dtype=torch.float32),
-        x.new_empty(3 * len(x) + 1, dtype=torch.int64),
-    )
+    tiling = choose_tiling(x.shape[1])
+    padded = pad(len(x), tiling)
+    return allocate(x, padded, tiling.width, operand_type(problem), places=3 * len(x) + 1)
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
-    _, padded, (width, tiling, _) = layout(x, problem)
     residuals, total = new_residuals(x, problem), len(x)
     z, norm, inverse, places = residuals
+    (padded, width), tiling = z.shape, choose_tiling(x.shape[1]).sums
     order, begin, end, valid = arrange(problem, places)
     prepare(x, order, valid, z, norm, problem)
     blocks = padded // tiling["BLOCK"]
@@ -226,10 +220,10 @@ def backward(
 ) -> tuple[Tensor, None]:
     """Return the gradient of `sum_i grad_i L_i` in x."""
     assert isinstance(grad, Tensor)
-    dtype, padded, (width, _, tiling) = layout(x, problem)
     (z, norm, inverse, places), total = residuals, len(x)
+    (padded, width), tiling = z.shape, choose_tiling(x.shape[1]).gradient
     order, begin, end, valid = split(places)
-    grad, unit = scaled(grad, dtype)
+    grad, unit = scaled(grad, z.dtype)
     u, a = F.pad(inverse * grad[order], (0, padded - total))
     if width <= WHOLE:
         dz = x.new_empty(padded, width, dtype=torch.float32)

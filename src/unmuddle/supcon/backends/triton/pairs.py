@@ -5,18 +5,27 @@ The columns are split among programs, whose partial results lie in planes of the
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from unmuddle.supcon.backends.triton.general import (
-    IS_INTERPRETED,
     Blocks,
     choose_blocks,
+    operand_type,
     precision,
 )
-from unmuddle.supcon.backends.triton.rows import finish, load_tile, losses_kernel, prepare, scaled
+from unmuddle.supcon.backends.triton.rows import (
+    allocate,
+    finish,
+    load_tile,
+    losses_kernel,
+    prepare,
+    scaled,
+)
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
@@ -107,41 +116,44 @@ def gradient_kernel(
     )
 
 
-def layout(x: Tensor, problem: Problem) -> tuple[Blocks, torch.dtype, int, int]:
-    """Return blocks, type of the operands, padded rows and padded dimensions."""
-    dtype = problem.options.product_dtype
-    if IS_INTERPRETED and dtype == torch.bfloat16:
-        dtype = torch.float32  # the interpreter multiplies bfloat16 as if it were integers
-    blocks = choose_blocks(x.shape[1], dtype, MAX_KERNEL_DIM)
-    size = max(blocks.rows, blocks.cols)
-    padded = triton.cdiv(len(x), size) * size
-    return blocks, dtype, padded, triton.cdiv(x.shape[1], blocks.out) * blocks.out
+class Layout(NamedTuple):
+    """Padded rows and dimensions, blocks, and what the kernels are compiled for."""
+
+    padded: int
+    width: int
+    blocks: Blocks
+    tiling: dict[str, Any]
+
+
+def choose_layout(n: int, dim: int, dtype: torch.dtype) -> Layout:
+    """Return the sizes for n rows."""
+    blocks = choose_blocks(dim, dtype, MAX_KERNEL_DIM)
+    size, width = max(blocks.rows, blocks.cols), triton.cdiv(dim, blocks.out) * blocks.out
+    tiling = {
+        "WIDTH": width, "BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim,
+        "PRECISION": precision(dtype), "num_warps": blocks.warps, "num_stages": blocks.stages,
+    }  # fmt: skip
+    return Layout(triton.cdiv(n, size) * size, width, blocks, tiling)
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory for rows, their lengths, and `1 / sum` and `1 / count` of the anchors."""
-    _, dtype, padded, width = layout(x, problem)
-    return (
-        x.new_empty(padded, width, dtype=dtype),
-        x.new_empty(len(x), 1, dtype=torch.float32),
-        x.new_empty(2, len(x), dtype=torch.float32),
-        x.new_empty(0, dtype=torch.int64),
-    )
+    """Return memory for what the backward pass needs."""
+    dtype = operand_type(problem)
+    padded, width, *_ = choose_layout(*x.shape, dtype)
+    return allocate(x, padded, width, dtype, places=0)
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
-    blocks, dtype, padded, width = layout(x, problem)
     residuals, labels, total = new_residuals(x, problem), _labels(problem), len(x)
     z, norm, inverse, order = residuals
+    padded, _, blocks, tiling = choose_layout(*x.shape, z.dtype)
     prepare(x, order, order, z, norm, problem)
     splits, columns = _split(padded, blocks, 1)
     planes = x.new_empty(splits, 3, padded, dtype=torch.float32)
     sums_kernel[(padded // blocks.rows, splits)](
-        z, labels, planes, total, padded, columns, problem.options.ignore_index,
-        WIDTH=width, BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-        PRECISION=precision(dtype), num_warps=blocks.warps, num_stages=blocks.stages,
-    )  # fmt: skip
+        z, labels, planes, total, padded, columns, problem.options.ignore_index, **tiling
+    )
     each, has_loss = x.new_empty(2, total, dtype=torch.float32)
     losses_kernel[(triton.cdiv(total, 256),)](
         planes, splits, 3 * padded, planes[:, 1], splits, 3 * padded, padded,
@@ -155,16 +167,14 @@ def backward(
 ) -> tuple[Tensor, None]:
     """Return the gradient of `sum_i grad_i L_i` in x."""
     assert isinstance(grad, Tensor)
-    blocks, dtype, padded, width = layout(x, problem)
     (z, norm, inverse, order), total = residuals, len(x)
-    g, unit = scaled(grad, dtype)
+    padded, width, blocks, tiling = choose_layout(*x.shape, z.dtype)
+    g, unit = scaled(grad, z.dtype)
     splits, columns = _split(padded, blocks, width // blocks.out)
     dz = x.new_empty(splits, padded, width, dtype=torch.float32)
     gradient_kernel[(padded // blocks.rows, splits, width // blocks.out)](
         z, _labels(problem), g, inverse, dz, total, padded, columns, problem.options.ignore_index,
-        WIDTH=width, BLOCK_M=blocks.rows, BLOCK_N=blocks.cols, BLOCK_D=blocks.dim,
-        BLOCK_OUT=blocks.out, PRECISION=precision(dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        BLOCK_OUT=blocks.out, **tiling,
     )  # fmt: skip
     return finish(x, order, norm, dz, problem, unit), None
 

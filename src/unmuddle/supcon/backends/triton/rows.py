@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmuddle.supcon.problem import Problem
+from unmuddle.supcon.problem import Problem, Residuals
 
 ROWS, DIMS = 16, 128  # of the blocks of these kernels
 
@@ -20,6 +20,16 @@ def load_tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK
     """Load rows from `first` on, dimensions from `start` on."""
     base = z + tl.cast(first, tl.int64) * WIDTH + start
     return tl.load(base + tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def _features(
+    x, rows, start, inside, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Load some dimensions of rows of the features in fp32, 0 beyond their end."""
+    d = start + tl.arange(0, BLOCK_D).to(tl.int64)
+    pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
+    return tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -37,17 +47,14 @@ def prepare_kernel(
         rows = tl.load(order + place, inside, 0)
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
-        part = tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
+        part = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
         squares += tl.sum(part * part, 1)
     length = tl.sqrt_rn(squares)
     length = tl.where(length == 0.0, float("inf"), length)  # a zero row stays zero
     tl.store(norm + place, length, place < total)
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
-        part = tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
+        part = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
         unit = part * (scale / length)[:, None]
         tl.store(z + place[:, None] * WIDTH + d[None, :], unit.to(z.dtype.element_ty))
 
@@ -93,24 +100,29 @@ def finish_kernel(
     length = tl.load(norm + place, inside, float("inf"))
     along = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        kept = inside[:, None] & (d[None, :] < DIM)
-        row = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
-        unit = row.to(tl.float32) / length[:, None]
-        for part in range(parts):
-            pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
-            along += tl.sum(unit * tl.load(pointer, kept, 0.0), 1)
+        row = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
+        pull = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D)
+        along += tl.sum(row / length[:, None] * pull, 1)
     for start in range(0, WIDTH, BLOCK_D):
+        row = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
+        pull = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D)
+        out = (pull - row / length[:, None] * along[:, None]) * (factor / length)[:, None]
         d = start + tl.arange(0, BLOCK_D)
         kept = inside[:, None] & (d[None, :] < DIM)
-        row = tl.load(x + rows[:, None] * stride_row + d[None, :] * stride_dim, kept, 0.0)
-        out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        for part in range(parts):
-            pointer = dz + part * part_stride + place[:, None] * WIDTH + d[None, :]
-            out += tl.load(pointer, kept, 0.0)
-        out -= row.to(tl.float32) / length[:, None] * along[:, None]
-        out = out * (factor / length)[:, None]
         tl.store(dx + rows[:, None] * DIM + d[None, :], out.to(dx.dtype.element_ty), kept)
+
+
+@triton.jit
+def _added(
+    dz, place, start, parts, part_stride,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add up the parts of a gradient of padded rows."""
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    pointer = dz + place[:, None] * WIDTH + start + tl.arange(0, BLOCK_D)[None, :]
+    for part in range(parts):
+        total += tl.load(pointer + tl.cast(part, tl.int64) * part_stride)
+    return total
 
 
 @triton.jit
@@ -160,6 +172,16 @@ def _class_sum(prefix, first, last, d, CHUNK: tl.constexpr):
     below = (first - 1)[:, None]
     lower = tl.load(prefix + below * CHUNK + d[None, :], below >= 0, 0.0)
     return (upper - lower).to(tl.float32)
+
+
+def allocate(x: Tensor, padded: int, width: int, dtype: torch.dtype, places: int) -> Residuals:
+    """Return memory for rows, their lengths, `1 / sum` and `1 / count`, and places."""
+    return (
+        x.new_empty(padded, width, dtype=dtype),
+        x.new_empty(len(x), 1, dtype=torch.float32),
+        x.new_empty(2, len(x), dtype=torch.float32),
+        x.new_empty(places, dtype=torch.int64),
+    )
 
 
 def prepare(

@@ -20,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ import supcon
 from pages import write_section
 from unmuddle import supcon_loss
 from unmuddle.supcon.backends import triton
-from unmuddle.supcon.backends.triton import general, large
+from unmuddle.supcon.backends.triton import large, rows
 
 OUT = Path(__file__).with_name("gpu.json")
-IS_TOY = general.IS_INTERPRETED
+IS_TOY = rows.IS_INTERPRETED
 DEVICE = "cpu" if IS_TOY else "cuda"
 ROWS = 300 if IS_TOY else 8200  # of a batch that takes `large`
 SMALL = (70,) if IS_TOY else (1024, 2048, 4096)
@@ -65,18 +64,22 @@ def step(loss: Callable[..., Tensor], x: Tensor, labels: Tensor) -> tuple[Tensor
     return value.detach(), torch.autograd.grad(value, x)[0]
 
 
-def ours(x: Tensor, labels: Tensor, impl: Any = "triton", dtype: Any = None) -> Tensor:
+def ours(
+    x: Tensor, labels: Tensor, impl: Any = "triton", dtype: Any = None, **options: Any
+) -> Tensor:
     """Return the loss of a backend, with products in a type if one is given."""
     with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
-        return supcon_loss(x, labels, temperature=supcon.TEMPERATURE, impl=impl)
+        return supcon_loss(x, labels, temperature=supcon.TEMPERATURE, impl=impl, **options)
 
 
-def agreement(n: int, dim: int, dtype: torch.dtype, clustered: bool) -> dict[str, Any]:
+def agreement(
+    n: int, dim: int, dtype: torch.dtype, clustered: bool, **options: Any
+) -> dict[str, Any]:
     """Compare with fp64 on the card, and two runs with each other."""
     x, labels = batch(n, dim, dtype, clustered=clustered)
-    truth = step(partial(ours, impl="reference"), x.double(), labels)
+    truth = step(partial(ours, impl="reference", **options), x.double(), labels)
     torch.use_deterministic_algorithms(True, warn_only=True)  # also fills new memory with NaN
-    got, again = step(ours, x, labels), step(ours, x, labels)
+    got, again = (step(partial(ours, **options), x, labels) for _ in range(2))
     torch.use_deterministic_algorithms(False)
     # What pulls a row of a tight cluster cancels: errors are of the pulls, not of what is left.
     pull = 1 / (n * supcon.TEMPERATURE * float(x.double().norm(dim=1).min()))
@@ -139,7 +142,6 @@ def timed(name: str, n: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
     losses: dict[str, Callable[..., Tensor]] = {
         "auto": partial(ours, impl="auto", dtype=half),
         "triton": partial(ours, dtype=half),
-        "general": partial(ours, dtype=half),
         "eager": under_autocast(supcon.dense_eager),
         "compiled eager": torch.compile(under_autocast(supcon.dense_eager), dynamic=False),
     }
@@ -148,14 +150,12 @@ def timed(name: str, n: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
 
         losses[name] = under_autocast(SupConLoss(temperature=supcon.TEMPERATURE))
     call = partial(step, losses[name], x, labels)
-    only_general = mock.patch.object(triton, "pipeline_of", return_value=general)
-    with only_general if name == "general" else nullcontext():
-        found = {"ms": 1000 * seconds(call)}
-        if not IS_TOY:
-            torch.cuda.reset_peak_memory_stats()
-            level = torch.cuda.memory_allocated()
-            call()
-            found["mb"] = (torch.cuda.max_memory_allocated() - level) / 1e6
+    found = {"ms": 1000 * seconds(call)}
+    if not IS_TOY:
+        torch.cuda.reset_peak_memory_stats()
+        level = torch.cuda.memory_allocated()
+        call()
+        found["mb"] = (torch.cuda.max_memory_allocated() - level) / 1e6
     return found
 
 
@@ -180,6 +180,14 @@ def measurements() -> Iterator[tuple[str, str, Measurement]]:
         for clustered in (False, True):
             name = f"{n} x {dim}, {dtype}, {'clusters' if clustered else 'random'}"
             yield "correct", name, partial(agreement, n, dim, dtype, clustered)
+    n, dim, dtype = shapes[0]
+    for options in ({"positives": "in"}, {"denominator": "negatives"}, {"normalize": False}):
+        (name,) = options.items()
+        yield (
+            "correct",
+            f"{n} x {dim}, {dtype}, {name[0]}={name[1]}",
+            partial(agreement, n, dim, dtype, False, **options),
+        )
     yield "ceilings", "product", product
     yield "ceilings", "copy", copy
     for dim in (128, LONG):
@@ -190,7 +198,7 @@ def measurements() -> Iterator[tuple[str, str, Measurement]]:
         )
     for n in SMALL:
         for dtype in (torch.float32, torch.bfloat16):
-            for name in ("auto", "triton", "general", "eager", "compiled eager", "metric learning"):
+            for name in ("auto", "triton", "eager", "compiled eager", "metric learning"):
                 of = str(dtype).removeprefix("torch.")
                 yield "whole", f"{n} x 128, {of}, {name}", partial(timed, name, n, 128, dtype)
     if IS_TOY:

@@ -24,19 +24,23 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pages import write_section
-from unmuddle.supcon.backends.triton import general, large, pairs
+from unmuddle.supcon.backends.triton import large, pairs, rows
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {
+    "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
 DIMS = (16, 64, 100, 128, 256, 768, 2048)
 # Shared memory that one program may use on A100, H200 and B200, in bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 SERIALISED = "C7515"  # a note of ptxas: asynchronous products wait for each other
-POINTERS = {"group": "*i32", "labels": "*i64", "valid": "*i64", "weights": None, "z": None}
+INDICES = {"labels", "valid", "order", "begin", "end"}
+OPERANDS = {"x", "z", "weights", "dx"}
 NUMBERS = {
-    "total", "padded", "columns", "ignore_index", "blocks", "first_row", "first_col",
-    "row_start", "row_stop", "col_start", "col_stop",
+    "total", "padded", "columns", "ignore_index", "blocks", "first_row", "last_row", "first_col",
+    "anchors", "parts", "total_parts", "stride", "total_stride", "count_offset", "part_stride",
+    "stride_row", "stride_dim", "offset",
 }  # fmt: skip
 H200 = {"multiprocessors": 132, "hertz": 1.7e9, "flops": 4096, "exps": 16, "warps": 4, "l2": 32}
 
@@ -50,7 +54,7 @@ class Build(NamedTuple):
         constants: of the compilation.
         warps: of a program.
         stages: of its pipeline of loads.
-        tile: pairs that a step of its loop visits.
+        tile: pairs that a step of its loop visits; 0: it visits rows, not pairs.
         trips: steps of the loop over dimensions, where there is one.
     """
 
@@ -66,21 +70,15 @@ class Build(NamedTuple):
 def builds(dim: int, type_name: str) -> Iterator[Build]:
     """Kernels over pairs for rows of a length and a type."""
     dtype = TYPES[type_name]
-    options = {"OVER": 0, "WEIGHTED": True, "ATTRACTS": True, "D": dim}
-    options |= {"ACCUMULATE": general.accumulate(dtype)}
-    blocks = general.choose_blocks(dim, dtype)
-    sizes = {"BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim}
-    sizes |= {"BLOCK_OUT": blocks.out, "PRECISION": general.precision(dtype)}
-    trips = triton.cdiv(dim, blocks.dim)
-    rest = blocks.warps, blocks.stages, blocks.rows * blocks.cols, trips
-    for kernel in (general.log_sum_exp_kernel, general.pull_kernel):
-        yield Build("general", kernel, sizes | options, *rest)
     _, width, blocks, sizes = pairs.choose_layout(1, dim, dtype)
-    sizes |= {"BLOCK_OUT": blocks.out}
+    sizes |= {"BLOCK_OUT": blocks.out, "ATTRACTS": True}
     rest = blocks.warps, blocks.stages, blocks.rows * blocks.cols, width // blocks.dim
     for kernel in (pairs.sums_kernel, pairs.gradient_kernel):
-        yield Build("pairs", kernel, sizes, *rest)
-    if dtype == torch.float32:
+        for name, is_usual in (("pairs", True), ("pairs, every option", False)):
+            flags = dict.fromkeys(("WEIGHTED", "NEGATIVES", "INSIDE", "SHARED"), not is_usual)
+            yield Build(name, kernel, sizes | flags | {"BOUNDED": is_usual}, *rest)
+    yield from row_builds(dim, width, dtype)
+    if dtype.itemsize > 2:
         return
     tiling = large.choose_tiling(dim)
     is_long = dim > large.WHOLE
@@ -95,6 +93,19 @@ def builds(dim: int, type_name: str) -> Iterator[Build]:
         yield Build("large", kernel, constants, *rest)
 
 
+def row_builds(dim: int, width: int, dtype: torch.dtype) -> Iterator[Build]:
+    """Kernels over single rows, with all that they can do."""
+    constants: dict[str, Any] = {"DIM": dim, "WIDTH": width, "BLOCK_M": rows.ROWS, "BLOCK": 256}
+    constants |= {"BLOCK_D": min(width, rows.DIMS), "ACCUMULATE": rows.accumulate(dtype)}
+    constants |= dict.fromkeys(("ORDERED", "NORMALIZE", "INSIDE", "TRAINS"), True)
+    constants |= {"BOUNDED": False, "CHUNK": min(width, large.CHUNK)}
+    kernels = [rows.prepare_kernel, rows.losses_kernel, rows.finish_kernel]
+    if dtype.itemsize == 2:
+        kernels += [rows.attraction_kernel, rows.positives_kernel]
+    for kernel in kernels:
+        yield Build("rows", kernel, constants, warps=4, stages=3, tile=0, trips=1)
+
+
 def compiled(build: Build, type_name: str, dim: int, capability: int) -> dict[str, Any]:
     """Return what a kernel uses on GPUs of a compute capability."""
     names = build.kernel.arg_names
@@ -105,7 +116,11 @@ def compiled(build: Build, type_name: str, dim: int, capability: int) -> dict[st
             return "constexpr"
         if name in NUMBERS:
             return "i32"
-        return POINTERS.get(name, "*fp32") or f"*{type_name}"
+        if name in INDICES:
+            return "*i64"
+        if name == "prefix" or (name == "weighted" and build.tile == 0):
+            return "*fp64"
+        return f"*{type_name}" if name in OPERANDS or type_name == "fp64" else "*fp32"
 
     signature = {name: kind(name) for name in names}
     aligned = {
@@ -119,7 +134,10 @@ def compiled(build: Build, type_name: str, dim: int, capability: int) -> dict[st
         options={"num_warps": build.warps, "num_stages": build.stages},
     )
     registers, spilled = _resources(found.asm["cubin"])
-    instructions = _hot(_run("nvdisasm", found.asm["cubin"], "-c"), build.trips)
+    instructions = None
+    if build.tile:
+        a_step = _hot(_run("nvdisasm", found.asm["cubin"], "-c"), build.trips)
+        instructions = round(a_step * 32 * build.warps / build.tile, 1)
     return {
         "kernel": f"{build.name}.{build.kernel.fn.__name__.removesuffix('_kernel')}",
         "gpu": f"sm_{capability}",
@@ -130,7 +148,7 @@ def compiled(build: Build, type_name: str, dim: int, capability: int) -> dict[st
         "shared_bytes": found.metadata.shared,
         "shared_limit": SHARED_LIMIT[capability],
         "serialised": _is_serialised(found.asm["ptx"], capability),
-        "instructions_a_pair": round(instructions * 32 * build.warps / build.tile, 1),
+        "instructions_a_pair": instructions,
     }
 
 
@@ -257,7 +275,7 @@ def account(rows: list[dict[str, Any]], total: int = 65536) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return rows as Markdown."""
     head = "| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |"
-    lines = [" | ".join(str(value) for value in row.values()) for row in rows]
+    lines = [" | ".join("" if v is None else str(v) for v in row.values()) for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *(f"| {line} |" for line in lines)])
 
 
@@ -274,19 +292,20 @@ def main() -> None:
     a = parser.parse_args()
     if a.write:
         a.dims, a.types, a.gpus = (128, 768), ("fp32", "bf16"), (90,)
-    rows = [
+    found = [
         compiled(build, name, dim, capability)
         for capability in a.gpus
         for name in a.types
         for dim in a.dims
         for build in builds(dim, name)
+        if build.tile or not a.write
     ]
-    print(table(rows))
+    print(table(found))
     if a.json:
-        a.json.write_text(json.dumps(rows))
+        a.json.write_text(json.dumps(found))
     if a.write:
-        write_section("benchmarks.md", "kernels", f"{table(rows)}\n\nTriton {triton.__version__}.")
-        write_section("benchmarks.md", "account", account(rows))
+        write_section("benchmarks.md", "kernels", f"{table(found)}\n\nTriton {triton.__version__}.")
+        write_section("benchmarks.md", "account", account(found))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from torch import Tensor
 from pages import section
 from problems import KINDS, draw
 from unmuddle import supcon_loss
+from unmuddle.supcon.engine import pose
+from unmuddle.supcon.problem import ContrastSet, Options
 from unmuddle.testing import parametrize_with_laws
 
 triton = pytest.importorskip("triton")
@@ -126,6 +128,42 @@ def test_what_was_not_written_is_not_read(temperature: float) -> None:
     assert all(result.isfinite().all() for result in results)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("positives", "denominator", "is_bounded"),
+    [("out", "all", True), ("out", "all", False), ("in", "negatives", False)],
+)
+@pytest.mark.usefixtures("nan_memory")
+def test_the_parts_of_processes_add_up(
+    positives: str, denominator: str, is_bounded: bool, soft: bool
+) -> None:
+    if soft and positives == "in":
+        pytest.skip("not a problem of the kernels")
+    from unmuddle.supcon.backends import triton as backend
+
+    single = torch.float32
+    options = Options(
+        50, True, is_bounded, -100, single, positives, denominator, single, "triton",
+        True, True, True,
+    )  # fmt: skip
+    x, labels = torch.randn(70, 5, device=DEVICE), torch.randint(4, (70,), device=DEVICE)
+    if soft:
+        labels = torch.rand(70, 3, device=DEVICE)
+    problem = pose(ContrastSet(x, labels, None, None, None, torch.tensor(5.0)), options)
+    grad = torch.rand(50, device=DEVICE)
+    whole = backend.forward(x, problem)
+    dx, dt = backend.backward(x, problem, whole.residuals, grad)
+    parts = [problem._replace(rows=slice(*ends)) for ends in [(0, 21), (21, 21), (21, 50)]]
+    losses = [backend.forward(x, part) for part in parts]
+    torch.testing.assert_close(torch.cat([part.each for part in losses]), whole.each)
+    z, norm, _, places = losses[0].residuals
+    known = z, norm, torch.cat([part.residuals[2] for part in losses], 1), places
+    of_parts = [backend.backward(x, part, known, grad) for part in parts]
+    torch.testing.assert_close(torch.stack([of[0] for of in of_parts]).sum(0), dx)
+    torch.testing.assert_close(torch.stack([of[1] for of in of_parts]).sum(0), dt)
+    assert (of_parts[0][0][21:50] == 0).all()
+
+
 def test_nan_in_gives_nan_out() -> None:
     features = torch.randn(9, 4)
     features[2, 1] = torch.nan
@@ -170,17 +208,17 @@ def assert_fits(row: dict) -> None:
 
 def test_kernels_for_an_h200_use_what_the_page_says(tmp_path: Path) -> None:
     rows = compiled(tmp_path, *"--gpus 90 --dims 128 768 --types bf16".split())
-    assert len(rows) == 2 * 6  # dims, kernels
+    assert len(rows) == 2 * (6 + 5)  # dims, kernels over pairs and over rows
     page = section("benchmarks.md", "kernels").splitlines()
     for row in rows:
         assert_fits(row)
-        if f"Triton {triton.__version__}." in page:
+        if f"Triton {triton.__version__}." in page and row["instructions_a_pair"]:
             assert f"| {' | '.join(map(str, row.values()))} |" in page
 
 
 @pytest.mark.slow
 def test_compiled_for_real_gpus_nothing_spills(tmp_path: Path) -> None:
     rows = compiled(tmp_path)
-    assert len(rows) == 3 * 7 * (4 + 6 + 6)  # GPUs, dims, kernels of each type
+    assert len(rows) == 3 * 7 * (7 + 7 + 11 + 11)  # GPUs, dims, kernels of each type
     for row in rows:
         assert_fits(row)

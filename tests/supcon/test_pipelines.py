@@ -15,6 +15,9 @@ LABELS = {
     "some classes": lambda n: torch.randint(5, (n,)),
     "one class": lambda n: torch.full((n,), 2**63 - 1),
     "no positive": lambda n: torch.arange(n) - 2**63,
+    "the largest label": lambda n: torch.where(
+        torch.rand(n) < 0.4, 7, 2**63 - 1 - torch.arange(n) % 2
+    ),
     "ignored rows": lambda n: torch.where(torch.rand(n) < 0.4, -100, torch.randint(4, (n,)) - 102),
 }
 
@@ -119,15 +122,15 @@ def test_strides_do_not_matter(dtype: torch.dtype) -> None:
         (pairs, torch.float32, {"n": triton.LARGE}),
         (large, torch.float16, {"n": triton.LARGEST}),
         (pairs, torch.float16, {"n": triton.LARGEST + 1}),
-        (triton.general, torch.float64, {}),
-        (triton.general, torch.float32, {"temperature": 1 / 42}),
-        (triton.general, torch.float32, {"temperature": torch.tensor(0.1)}),
-        (triton.general, torch.float32, {"normalize": False}),
-        (triton.general, torch.float32, {"positives": "in"}),
-        (triton.general, torch.float32, {"denominator": "negatives"}),
-        (triton.general, torch.float32, {"denominator_weight": torch.ones(8)}),
-        (triton.general, torch.float32, {"labels": torch.ones(8, 3)}),
-        (triton.general, torch.float32, {"keys": torch.ones(2, 2), "key_labels": torch.ones(2).long()}),
+        (pairs, torch.float64, {}),
+        (pairs, torch.float32, {"temperature": 1 / 42}),
+        (pairs, torch.float32, {"temperature": torch.tensor(0.1)}),
+        (pairs, torch.float32, {"normalize": False}),
+        (pairs, torch.float32, {"positives": "in"}),
+        (pairs, torch.float32, {"denominator": "negatives"}),
+        (pairs, torch.float32, {"denominator_weight": torch.ones(8)}),
+        (pairs, torch.float32, {"labels": torch.ones(8, 3)}),
+        (pairs, torch.float32, {"keys": torch.ones(2, 2), "key_labels": torch.ones(2).long()}),
     ],
 )  # fmt: skip
 def test_who_takes_what(

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from operators import Operators
 from unmuddle import UERM
@@ -322,9 +323,19 @@ def test_a_batch_calls_few_operators_and_never_waits_for_the_host(at_most: int, 
     batch = (torch.randn(16, 4), torch.randn(16, 3), torch.arange(16))
     with Operators() as operators:
         uerm(*batch)
-    assert len(operators.called) <= at_most
+    assert len(operators.called) <= at_most, operators.called
     waiting = ("_local_scalar_dense", "nonzero", "masked_select", "item", "unique")
     assert not [name for name in operators.called if any(word in name for word in waiting)]
+
+
+def test_a_batch_on_a_gpu_launches_twelve_operations() -> None:
+    uerm = UERM(torch.arange(50) % 3, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda:0"):
+        uerm._apply(partial(torch.empty_like, device="cuda:0"))
+        batch = (torch.empty(16, 4), torch.empty(16, 3), torch.empty(16, dtype=torch.int64))
+        with Operators() as operators:
+            uerm(*batch)
+    assert len(operators.called) <= 12, operators.called
 
 
 @pytest.mark.parametrize("options", [{}, {"estimator": "attention"}, {"top_k": 2}])

@@ -104,14 +104,16 @@ class Batch(NamedTuple):
         if self.keys is None:
             return ContrastSet(x, labels, self.mask, included, weight)
 
-        size = len(self.keys)
+        size, keys_included = len(self.keys), None
         if self.key_labels is not None:
             keys_included = _takes_part("key_labels", self.key_labels, ignore_index)
             included = _joined(included, keys_included, len(x), size)
         if labels is not None:
             key_labels = self.key_labels
-            if self.labels is None or key_labels is None:
-                key_labels = labels.new_full((size,), -1)  # nobody's positives
+            if self.labels is None or key_labels is None:  # nobody's positives: -2, ignored: -1
+                key_labels = labels.new_full((size,), -2)
+                if keys_included is not None:
+                    key_labels.masked_fill_(~keys_included, -1)
             labels = torch.cat([labels, key_labels])
         weight = _joined(weight, self.key_weight, len(x), size)
         return ContrastSet(torch.cat([x, self.keys.to(x)]), labels, self.mask, included, weight)

@@ -227,7 +227,9 @@ def _plan(
     dtype, product_dtype = _dtypes(batch.features, anchors * total, temperature, chosen)
     is_tensor = isinstance(temperature, Tensor)
     trains_temperature = is_tensor and temperature.requires_grad
-    inv_temperature = 1 / (temperature.to(x.device, dtype) if is_tensor else float(temperature))
+    inv_temperature = (
+        temperature.to(x.device, dtype).reciprocal() if is_tensor else 1 / float(temperature)
+    )
     options = Options(
         anchors=anchors,
         normalize=normalize,

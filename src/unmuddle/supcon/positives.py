@@ -72,7 +72,7 @@ class Classes:
         torch.eq(a.unsqueeze(1), b, out=out)  # in one pass
         if self.included is None:
             return out
-        return out.mul_(self.included[rows, None]).mul_(self.included[cols])
+        return out.mul_(self.included[cols])  # no row of another label is ignored
 
     def _sum_others(self, x: Tensor, size: int) -> Tensor:
         """Return for each of the first `size` rows the sum of x over the others of its class."""

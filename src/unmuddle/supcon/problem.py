@@ -103,6 +103,24 @@ class Problem(NamedTuple):
                 dz.addcmul_(z, along, value=-1).div_(norm)
         return dz, dt
 
+    def attraction_gradient(self, z: Tensor, a: Tensor) -> Tensor:
+        """Return the gradient `(T, D)` of `sum_i a_i z_i · sum_j w_ij z_j`; of keys, our part."""
+        anchors, positives, ours = self.options.anchors, self.positives, self.rows
+        gradient = positives.spread(a[:, None] * z[:anchors])
+        if anchors < len(z):
+            of_ours = torch.zeros_like(a)
+            of_ours[ours] = a[ours]
+            gradient[anchors:] = positives.spread(of_ours[:, None] * z[:anchors])[anchors:]
+        gradient[:anchors].addcmul_(a[:, None], positives.sum(z))
+        return gradient
+
+    def of_ours(self, gradient: Tensor) -> Tensor:
+        """Set the gradient of the anchors of other processes to 0."""
+        if self.rows != slice(0, self.options.anchors):
+            gradient[: self.rows.start] = 0
+            gradient[self.rows.stop : self.options.anchors] = 0
+        return gradient
+
 
 Residuals = tuple[Tensor, ...]
 
@@ -114,9 +132,9 @@ class Losses(NamedTuple):
         each: `(n,)` losses, 0 where an anchor has none.
         has_loss: `(n,)` 1 or 0; None if every anchor is known to have a loss.
         residuals: what the backward pass needs besides: unit rows, their lengths before, and
-            (dense) derivatives `dL_i/ds_ij` `(N, T)`, (tiled, Triton in general) log-sum-exp
-            over the denominator and the positives `(2, n)` and a cache, or (other pipelines of
-            Triton) `1 / sum` and `1 / count` `(2, n)` and the places of the rows.
+            (dense) derivatives `dL_i/ds_ij` `(N, T)`, (tiled) log-sum-exp over the denominator
+            and the positives `(2, n)` and a cache, or (Triton) two numbers of each anchor `(2, n)`
+            and the places of the rows.
     """
 
     each: Tensor
@@ -162,5 +180,5 @@ class Reduction(NamedTuple):
         weights = counted * has_loss if self.counts_zeros else counted
         if self.kind == "mean":
             total = counted.sum()
-            weights = weights / torch.where(total > 0, total, 1)
+            weights = weights / total.clamp_min(torch.finfo(total.dtype).tiny)
         return (losses * weights if self.kind == "none" else torch.dot(losses, weights)), weights

@@ -197,15 +197,17 @@ class UERM(nn.Module):
         """
         self._check_batch(features, logits, ids)
         ids = ids.long()
-        labels = self.ledger.current_labels[ids]
-        uncertainty = self.uncertainty[ids]
+        labels, uncertainty, weight = (
+            values.index_select(0, ids)
+            for values in (self.ledger.current_labels, self.uncertainty, self.weight)
+        )
         targets = self.one_hot[labels]
         regularizer = uncertainty.new_zeros(())
         if self.attention is not None:
             regularizer = self.attention.loss(self.attention(features), logits, labels)
         if observe and self.training:
             self._take_in(features, logits, ids)
-        return UERMOutput(labels, targets, self.weight[ids], uncertainty, regularizer)
+        return UERMOutput(labels, targets, weight, uncertainty, regularizer)
 
     def observe(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
         """Take in predictions as evidence, in eval mode too; arguments as in `forward`.
@@ -409,8 +411,9 @@ class UERM(nn.Module):
             raise ValueError(
                 f"features: expected shape (N, D) = ({n}, {dim}), got {tuple(features.shape)}"
             )
+        if ids.is_cuda and not torch.compiler.is_compiling():
+            return  # index_select asserts the range on the device: nothing waits for the host
         samples = len(self.ledger)
-        # Checked on the device: the batch path never waits for the host.
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             ((ids >= 0) & (ids.long() < samples)).all(), f"ids: expected 0 <= id < {samples}"
         )

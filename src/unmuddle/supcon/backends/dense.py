@@ -36,9 +36,8 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     if others is s:
         log_p = s.log_softmax(1)
     else:
-        has_loss = count.masked_fill((others <= lowest).all(1, keepdim=True), 0)
-        # Without a term any finite shift will do.
-        lse = torch.where(has_loss > 0, others.logsumexp(1, keepdim=True), s.amax(1, keepdim=True))
+        lse = others.logsumexp(1, keepdim=True)  # finite, if only just, without a term
+        has_loss = count.masked_fill(lse <= lowest / 2, 0)
         log_p = s - lse
 
     # A look at the values, where it costs no synchronisation, often saves what follows for g.
@@ -50,17 +49,18 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     else:
         shares = log_p + w.div_(divisor).log_().clamp_(min=lowest)
         attraction = shares.softmax(1).neg_()
-    attraction = attraction if g is None else attraction.mul_(g)
     if others is s:
+        attraction = attraction if g is None else attraction.mul_(g)
         # attraction_ij - exp(log_p_ij) * sum_k attraction_ik
         derivative = torch._log_softmax_backward_data(attraction, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     else:
-        p = others.softmax(1)
-        derivative = attraction + (p if g is None else p.mul_(g))
-    each = log_p.mul_(attraction).sum(1) if shares is None else -shares.logsumexp(1)
+        derivative = others.softmax(1).add_(attraction)
+        derivative = derivative if g is None else derivative.mul_(g)
+    each = log_p.mul_(attraction).sum(1) if shares is None else shares.logsumexp(1).neg_()
     if g is None:
         return Losses(each, None, (z, norm, derivative))
-    return Losses(each * g[:, 0], g[:, 0], (z, norm, derivative))
+    g = g[:, 0]
+    return Losses(each.mul_(g), g, (z, norm, derivative))
 
 
 def backward(
@@ -76,7 +76,7 @@ def backward(
         dz = _product(c + c.t(), z, factor, like=z)
     else:
         dz = _product(c.t(), z[:n], factor, like=z)
-        dz[:n] += _product(c, z, factor, like=z[:n])
+        dz[:n].add_(_product(c, z, factor, like=z[:n]))
     return problem.gradients(dz, z, norm)
 
 

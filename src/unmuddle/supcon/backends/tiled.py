@@ -8,14 +8,12 @@ powers of two, several times as fast as `exp`.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.backends import shared
-from unmuddle.supcon.problem import Over, Problem
+from unmuddle.supcon.problem import Losses, Over, Problem, Residuals
 
 TILE = 512
 # Similarities cached for the backward pass: up to 30 MB of fp32 where that is most of them, as at
@@ -28,6 +26,57 @@ def cache_size(n: int, total: int) -> int:
     """Return how many similarities of n rows with `total` are cached, at most."""
     pairs = n * (n + TILE) // 2 + n * (total - n)
     return min(pairs, CACHE) if pairs <= LARGE else CACHE_OF_LARGE
+
+
+def forward(x: Tensor, problem: Problem) -> Losses:
+    """Return the losses of the anchors of this process."""
+    z, norm = problem.unit_rows(x)
+    rows, options = problem.rows, problem.options
+    count = problem.positives.count()[rows]
+    size = cache_size(rows.stop - rows.start, len(z)) if options.needs_grad else 0
+    cache = z.new_empty(size)
+    lse = log_sum_exp(z, problem, options.denominator, cache, is_filled=False)
+    has_loss = ((count != 0) & (lse != -torch.inf)).to(z.dtype)
+    if options.positives == "out":
+        lse_positives = lse
+        attraction = torch.linalg.vecdot(z[rows], problem.positives.sum(z)[rows])
+        numerator = attraction * problem.inv_temperature / count
+    else:
+        lse_positives = log_sum_exp(z, problem, "positives", cache, is_filled=True)
+        numerator = lse_positives - count.log()
+    # NaN in, NaN out, also of rows that are in no loss.
+    v = problem.denominator_weight
+    nothing = 0 * (z.sum() if v is None else z.sum() + v.sum())
+    each = torch.where(has_loss > 0, lse - numerator, nothing)
+    return Losses(each, has_loss, (z, norm, torch.stack([lse, lse_positives]), cache))
+
+
+def new_residuals(x: Tensor, problem: Problem) -> Residuals:
+    """Return memory of the shapes of what `forward` keeps, of one process."""
+    options = problem.options
+    lengths = len(x) if options.normalize else 0
+    size = cache_size(options.anchors, len(x)) if options.needs_grad else 0
+    shapes = [tuple(x.shape), (lengths, 1), (2, options.anchors), (size,)]
+    return tuple(x.new_empty(shape, dtype=options.dtype) for shape in shapes)
+
+
+def backward(
+    x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of `sum_i grad_i L_i` in x, of anchors our part, and in `1 / τ`."""
+    assert isinstance(grad, Tensor)
+    (z, norm, lse, cache), options = residuals, problem.options
+    grad = grad * problem.inv_temperature
+    count = problem.positives.count()
+    has_loss = (count != 0) & (lse[0] != -torch.inf)
+    g = torch.where(has_loss, grad, 0)
+    if options.positives == "out":
+        a = torch.where(has_loss, grad / count, 0)
+        dz = pull(z, problem, options.denominator, g, lse[0], a, cache)
+    else:
+        dz = pull(z, problem, options.denominator, g, lse[0], None, cache)
+        dz -= pull(z, problem, "positives", g, lse[1], None, cache)
+    return problem.gradients(problem.of_ours(dz), z, norm)
 
 
 def log_sum_exp(
@@ -84,7 +133,7 @@ def pull(
         dz[rows].addmm_(w, z[cols])
         if is_mirrored or (cols.start >= anchors and problem.options.keys_need_grad):
             dz[cols].addmm_(w.T, z[rows])
-    return dz if a is None else dz.sub_(shared.attraction_gradient(z, problem, a))
+    return dz if a is None else dz.sub_(problem.attraction_gradient(z, a))
 
 
 def _tiles(
@@ -152,8 +201,3 @@ def _is_bounded(z: Tensor, problem: Problem) -> bool:
     if v is not None:
         exponent = exponent + torch.where(v > 0, v, 1).log2().abs().amax()
     return bool(exponent < SAFE_EXPONENT)
-
-
-forward = partial(shared.forward, log_sum_exp=log_sum_exp, cache_size=cache_size)
-new_residuals = partial(shared.new_residuals, cache_size=cache_size)
-backward = partial(shared.backward, pull=pull)

@@ -1,7 +1,6 @@
-"""CUDA kernels in three pipelines; `pipeline_of` says which takes a problem.
+"""CUDA kernels in two pipelines; `pipeline_of` says which takes a problem.
 
-`pairs`: the usual problem in five launches. `large`: the same in half precision and large, each
-pair once. `general`: everything else.
+`large`: the usual problem in half precision and large, each pair once. `pairs`: everything else.
 """
 
 from types import ModuleType
@@ -9,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from unmuddle.supcon.backends.triton import general, large, pairs
+from unmuddle.supcon.backends.triton import large, pairs, rows
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
@@ -20,7 +19,7 @@ LARGE, LARGEST = 8192, 2**17
 def pipeline_of(problem: Problem) -> ModuleType:
     """Return the pipeline for a problem, by what the host knows."""
     options, positives = problem.options, problem.positives
-    is_usual = (
+    is_large = (
         isinstance(positives, Classes)
         and (options.positives, options.denominator) == ("out", "all")
         and options.normalize
@@ -28,16 +27,15 @@ def pipeline_of(problem: Problem) -> ModuleType:
         and problem.rows == slice(0, len(positives.labels))
         and options.is_bounded
         and options.dtype == torch.float32
+        and options.product_dtype != torch.float32
+        and LARGE <= options.anchors <= LARGEST
     )
-    if not is_usual:
-        return general
-    is_half = options.product_dtype != torch.float32
-    return large if is_half and LARGE <= options.anchors <= LARGEST else pairs
+    return large if is_large else pairs
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of the anchors of this process."""
-    if not (x.is_cuda or general.IS_INTERPRETED):
+    if not (x.is_cuda or rows.IS_INTERPRETED):
         raise ValueError(f"impl: 'triton' needs CUDA tensors, got {x.device}")
     if x.shape[1] > MAX_KERNEL_DIM:
         raise ValueError(f"impl: 'triton' takes D <= {MAX_KERNEL_DIM}, got D = {x.shape[1]}")

@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmuddle.supcon.backends.triton.general import operand_type
 from unmuddle.supcon.backends.triton.rows import (
+    accumulate,
     allocate,
     attraction_kernel,
     finish,
     load_tile,
     losses_kernel,
+    operand_type,
     positives_kernel,
     prepare,
     scaled,
@@ -180,13 +181,13 @@ def new_residuals(x: Tensor, problem: Problem) -> Residuals:
     """
     tiling = choose_tiling(x.shape[1])
     padded = pad(len(x), tiling)
-    return allocate(x, padded, tiling.width, operand_type(problem), places=3 * len(x) + 1)
+    return allocate(x, padded, tiling.width, operand_type(problem), problem, places=3 * len(x) + 1)
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
     residuals, total = new_residuals(x, problem), len(x)
-    z, norm, inverse, places = residuals
+    z, norm, kept, places = residuals
     (padded, width), tiling = z.shape, choose_tiling(x.shape[1]).sums
     order, begin, end, valid = arrange(problem, places)
     prepare(x, order, valid, z, norm, problem)
@@ -209,22 +210,23 @@ def forward(x: Tensor, problem: Problem) -> Losses:
         )  # fmt: skip
     each, has_loss = x.new_empty(2, total, dtype=torch.float32)
     losses_kernel[(triton.cdiv(total, 256),)](
-        planes, len(planes), padded, positives, 1, 0, total,
-        order, each, has_loss, inverse, total, BLOCK=256, ORDERED=True,
+        planes, len(planes), padded, planes, planes, positives, 1, 0, total,
+        order, each, has_loss, kept, total, BLOCK=256, ORDERED=True,
+        BOUNDED=True, INSIDE=False, ACCUMULATE=accumulate(torch.float32),
     )  # fmt: skip
     return Losses(each, has_loss, residuals)
 
 
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
-) -> tuple[Tensor, None]:
-    """Return the gradient of `sum_i grad_i L_i` in x."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of `sum_i grad_i L_i` in x; τ is a number."""
     assert isinstance(grad, Tensor)
-    (z, norm, inverse, places), total = residuals, len(x)
+    (z, norm, kept, places), total = residuals, len(x)
     (padded, width), tiling = z.shape, choose_tiling(x.shape[1]).gradient
     order, begin, end, valid = split(places)
     grad, unit = scaled(grad, z.dtype)
-    u, a = F.pad(inverse * grad[order], (0, padded - total))
+    u, a = F.pad(kept * grad[order], (0, padded - total))
     if width <= WHOLE:
         dz = x.new_empty(padded, width, dtype=torch.float32)
         rows_kernel[(padded // tiling["BLOCK_M"],)](z, u, dz, valid, padded, WIDTH=width, **tiling)
@@ -240,7 +242,7 @@ def backward(
             z, prefix, weighted, begin, end, valid, a, dz, offset,
             WIDTH=width, CHUNK=chunk, BLOCK_M=16,
         )  # fmt: skip
-    return finish(x, order, norm, dz[None], problem, unit), None
+    return finish(x, order, norm, dz[None], problem, unit, total)
 
 
 def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor, tiling: dict[str, int]) -> None:

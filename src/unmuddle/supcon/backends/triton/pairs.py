@@ -1,6 +1,7 @@
 """Every anchor against all rows, labels compared pair by pair: five launches, few operations.
 
-The columns are split among programs, whose partial results lie in planes of their own.
+The columns are split among programs, whose partial results lie in planes of their own. Similarities
+of unit rows at a temperature known to be large enough are bounded, and need no running maximum.
 """
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
@@ -12,22 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmuddle.supcon.backends.triton.general import (
-    Blocks,
-    choose_blocks,
-    operand_type,
-    precision,
-)
 from unmuddle.supcon.backends.triton.rows import (
+    DIMS,
+    accumulate,
     allocate,
     finish,
     load_tile,
     losses_kernel,
+    operand_type,
     prepare,
     scaled,
 )
 from unmuddle.supcon.positives import Classes
-from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
+from unmuddle.supcon.problem import Losses, Problem, Residuals
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 SPLITS = 8
@@ -37,83 +35,166 @@ SPLITS = 8
 def _similarities(
     z, row, col,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    s = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    s = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATE)
     for start in range(0, WIDTH, BLOCK_D):
         x = load_tile(z, row, start, WIDTH, BLOCK_M, BLOCK_D)
         k = load_tile(z, col, start, WIDTH, BLOCK_N, BLOCK_D)
-        s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION)
+        s = tl.dot(x, tl.trans(k), s, input_precision=PRECISION, out_dtype=ACCUMULATE)
     return s
 
 
 @triton.jit
+def _add_exps(peak, exps, s):
+    """Add `sum_j exp2 s_ij` to `exps`, both relative to the largest exponent seen."""
+    larger = tl.maximum(peak, tl.max(s, 1))
+    shift = tl.where(larger == float("-inf"), 0.0, larger)
+    return larger, exps * tl.exp2(peak - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+
+
+@triton.jit
 def sums_kernel(
-    z, labels, planes, total, padded, columns, ignore_index,
+    z, labels, log_weight, planes, first_row, total, padded, columns, ignore_index,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr, WEIGHTED: tl.constexpr, NEGATIVES: tl.constexpr, INSIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over some columns: of `exp2 s_ij`, of `s_ij` of the positives, of positives."""
-    row = tl.program_id(0) * BLOCK_M
+    """Sums over some columns: of exponentials, of `s_ij` of the positives, of positives.
+
+    Unless bounded, exponentials are relative to the largest exponent, which follows. `INSIDE` sums
+    exponentials of the positives too.
+    """
+    row = (first_row // BLOCK_M + tl.program_id(0)) * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
     row_label = tl.load(labels + rows, rows < total, ignore_index)[:, None]
-    exps = tl.zeros((BLOCK_M,), tl.float32)
-    attraction = tl.zeros((BLOCK_M,), tl.float32)
-    count = tl.zeros((BLOCK_M,), tl.float32)
+    exps = tl.zeros((BLOCK_M,), ACCUMULATE)
+    attraction = tl.zeros((BLOCK_M,), ACCUMULATE)
+    count = tl.zeros((BLOCK_M,), ACCUMULATE)
+    peak = tl.full((BLOCK_M,), float("-inf"), ACCUMULATE)
+    positive_peak = tl.full((BLOCK_M,), float("-inf"), ACCUMULATE)
     first = tl.program_id(1) * columns
     for start in range(first, tl.minimum(first + columns, padded), BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
         col_label = tl.load(labels + cols, cols < total, ignore_index)[None, :]
-        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, ACCUMULATE)
         is_pair = (rows[:, None] != cols[None, :]) & (col_label != ignore_index)
         is_positive = is_pair & (row_label == col_label)
-        exps += tl.sum(tl.exp2(s) * is_pair.to(tl.float32), 1)  # a product, so that NaN stays
-        attraction += tl.sum(tl.where(is_positive, s, 0.0), 1)
+        if BOUNDED:
+            exps += tl.sum(tl.exp2(s) * is_pair.to(tl.float32), 1)  # a product, so that NaN stays
+        else:
+            is_term = is_pair & (row_label != col_label) if NEGATIVES else is_pair
+            terms = s
+            if WEIGHTED:
+                terms += tl.load(log_weight + cols, cols < total, 0.0)[None, :]
+            terms = tl.where(is_term, terms, 0.0 * s + float("-inf"))  # so that NaN stays
+            peak, exps = _add_exps(peak, exps, terms)
+        if INSIDE:
+            positive_peak, attraction = _add_exps(
+                positive_peak, attraction, tl.where(is_positive, s, float("-inf"))
+            )
+        else:
+            attraction += tl.sum(tl.where(is_positive, s, 0.0), 1)
         count += tl.sum(is_positive.to(tl.float32), 1)
-    plane = planes + tl.program_id(1).to(tl.int64) * 3 * padded + rows
+    stride = tl.num_programs(0) * BLOCK_M
+    size = 3 if BOUNDED else 5
+    plane = planes + tl.program_id(1).to(tl.int64) * size * stride
+    plane += tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(plane, exps)
-    tl.store(plane + padded, attraction)
-    tl.store(plane + 2 * padded, count)
+    tl.store(plane + stride, attraction)
+    tl.store(plane + 2 * stride, count)
+    if not BOUNDED:
+        tl.store(plane + 3 * stride, peak)
+        tl.store(plane + 4 * stride, positive_peak)
+
+
+@triton.jit
+def _weighed_exps(of_row, of_col, row_g, col_g, is_term):
+    of_row = tl.where(is_term, of_row, float("-inf"))
+    of_col = tl.where(is_term, of_col, float("-inf"))
+    return tl.exp2(of_row) * row_g + tl.exp2(of_col) * col_g
 
 
 @triton.jit
 def gradient_kernel(
-    z, labels, g, inverse, dz, total, padded, columns, ignore_index,
+    z, labels, log_weight, g, kept, dz, first_row, last_row, anchors, total, padded, columns,
+    ignore_index,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BOUNDED: tl.constexpr, WEIGHTED: tl.constexpr,
+    NEGATIVES: tl.constexpr, INSIDE: tl.constexpr, ATTRACTS: tl.constexpr, SHARED: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`dz_i = sum_j ((u_i + u_j) exp2 s_ij - w_ij (a_i + a_j)) z_j` over some columns.
+    """`dz_i = sum_j (g_i d_ij + g_j d_ji) z_j` over some columns, with `d_ij = dL_i / ds_ij`.
 
-    Here `u = g / sum exp2 s` and `a = g / count`.
+    What is kept of each anchor is the sum of its exponentials, inverse where bounded and else as a
+    logarithm, and `1 / count` of its positives or the logarithm of their sum. If the anchors are
+    `SHARED` with other processes, pairs of which neither row is ours count for nothing.
     """
     row = tl.program_id(0) * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
     out = tl.program_id(2) * BLOCK_OUT
+    no_sum = 0.0 if BOUNDED else float("inf")
+    no_positive = float("inf") if INSIDE else 0.0
     row_label = tl.load(labels + rows, rows < total, ignore_index)[:, None]
-    row_g = tl.load(g + rows, rows < total, 0.0)
-    row_u = (row_g * tl.load(inverse + rows, rows < total, 0.0))[:, None]
-    row_a = (row_g * tl.load(inverse + total + rows, rows < total, 0.0))[:, None]
-    accumulator = tl.full((BLOCK_M, BLOCK_OUT), 0.0, tl.float32)
+    row_g = tl.load(g + rows, rows < anchors, 0.0)[:, None]
+    row_sum = tl.load(kept + rows, rows < anchors, no_sum)[:, None]
+    row_positive = tl.load(kept + anchors + rows, rows < anchors, no_positive)[:, None]
+    accumulator = tl.full((BLOCK_M, BLOCK_OUT), 0.0, ACCUMULATE)
     first = tl.program_id(1) * columns
-    for start in range(first, tl.minimum(first + columns, padded), BLOCK_N):
+    stop = tl.minimum(first + columns, padded)
+    stop = tl.where(row >= anchors, tl.minimum(stop, last_row), stop)  # keys meet anchors only
+    is_idle = (row + BLOCK_M <= first_row) | ((row >= last_row) & (row + BLOCK_M <= anchors))
+    for start in range(first, tl.where(is_idle, first, stop), BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
-        in_cols = cols < total
-        col_label = tl.load(labels + cols, in_cols, ignore_index)[None, :]
-        col_g = tl.load(g + cols, in_cols, 0.0)
-        col_u = (col_g * tl.load(inverse + cols, in_cols, 0.0))[None, :]
-        col_a = (col_g * tl.load(inverse + total + cols, in_cols, 0.0))[None, :]
-        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        col_label = tl.load(labels + cols, cols < total, ignore_index)[None, :]
+        col_g = tl.load(g + cols, cols < anchors, 0.0)[None, :]
+        col_sum = tl.load(kept + cols, cols < anchors, no_sum)[None, :]
+        s = _similarities(z, row, start, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, ACCUMULATE)
         is_pair = (rows[:, None] != cols[None, :]) & (row_label != ignore_index)
         is_pair = is_pair & (col_label != ignore_index)
-        w = tl.exp2(s) * (row_u + col_u) - tl.where(row_label == col_label, row_a + col_a, 0.0)
+        if SHARED:
+            is_ours = (rows >= first_row) & (rows < last_row)
+            is_met = (rows >= anchors)[:, None] & ((cols >= first_row) & (cols < last_row))[None, :]
+            is_pair = is_pair & (is_ours[:, None] | is_met)
+        is_same = row_label == col_label
+        if BOUNDED:
+            w = tl.exp2(s) * (row_g * row_sum + col_g * col_sum)
+        else:
+            of_row, of_col = s - row_sum, s - col_sum
+            if WEIGHTED:
+                of_row += tl.load(log_weight + cols, cols < total, 0.0)[None, :]
+                of_col += tl.load(log_weight + rows, rows < total, 0.0)[:, None]
+            is_term = is_pair & (is_same == 0) if NEGATIVES else is_pair
+            w = _weighed_exps(of_row, of_col, row_g, col_g, is_term)
+        if ATTRACTS:
+            col_positive = tl.load(kept + anchors + cols, cols < anchors, no_positive)[None, :]
+            if INSIDE:
+                of_row, of_col = s - row_positive, s - col_positive
+                w -= _weighed_exps(of_row, of_col, row_g, col_g, is_pair & is_same)
+            else:
+                w -= tl.where(is_same, row_g * row_positive + col_g * col_positive, 0.0)
         w = tl.where(is_pair, w, 0.0)
         k = load_tile(z, start, out, WIDTH, BLOCK_N, BLOCK_OUT)
-        accumulator = tl.dot(w.to(k.dtype), k, accumulator, input_precision=PRECISION)
-    base = dz + (tl.program_id(1).to(tl.int64) * padded + row) * WIDTH + out
+        accumulator = tl.dot(
+            w.to(k.dtype), k, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATE
+        )
+    stride = tl.num_programs(0).to(tl.int64) * BLOCK_M
+    base = dz + (tl.program_id(1) * stride + row) * WIDTH + out
     tl.store(
         base + (tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_OUT)[None, :]),
         accumulator,
     )
+
+
+class Blocks(NamedTuple):
+    """Sizes of what a program holds at once."""
+
+    rows: int
+    cols: int
+    dim: int
+    out: int
+    warps: int
+    stages: int
 
 
 class Layout(NamedTuple):
@@ -125,68 +206,138 @@ class Layout(NamedTuple):
     tiling: dict[str, Any]
 
 
+def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
+    """Return the fastest sizes tried that are right and spill no register.
+
+    64 rows of fp32 go to Hopper's warp groups of four. With eight warps Triton 3.6 made wrong
+    gradients of them (three TF32 products); 16 rows take the instructions of older cards.
+    """
+    out = min(max(triton.next_power_of_2(dim), 16), DIMS)
+    if dtype == torch.float64:
+        return Blocks(rows=32, cols=32, dim=16, out=min(out, 32), warps=4, stages=2)
+    if dtype == torch.float32:
+        return Blocks(rows=16, cols=64, dim=min(out, 32), out=out, warps=4, stages=2)
+    return Blocks(rows=64, cols=32, dim=min(out, 64), out=out, warps=4, stages=2)
+
+
 def choose_layout(n: int, dim: int, dtype: torch.dtype) -> Layout:
     """Return the sizes for n rows."""
-    blocks = choose_blocks(dim, dtype, MAX_KERNEL_DIM)
-    size, width = max(blocks.rows, blocks.cols), triton.cdiv(dim, blocks.out) * blocks.out
+    blocks = choose_blocks(dim, dtype)
+    size = max(blocks.rows, blocks.cols)
+    unit = min(max(triton.next_power_of_2(dim), 16), DIMS)
+    width = triton.cdiv(dim, unit) * unit
     tiling = {
         "WIDTH": width, "BLOCK_M": blocks.rows, "BLOCK_N": blocks.cols, "BLOCK_D": blocks.dim,
-        "PRECISION": precision(dtype), "num_warps": blocks.warps, "num_stages": blocks.stages,
+        "PRECISION": precision(dtype), "ACCUMULATE": accumulate(dtype),
+        "num_warps": blocks.warps, "num_stages": blocks.stages,
     }  # fmt: skip
     return Layout(triton.cdiv(n, size) * size, width, blocks, tiling)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return how fp32 operands are multiplied: as three TF32 products, nearly as exact as fp32."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
+        return "tf32x3"
+    return "tf32" if dtype == torch.float32 else "ieee"
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
     """Return memory for what the backward pass needs."""
     dtype = operand_type(problem)
     padded, width, *_ = choose_layout(*x.shape, dtype)
-    return allocate(x, padded, width, dtype, places=0)
+    return allocate(x, padded, width, dtype, problem, places=0)
 
 
 def forward(x: Tensor, problem: Problem) -> Losses:
-    """Return the losses of all anchors."""
-    residuals, labels, total = new_residuals(x, problem), _labels(problem), len(x)
-    z, norm, inverse, order = residuals
-    padded, _, blocks, tiling = choose_layout(*x.shape, z.dtype)
+    """Return the losses of the anchors of this process."""
+    options, ours, total = problem.options, problem.rows, len(x)
+    count = ours.stop - ours.start
+    residuals = z, norm, kept, order = new_residuals(x, problem)
+    each, has_loss = x.new_empty(2, count, dtype=options.dtype)
+    losses = Losses(each, has_loss, residuals)
     prepare(x, order, order, z, norm, problem)
-    splits, columns = _split(padded, blocks, 1)
-    planes = x.new_empty(splits, 3, padded, dtype=torch.float32)
-    sums_kernel[(padded // blocks.rows, splits)](
-        z, labels, planes, total, padded, columns, problem.options.ignore_index, **tiling
+    if count == 0:
+        return losses
+    padded, _, blocks, tiling = choose_layout(*x.shape, z.dtype)
+    operands, ignored, flags = _operands(problem, x)
+    height = triton.cdiv(ours.stop, blocks.rows) - ours.start // blocks.rows
+    splits, columns = _split(padded, blocks, height)
+    size = 3 if flags["BOUNDED"] else 5
+    planes = x.new_empty(splits, size, height * blocks.rows, dtype=options.dtype)
+    sums_kernel[(height, splits)](
+        z, *operands, planes, ours.start, total, padded, columns, ignored, **flags, **tiling
     )
-    each, has_loss = x.new_empty(2, total, dtype=torch.float32)
-    losses_kernel[(triton.cdiv(total, 256),)](
-        planes, splits, 3 * padded, planes[:, 1], splits, 3 * padded, padded,
-        order, each, has_loss, inverse, total, BLOCK=256, ORDERED=False,
+    planes = planes[:, :, ours.start % blocks.rows :]
+    positives = planes[:, 1:3]
+    if not isinstance(problem.positives, Classes):
+        rows = z[:total, : x.shape[1]].to(options.dtype)
+        attraction = torch.linalg.vecdot(rows[: options.anchors], problem.positives.sum(rows))
+        positives = torch.stack([attraction, problem.positives.count()])[None, :, ours]
+    losses_kernel[(triton.cdiv(count, 256),)](
+        planes, splits, planes.stride(0), planes[:, -2], planes[:, -1],
+        positives, len(positives), positives.stride(0), positives.stride(1),
+        order, each, has_loss, kept, count, BLOCK=256, ORDERED=False,
+        BOUNDED=flags["BOUNDED"], INSIDE=flags["INSIDE"], ACCUMULATE=tiling["ACCUMULATE"],
     )  # fmt: skip
-    return Losses(each, has_loss, residuals)
+    return losses
 
 
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
-) -> tuple[Tensor, None]:
-    """Return the gradient of `sum_i grad_i L_i` in x."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
     assert isinstance(grad, Tensor)
-    (z, norm, inverse, order), total = residuals, len(x)
+    (z, norm, kept, order), options, ours = residuals, problem.options, problem.rows
     padded, width, blocks, tiling = choose_layout(*x.shape, z.dtype)
+    operands, ignored, flags = _operands(problem, x)
     g, unit = scaled(grad, z.dtype)
-    splits, columns = _split(padded, blocks, width // blocks.out)
-    dz = x.new_empty(splits, padded, width, dtype=torch.float32)
-    gradient_kernel[(padded // blocks.rows, splits, width // blocks.out)](
-        z, _labels(problem), g, inverse, dz, total, padded, columns, problem.options.ignore_index,
-        BLOCK_OUT=blocks.out, **tiling,
-    )  # fmt: skip
-    return finish(x, order, norm, dz, problem, unit), None
+    moved, is_classed = options.anchors, isinstance(problem.positives, Classes)
+    if options.keys_need_grad:
+        moved = len(x)
+    height, across = triton.cdiv(moved, blocks.rows), width // blocks.out
+    splits, columns = _split(padded, blocks, max(height * across, 1))
+    dz = x.new_empty(splits, height * blocks.rows, width, dtype=options.dtype)
+    if moved:
+        gradient_kernel[(height, splits, across)](
+            z, *operands, g, kept, dz, ours.start, ours.stop, options.anchors, len(x), padded,
+            columns, ignored, BLOCK_OUT=blocks.out, ATTRACTS=is_classed,
+            SHARED=ours != slice(0, options.anchors), **flags, **tiling,
+        )  # fmt: skip
+    if moved and not is_classed:
+        rows = z[: len(x), : x.shape[1]].to(options.dtype)
+        attraction = problem.of_ours(problem.attraction_gradient(rows, g * kept[1]))
+        dz[0, :moved, : x.shape[1]] -= attraction[:moved]
+    return finish(x, order, norm, dz, problem, unit, moved)
 
 
-def _labels(problem: Problem) -> Tensor:
-    assert isinstance(problem.positives, Classes)
-    return problem.positives.labels.contiguous()
+def _operands(problem: Problem, x: Tensor) -> tuple[list[Tensor], int, dict[str, bool]]:
+    """Return labels and log2 weights of rows, the label to ignore, and flags of the kernels."""
+    options, positives, weight = problem.options, problem.positives, problem.denominator_weight
+    is_plain = (options.positives, options.denominator) == ("out", "all")
+    ignored = options.ignore_index
+    if isinstance(positives, Classes):
+        labels = positives.labels.contiguous()
+    elif not is_plain:
+        raise ValueError(
+            "impl: 'triton' takes positives='in' and denominator='negatives' with integer labels "
+            "only"
+        )
+    else:  # one class of all rows that take part
+        labels, ignored = torch.zeros(len(x), dtype=torch.int64, device=x.device), -1
+        if problem.included is not None:
+            labels.copy_(problem.included - 1)
+    flags = {
+        "BOUNDED": is_plain and options.is_bounded and options.normalize and weight is None,
+        "WEIGHTED": weight is not None,
+        "NEGATIVES": options.denominator == "negatives",
+        "INSIDE": options.positives == "in",
+    }
+    return [labels, labels if weight is None else weight.log2().contiguous()], ignored, flags
 
 
 def _split(padded: int, blocks: Blocks, others: int) -> tuple[int, int]:
     """Return among how many programs the columns of a block of rows are split, and their share."""
     tiles = padded // blocks.cols
-    wanted = triton.cdiv(PROGRAMS, padded // blocks.rows * others)
+    wanted = triton.cdiv(PROGRAMS, others)
     share = triton.cdiv(tiles, min(wanted, SPLITS))
     return triton.cdiv(tiles, share), share * blocks.cols

@@ -5,6 +5,8 @@ Rows are visited in an order, given or their own. Padding and rows that take no 
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -24,89 +26,158 @@ def load_tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK
 
 @triton.jit
 def _features(
-    x, rows, start, inside, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    x, rows, start, inside, stride_row, stride_dim,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Load some dimensions of rows of the features in fp32, 0 beyond their end."""
+    """Load some dimensions of rows of the features, 0 beyond their end."""
     d = start + tl.arange(0, BLOCK_D).to(tl.int64)
     pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
-    return tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(tl.float32)
+    return tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(ACCUMULATE)
+
+
+@triton.jit
+def _root(x):
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
 
 
 @triton.jit
 def prepare_kernel(
     x, order, valid, z, norm, inv_temperature, total, stride_row, stride_dim,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ORDERED: tl.constexpr,
+    ORDERED: tl.constexpr, NORMALIZE: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
     """`z_p = sqrt(1 / (τ ln 2)) x_r / |x_r|`, r the p-th row; 0 in the padding."""
-    scale = tl.sqrt_rn(tl.load(inv_temperature) * 1.4426950408889634)
+    scale = _root(tl.load(inv_temperature) * 1.4426950408889634)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside, rows = place < total, place
     if ORDERED:
         inside = place < tl.load(valid)
         rows = tl.load(order + place, inside, 0)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, WIDTH, BLOCK_D):
-        part = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
-        squares += tl.sum(part * part, 1)
-    length = tl.sqrt_rn(squares)
-    length = tl.where(length == 0.0, float("inf"), length)  # a zero row stays zero
-    tl.store(norm + place, length, place < total)
+    length = tl.full((BLOCK_M,), 1.0, ACCUMULATE)
+    if NORMALIZE:
+        squares = tl.zeros((BLOCK_M,), ACCUMULATE)
+        for start in range(0, WIDTH, BLOCK_D):
+            part = _features(
+                x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D, ACCUMULATE
+            )  # fmt: skip
+            squares += tl.sum(part * part, 1)
+        length = _root(squares)
+        length = tl.where(length == 0.0, float("inf"), length)  # a zero row stays zero
+        tl.store(norm + place, length, place < total)
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        part = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
+        part = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D, ACCUMULATE)
         unit = part * (scale / length)[:, None]
         tl.store(z + place[:, None] * WIDTH + d[None, :], unit.to(z.dtype.element_ty))
 
 
 @triton.jit
 def losses_kernel(
-    totals, total_parts, total_stride, positives, parts, stride, count_offset,
-    order, each, has_loss, inverse, total,
-    BLOCK: tl.constexpr, ORDERED: tl.constexpr,
+    totals, total_parts, total_stride, peaks, positive_peaks,
+    positives, parts, stride, count_offset, order, each, has_loss, kept, total,
+    BLOCK: tl.constexpr, ORDERED: tl.constexpr, BOUNDED: tl.constexpr, INSIDE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`L = log sum exp s - mean s of positives`; also 1 / sum and 1 / count, 0 without a loss."""
+    """`L = log sum exp s - mean s of positives`, and what the gradient needs of it.
+
+    That is 1 / sum if bounded, else its logarithm, and 1 / count or the logarithm of the positives'
+    sum; without a loss, what makes the gradient 0.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < total
-    exps = tl.zeros((BLOCK,), tl.float32)
-    for part in range(total_parts):
-        exps += tl.load(totals + part * total_stride + place, inside, 0.0)
-    attraction = tl.zeros((BLOCK,), tl.float32)
-    count = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), ACCUMULATE)
     for part in range(parts):
-        attraction += tl.load(positives + part * stride + place, inside, 0.0)
         count += tl.load(positives + part * stride + count_offset + place, inside, 0.0)
-    has = count > 0.0
-    some, counted = tl.where(has, exps, 1.0), tl.where(has, count, 1.0)
-    loss = 0.6931471805599453 * (tl.log2(some) - attraction / counted)
+    has = count != 0.0  # so that NaN stays
+    if BOUNDED:
+        exps = _added_places(totals, total_parts, total_stride, place, inside, BLOCK, ACCUMULATE)
+        some = tl.where(has, exps, 1.0)
+        log_sum, first = tl.log2(some), tl.where(has, 1.0 / some, 0.0)
+    else:
+        peak, exps = _added_exps(
+            totals, peaks, total_parts, total_stride, place, inside, BLOCK, ACCUMULATE
+        )  # fmt: skip
+        has = has & (peak != float("-inf"))
+        log_sum = peak + tl.log2(tl.where(has, exps, 1.0))
+        first = tl.where(has, log_sum, float("inf"))
+    counted = tl.where(has, count, 1.0)
+    if INSIDE:
+        peak, sums = _added_exps(
+            positives, positive_peaks, parts, stride, place, inside, BLOCK, ACCUMULATE
+        )  # fmt: skip
+        second = tl.where(has, peak + tl.log2(tl.where(has, sums, 1.0)), float("inf"))
+        numerator = second - tl.log2(counted)
+    else:
+        attraction = _added_places(positives, parts, stride, place, inside, BLOCK, ACCUMULATE)
+        numerator, second = attraction / counted, tl.where(has, 1.0 / counted, 0.0)
+    loss = 0.6931471805599453 * (log_sum - numerator)
     rows = tl.load(order + place, inside, 0) if ORDERED else place
     tl.store(each + rows, tl.where(has, loss, 0.0 * exps), inside)  # NaN in, NaN out
-    tl.store(has_loss + rows, has.to(tl.float32), inside)
-    tl.store(inverse + place, tl.where(has, 1.0 / some, 0.0), inside)
-    tl.store(inverse + total + place, tl.where(has, 1.0 / counted, 0.0), inside)
+    tl.store(has_loss + rows, has.to(ACCUMULATE), inside)
+    tl.store(kept + place, first, inside)
+    tl.store(kept + total + place, second, inside)
+
+
+@triton.jit
+def _added_places(
+    values, parts, stride, place, inside, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+):  # fmt: skip
+    """Add up the parts of values at some places."""
+    added = tl.zeros((BLOCK,), ACCUMULATE)
+    for part in range(parts):
+        added += tl.load(values + part * stride + place, inside, 0.0)
+    return added
+
+
+@triton.jit
+def _added_exps(
+    sums, peaks, parts, stride, place, inside, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+):  # fmt: skip
+    """Add up the parts of sums of exponentials; return the largest exponent and the rest."""
+    peak = tl.full((BLOCK,), float("-inf"), ACCUMULATE)
+    for part in range(parts):
+        peak = tl.maximum(peak, tl.load(peaks + part * stride + place, inside, float("-inf")))
+    shift = tl.where(peak == float("-inf"), 0.0, peak)
+    added = tl.zeros((BLOCK,), ACCUMULATE)
+    for part in range(parts):
+        exponent = tl.load(peaks + part * stride + place, inside, float("-inf")) - shift
+        added += tl.load(sums + part * stride + place, inside, 0.0) * tl.exp2(exponent)
+    return peak, added
 
 
 @triton.jit
 def finish_kernel(
-    x, order, norm, dz, dx, inv_temperature, total, stride_row, stride_dim, parts, part_stride,
+    x, order, norm, dz, dx, along_rows, inv_temperature, total, stride_row, stride_dim, parts,
+    part_stride,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ORDERED: tl.constexpr,
+    ORDERED: tl.constexpr, NORMALIZE: tl.constexpr, ACCUMULATE: tl.constexpr, TRAINS: tl.constexpr,
 ):  # fmt: skip
     """`dx_r = sqrt(ln 2 / τ) (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`, r the p-th row."""
-    factor = tl.sqrt_rn(tl.load(inv_temperature) * 0.6931471805599453)
+    factor = _root(tl.load(inv_temperature) * 0.6931471805599453)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = place < total
     rows = tl.load(order + place, inside, 0) if ORDERED else place
-    length = tl.load(norm + place, inside, float("inf"))
-    along = tl.zeros((BLOCK_M,), tl.float32)
+    length = tl.full((BLOCK_M,), 1.0, ACCUMULATE)
+    if NORMALIZE:
+        length = tl.load(norm + place, inside, float("inf"))
+    along = tl.zeros((BLOCK_M,), ACCUMULATE)
+    if NORMALIZE or TRAINS:
+        for start in range(0, WIDTH, BLOCK_D):
+            row = _features(
+                x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D, ACCUMULATE
+            )  # fmt: skip
+            pull = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D, ACCUMULATE)
+            along += tl.sum(row / length[:, None] * pull, 1)
+    if TRAINS:
+        tl.store(along_rows + place, factor * along, inside)
     for start in range(0, WIDTH, BLOCK_D):
-        row = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
-        pull = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D)
-        along += tl.sum(row / length[:, None] * pull, 1)
-    for start in range(0, WIDTH, BLOCK_D):
-        row = _features(x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D)
-        pull = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D)
-        out = (pull - row / length[:, None] * along[:, None]) * (factor / length)[:, None]
+        out = _added(dz, place, start, parts, part_stride, WIDTH, BLOCK_M, BLOCK_D, ACCUMULATE)
+        if NORMALIZE:
+            row = _features(
+                x, rows, start, inside, stride_row, stride_dim, DIM, BLOCK_D, ACCUMULATE
+            )  # fmt: skip
+            out -= row / length[:, None] * along[:, None]
+        out *= (factor / length)[:, None]
         d = start + tl.arange(0, BLOCK_D)
         kept = inside[:, None] & (d[None, :] < DIM)
         tl.store(dx + rows[:, None] * DIM + d[None, :], out.to(dx.dtype.element_ty), kept)
@@ -115,10 +186,10 @@ def finish_kernel(
 @triton.jit
 def _added(
     dz, place, start, parts, part_stride,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
     """Add up the parts of a gradient of padded rows."""
-    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATE)
     pointer = dz + place[:, None] * WIDTH + start + tl.arange(0, BLOCK_D)[None, :]
     for part in range(parts):
         total += tl.load(pointer + tl.cast(part, tl.int64) * part_stride)
@@ -174,12 +245,15 @@ def _class_sum(prefix, first, last, d, CHUNK: tl.constexpr):
     return (upper - lower).to(tl.float32)
 
 
-def allocate(x: Tensor, padded: int, width: int, dtype: torch.dtype, places: int) -> Residuals:
-    """Return memory for rows, their lengths, `1 / sum` and `1 / count`, and places."""
+def allocate(
+    x: Tensor, padded: int, width: int, dtype: torch.dtype, problem: Problem, places: int
+) -> Residuals:
+    """Return memory for rows, their lengths, two numbers for each anchor of ours, and places."""
+    options, ours = problem.options, problem.rows
     return (
         x.new_empty(padded, width, dtype=dtype),
-        x.new_empty(len(x), 1, dtype=torch.float32),
-        x.new_empty(2, len(x), dtype=torch.float32),
+        x.new_empty(len(x) if options.normalize else 0, 1, dtype=options.dtype),
+        x.new_empty(2, ours.stop - ours.start, dtype=options.dtype),
         x.new_empty(places, dtype=torch.int64),
     )
 
@@ -188,29 +262,50 @@ def prepare(
     x: Tensor, order: Tensor, valid: Tensor, z: Tensor, norm: Tensor, problem: Problem
 ) -> None:
     """Fill z with unit rows times `sqrt(1 / (τ ln 2))`: their products are similarities in bits."""
-    padded, width = z.shape
-    prepare_kernel[(padded // ROWS,)](
+    prepare_kernel[(len(z) // ROWS,)](
         x, order, valid, z, norm, _on_device(problem, x), len(x), x.stride(0), x.stride(1),
-        DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
-        ORDERED=len(order) > 0,
+        **_sizes(x, order, z, problem),
     )  # fmt: skip
 
 
 def finish(
-    x: Tensor, order: Tensor, norm: Tensor, dz: Tensor, problem: Problem, unit: Tensor | None
-) -> Tensor:
-    """Return the gradient of x from parts `(parts, padded, width)` of that of z, times unit."""
-    parts, padded, width = dz.shape
+    x: Tensor,
+    order: Tensor,
+    norm: Tensor,
+    dz: Tensor,
+    problem: Problem,
+    unit: Tensor | None,
+    moved: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of x and, if needed, of `1 / τ`.
+
+    The gradient of the first `moved` rows of z, divided by `unit`, is the sum of the parts
+    `(parts, padded, width)`; that of the others is 0.
+    """
+    trains, inv_temperature = problem.options.temperature_needs_grad, _on_device(problem, x)
     if unit is not None:
         dz *= unit
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    finish_kernel[(triton.cdiv(len(x), ROWS),)](
-        x, order, norm, dz, dx, _on_device(problem, x), len(x), x.stride(0), x.stride(1),
-        parts, padded * width,
-        DIM=x.shape[1], WIDTH=width, BLOCK_M=ROWS, BLOCK_D=min(width, DIMS),
-        ORDERED=len(order) > 0,
-    )  # fmt: skip
-    return dx
+    if moved < len(x):
+        dx[moved:] = 0
+    along = dz.new_empty(moved) if trains else dz
+    if moved:
+        finish_kernel[(triton.cdiv(moved, ROWS),)](
+            x, order, norm, dz, dx, along, inv_temperature, moved, x.stride(0), x.stride(1),
+            len(dz), dz.stride(0), TRAINS=trains, **_sizes(x, order, dz[0], problem),
+        )  # fmt: skip
+    # The losses depend on z only through z·z/τ: Euler's theorem.
+    return dx, along.sum() / (2 * inv_temperature) if trains else None
+
+
+def _sizes(x: Tensor, order: Tensor, z: Tensor, problem: Problem) -> dict[str, Any]:
+    """Return what the kernels over rows are compiled for."""
+    width, options = z.shape[1], problem.options
+    return {
+        "DIM": x.shape[1], "WIDTH": width, "BLOCK_M": ROWS, "BLOCK_D": min(width, DIMS),
+        "ORDERED": len(order) > 0, "NORMALIZE": options.normalize,
+        "ACCUMULATE": accumulate(options.dtype),
+    }  # fmt: skip
 
 
 def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -225,4 +320,19 @@ def _on_device(problem: Problem, x: Tensor) -> Tensor:
     """Return `1 / τ` for a kernel, filled on the device: a copy from the host would wait."""
     if isinstance(problem.inv_temperature, Tensor):
         return problem.inv_temperature
-    return x.new_full((), problem.inv_temperature, dtype=torch.float32)
+    return x.new_full((), problem.inv_temperature, dtype=problem.options.dtype)
+
+
+def operand_type(problem: Problem) -> torch.dtype:
+    """Return the type of the operands of products."""
+    dtype = problem.options.product_dtype
+    # The interpreter multiplies bfloat16 as if it were integers.
+    return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def accumulate(dtype: torch.dtype) -> tl.dtype:
+    """Return the type in which products are summed."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+IS_INTERPRETED = not isinstance(prepare_kernel, triton.JITFunction)  # on a CPU, for tests

@@ -164,10 +164,16 @@ def test_the_parts_of_processes_add_up(
     assert (of_parts[0][0][21:50] == 0).all()
 
 
-def test_nan_in_gives_nan_out() -> None:
-    features = torch.randn(9, 4)
+@pytest.mark.parametrize(
+    "options", [{}, {"positives": "in"}, {"denominator": "negatives"}, {"normalize": False}]
+)
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
+def test_nan_in_gives_nan_out(options: dict, ignored: bool) -> None:
+    features, labels = torch.randn(9, 4), torch.arange(9) % 3
     features[2, 1] = torch.nan
-    assert kernels(features, torch.arange(9) % 3).isnan()
+    labels[2] = -100 if ignored else 2
+    assert kernels(features, labels, **options).isnan()
 
 
 def test_what_the_kernels_do_not_take_is_an_error() -> None:

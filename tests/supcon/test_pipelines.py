@@ -16,7 +16,7 @@ LABELS = {
     "one class": lambda n: torch.full((n,), 2**63 - 1),
     "no positive": lambda n: torch.arange(n) - 2**63,
     "the largest label": lambda n: torch.where(
-        torch.rand(n) < 0.4, 7, 2**63 - 1 - torch.arange(n) % 2
+        torch.rand(n) < 0.4, -100, 2**63 - 1 - torch.arange(n) % 2
     ),
     "ignored rows": lambda n: torch.where(torch.rand(n) < 0.4, -100, torch.randint(4, (n,)) - 102),
 }

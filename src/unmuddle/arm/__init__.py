@@ -3,7 +3,7 @@
 from unmuddle.arm.attach import ARMClassifier, attach_arm, from_authors
 from unmuddle.arm.erosion import Erosion, erosion
 from unmuddle.arm.features import FeatureMap, find_features
-from unmuddle.arm.fold import FoldedARM, fold_arm
+from unmuddle.arm.fold import FoldedARM, FoldedPublishedARM, fold_arm
 from unmuddle.arm.functional import (
     affinity,
     amend,
@@ -13,7 +13,8 @@ from unmuddle.arm.functional import (
     output_size,
     transposed_kernel,
 )
-from unmuddle.arm.module import ARM
+from unmuddle.arm.module import ARM, weigh_positions
+from unmuddle.arm.published import PublishedARM
 
 __all__ = [
     "ARM",
@@ -21,6 +22,8 @@ __all__ = [
     "Erosion",
     "FeatureMap",
     "FoldedARM",
+    "FoldedPublishedARM",
+    "PublishedARM",
     "affinity",
     "amend",
     "arrange",
@@ -33,4 +36,5 @@ __all__ = [
     "from_authors",
     "output_size",
     "transposed_kernel",
+    "weigh_positions",
 ]

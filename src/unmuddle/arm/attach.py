@@ -2,13 +2,16 @@
 
 import copy
 import warnings
-from typing import Literal
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from unmuddle.arm.features import create_network, find_features, map_shape
 from unmuddle.arm.functional import pair
-from unmuddle.arm.module import ARM, Affinity
+from unmuddle.arm.module import ARM
+from unmuddle.arm.published import PublishedARM
+
+Head = ARM | PublishedARM
 
 
 class ARMClassifier(nn.Module):
@@ -22,7 +25,7 @@ class ARMClassifier(nn.Module):
     """
 
     def __init__(
-        self, features: nn.Module, arm: ARM, num_classes: int, dropout: float = 0.0
+        self, features: nn.Module, arm: Head, num_classes: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         warn_if_narrow(arm, num_classes)
@@ -40,13 +43,13 @@ class ARMClassifier(nn.Module):
         return self.classifier(self.dropout(self.embed(x)))
 
 
-def warn_if_narrow(arm: ARM, num_classes: int) -> None:
-    """Warn about an `ARM` with fewer output features than there are classes."""
+def warn_if_narrow(arm: Head, num_classes: int) -> None:
+    """Warn about a head with fewer output features than there are classes."""
     if arm.out_features < num_classes:
         height, width = arm.input_size
         warnings.warn(
-            f"ARM: out_features = {arm.out_features} for a {height} x {width} map is less than "
-            f"num_classes = {num_classes}; larger images give a larger map",
+            f"{type(arm).__name__}: out_features = {arm.out_features} for a {height} x {width} map "
+            f"is less than num_classes = {num_classes}; larger images give a larger map",
             stacklevel=4,
         )
 
@@ -58,8 +61,7 @@ def attach_arm(
     input_size: int | tuple[int, int],
     at: str | None = None,
     features: nn.Module | None = None,
-    upscale: int | Literal["auto"] = "auto",
-    affinity: Affinity = "running",
+    arm: Callable[[int, tuple[int, int]], Head] = ARM,
     dropout: float = 0.0,
     pretrained: bool = False,
 ) -> ARMClassifier:
@@ -78,8 +80,8 @@ def attach_arm(
             `torchvision.models.feature_extraction.get_graph_node_names(model)`.
         features: the part of a network of your own that maps images to the feature map; a copy of
             it is taken, and the rest of `model` is left out.
-        upscale: see `ARM`.
-        affinity: see `ARM`.
+        arm: makes the module from C and `(H, W)` of the map: `PublishedARM`, or
+            `partial(ARM, maps=4)`.
         dropout: probability, between ARM and classifier.
         pretrained: for a name: let timm or torchvision fetch their weights.
 
@@ -91,7 +93,7 @@ def attach_arm(
         >>> cnn = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 64, 3, 2, 1))
         >>> model = attach_arm(cnn, 7, input_size=32, features=cnn)
         >>> model(torch.randn(4, 3, 32, 32)).shape, model.embed(torch.randn(4, 3, 32, 32)).shape
-        (torch.Size([4, 7]), torch.Size([4, 169]))
+        (torch.Size([4, 7]), torch.Size([4, 128]))
     """
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
@@ -112,9 +114,9 @@ def attach_arm(
             f"input_size: the map of a {size} image is {height} x {width}; ARM needs at least "
             f"2 x 2, an image of about {2 * factor} x {2 * factor}"
         )
-    arm = ARM(channels, (height, width), upscale=upscale, affinity=affinity)
-    attached = ARMClassifier(features, arm, num_classes, dropout).train()
-    like = next(features.parameters(), arm.weight)
+    head = arm(channels, (height, width))
+    attached = ARMClassifier(features, head, num_classes, dropout).train()
+    like = next(features.parameters(), head.weight)
     for added in (attached.arm, attached.classifier):
         added.to(like.device, like.dtype)
     return attached
@@ -132,8 +134,8 @@ def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     | `features.{0, 1, 4 ... 7}.*` | `features.model.{conv1, bn1, layer1 ... layer4}.*` |
 
     A `module.` in front of every name is dropped. They keep no running mean of what faces have in
-    common: load with `strict=False` into `affinity="batch"`, which computes what their code does,
-    or into `affinity="none"`.
+    common: load with `strict=False` into a `PublishedARM` of `affinity="batch"`, which computes
+    what their code does, or of `affinity="none"`.
 
     Args:
         state: the `state_dict` saved by their code.

@@ -1,19 +1,54 @@
-"""`fold_arm`: the inference form, one convolution of one weighted map and a constant map."""
+"""`fold_arm`: inference forms, a product and a shift, without normalisation."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
-from unmuddle.arm.functional import WINDOW, checked_map, output_size, transposed_kernel
-from unmuddle.arm.module import ARM
+from unmuddle.arm.functional import (
+    WINDOW,
+    checked_channels,
+    checked_map,
+    output_size,
+    transposed_kernel,
+)
+from unmuddle.arm.module import ARM, weigh_positions
+from unmuddle.arm.published import PublishedARM
 
 PROBES = 4
-torch.fx.wrap("checked_map")  # a traced network calls it, and checks its input too
+for function in ("checked_map", "checked_channels", "weigh_positions"):
+    torch.fx.wrap(function)  # a traced network calls it, and checks its input too
 
 
 class FoldedARM(nn.Module):
-    """Inference form of an `ARM`: `(N, C, H, W)` -> `(N, out_features)`.
+    """Inference form of an `ARM`: `(N, C, H, W)` -> `(N, C·K)`.
+
+    `y = scale · weigh_positions(x, weight) + offset`
+
+    Attributes:
+        weight: `(K, H, W)`.
+        scale: `(C, K)`, of the normalisation; so is `offset`.
+        out_features: of the output.
+
+    Raises:
+        ValueError: the input's shape does not fit.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.in_channels, self.out_features = len(scale), scale.numel()
+        self.weight = nn.Parameter(weight)
+        self.scale = nn.Parameter(scale)
+        self.offset = nn.Parameter(offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature vectors."""
+        y = weigh_positions(checked_channels(x, self.in_channels), self.weight)
+        return torch.addcmul(self.offset, y, self.scale).flatten(1)
+
+
+class FoldedPublishedARM(nn.Module):
+    """Inference form of a `PublishedARM`: `(N, C, H, W)` -> `(N, out_features)`.
 
     `y = conv(sum_k scale[k] · x_k) + offset` for the C/r² groups `x_k` of r² channels
 
@@ -57,7 +92,7 @@ class FoldedARM(nn.Module):
 
 
 def fold_arm(model: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode, each `ARM` in it replaced by its folded form.
+    """A copy of a network in eval mode, each ARM in it replaced by its folded form.
 
     The network given is not changed. Each folded module is compared with the original on random
     maps in fp64 first.
@@ -78,7 +113,7 @@ def fold_arm(model: nn.Module) -> nn.Module:
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     model = copy.deepcopy(model).eval()
     named = model.named_modules(remove_duplicate=False)
-    found = {name: arm for name, arm in named if isinstance(arm, ARM)}
+    found = {name: arm for name, arm in named if isinstance(arm, ARM | PublishedARM)}
     if not found:
         raise ValueError(f"model: expected an ARM in it, found none in {type(model).__name__}")
     folded = {arm: _fold(arm, name or "arm") for name, arm in found.items()}
@@ -91,9 +126,9 @@ def fold_arm(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _fold(arm: ARM, name: str) -> FoldedARM:
+def _fold(arm: ARM | PublishedARM, name: str) -> nn.Module:
     bn = arm.bn
-    if arm.affinity == "batch":
+    if isinstance(arm, PublishedARM) and arm.affinity == "batch":
         raise ValueError(f"{name}: affinity='batch' depends on the batch and cannot be folded")
     if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked == 0:
         raise ValueError(
@@ -102,20 +137,28 @@ def _fold(arm: ARM, name: str) -> FoldedARM:
     exact = copy.deepcopy(arm).double()
     scale = exact.bn.weight / (exact.bn.running_var + bn.eps).sqrt()  # pyright: ignore
     shift = exact.bn.bias - scale * exact.bn.running_mean  # pyright: ignore
-    offset = shift.mean().expand_as(exact.running_common)
-    if arm.affinity == "running":
-        offset = offset + exact.alpha * exact.running_common
-    scale = (scale / len(scale)).unsqueeze(0)
-    kernel = transposed_kernel(exact.weight, arm.upscale).T.contiguous()
-    if isinstance(exact.project, nn.Conv2d):
-        kernel = torch.kron(scale, kernel) @ exact.project.weight.flatten(1)
-        scale = scale.new_ones(1, 1)
-    folded = FoldedARM(scale, kernel, offset.clone(), arm.input_size)
+    if isinstance(exact, ARM):
+        shape = arm.in_channels, -1
+        folded = FoldedARM(exact.weight.clone(), scale.reshape(shape), shift.reshape(shape))
+    else:
+        folded = _folded_steps(exact, scale, shift)
     _check_agreement(exact, folded, name)
     return folded.to(arm.weight).eval().requires_grad_(arm.weight.requires_grad)
 
 
-def _check_agreement(arm: ARM, folded: FoldedARM, name: str) -> None:
+def _folded_steps(exact: PublishedARM, scale: Tensor, shift: Tensor) -> FoldedPublishedARM:
+    offset = shift.mean().expand_as(exact.running_common)
+    if exact.affinity == "running":
+        offset = offset + exact.alpha * exact.running_common
+    scale = (scale / len(scale)).unsqueeze(0)
+    kernel = transposed_kernel(exact.weight, exact.upscale).T.contiguous()
+    if isinstance(exact.project, nn.Conv2d):
+        kernel = torch.kron(scale, kernel) @ exact.project.weight.flatten(1)
+        scale = scale.new_ones(1, 1)
+    return FoldedPublishedARM(scale, kernel, offset.clone(), exact.input_size)
+
+
+def _check_agreement(arm: ARM | PublishedARM, folded: nn.Module, name: str) -> None:
     """Compare both on random maps in fp64."""
     generator = torch.Generator(arm.weight.device).manual_seed(0)
     shape = PROBES, arm.in_channels, *arm.input_size

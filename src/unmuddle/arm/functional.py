@@ -1,4 +1,4 @@
-"""The steps of ARM as pure functions, the sizes they give, and the first two in one product."""
+"""The published steps as pure functions, the first two in one product; sizes and their checks."""
 
 from operator import index
 
@@ -152,9 +152,19 @@ def output_size(height: int, width: int) -> tuple[int, int]:
         >>> output_size(7, 7)
         (11, 11)
     """
+    check_map_size(height, width)
+    return 2 * height - 3, 2 * width - 3
+
+
+def check_map_size(height: int, width: int) -> tuple[int, int]:
+    """Return `(height, width)`.
+
+    Raises:
+        ValueError: the map is smaller than 2 x 2.
+    """
     if min(height, width) < 2:
         raise ValueError(f"input_size: expected at least (2, 2), got ({height}, {width})")
-    return 2 * height - 3, 2 * width - 3
+    return height, width
 
 
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
@@ -166,6 +176,17 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
         raise ValueError(f"{name}: expected a whole number or (H, W), got {size!r}") from error
 
 
+def checked_channels(x: Tensor, channels: int) -> Tensor:
+    """Return `x`, of shape `(N, channels, H, W)`; `torch.jit.script` compiles this.
+
+    Raises:
+        ValueError: `x` has another shape.
+    """
+    if x.ndim != 4 or x.size(1) != channels:
+        raise ValueError(f"x: expected shape (N, C, H, W) = (N, {channels}, H, W), got {_shape(x)}")
+    return x
+
+
 def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Return `x`, of shape `(N, channels, height, width)`; `torch.jit.script` compiles this.
 
@@ -173,14 +194,14 @@ def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
         ValueError: `x` has another shape.
     """
     if x.ndim != 4 or x.size(1) != channels or x.size(2) != height or x.size(3) != width:
-        if torch.jit.is_scripting():  # noqa: SIM108  # pyright: ignore[reportPrivateImportUsage]
-            got = str(x.shape)
-        else:  # which TorchScript leaves out: it knows no tuple of any length
-            got = str(tuple(x.shape))
         raise ValueError(
-            f"x: expected shape (N, C, H, W) = (N, {channels}, {height}, {width}), got {got}"
+            f"x: expected shape (N, C, H, W) = (N, {channels}, {height}, {width}), got {_shape(x)}"
         )
     return x
+
+
+def _shape(x: Tensor) -> str:
+    return f"({', '.join([str(size) for size in x.shape])})"
 
 
 def _check_map(x: Tensor, upscale: int) -> None:

@@ -1,48 +1,35 @@
-"""`ARM(nn.Module)`: arrange, de-albino, batch normalisation, affinity."""
+"""`ARM(nn.Module)`: weigh the positions of a feature map and keep its channels."""
 
-import warnings
-from typing import Any, Literal, get_args
+import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from unmuddle.arm.functional import (
-    affinity,
-    amend,
-    checked_map,
-    choose_upscale,
-    output_size,
-    pair,
-)
-
-Affinity = Literal["running", "batch", "none"]
+from unmuddle.arm.functional import check_map_size, checked_channels, pair
 
 
 class ARM(nn.Module):
     """Amending representation module: takes the place of a CNN's global pooling.
 
-    Arranges the channels of the last feature map as pixels, convolves them with one shared kernel
-    that visits the border less often than the centre (padding has eroded it), normalises, and adds
-    to each sample's channel mean `alpha` times what all samples have in common:
+    Weighs the positions of the last feature map with K maps of learned weights, shared by all
+    channels, adds up, and normalises:
 
-    `y = mean_c BN(de_albino(arrange(x))) + alpha · common`
+    `y[n, c, k] = BN((H·W)^-½ · sum_{h, w} weight[k, h, w] · x[n, c, h, w])`
 
-    With `affinity="running"` `common` is this batch's mean in training and a running mean in eval,
-    like batch normalisation's. The authors' code takes the batch's mean in eval too
-    (`affinity="batch"`), which makes a prediction depend on its batch-mates.
+    Average pooling counts all positions alike, though padding has eroded the border and an aligned
+    face has its eyes and mouth in the same places. All weights start at `(H·W)^-½`, so training
+    starts as average pooling; the maps then become different through what the next layer makes
+    of their features. `PublishedARM` also averages the channels.
 
     Args:
         in_channels: C of the feature map.
-        input_size: its `(H, W)`, or one number for both; at least 2 x 2.
-        upscale: r; kernel `2r`, stride `r/2`. `"auto"`: `choose_upscale(C)`, 16 for 512 channels as
-            in the paper. If `r²` does not divide C, a 1 x 1 convolution first widens the map to the
-            next multiple.
-        affinity: `"running"`, `"batch"` or `"none"`.
-        momentum: of the running mean.
+        input_size: its `(H, W)`, or one number for both; at least 2 x 2. For a map of another size
+            the weights are interpolated.
+        maps: K.
 
     Shape:
-        `(N, C, H, W)` -> `(N, out_features)`, `out_features = (2H - 3)·(2W - 3)`; 121 for 7 x 7.
+        `(N, C, H, W)` -> `(N, out_features)`, `out_features = C·K`; a training batch has N >= 2.
 
     Raises:
         ValueError: an option or the input's shape does not fit.
@@ -50,121 +37,57 @@ class ARM(nn.Module):
     Examples:
         >>> arm = ARM(512, (7, 7))
         >>> arm(torch.randn(4, 512, 7, 7)).shape
-        torch.Size([4, 121])
+        torch.Size([4, 1024])
 
     References:
-        Shi & Zhu, Learning to Amend Facial Expression Representation via De-albino and Affinity,
-        2021, arXiv 2103.10189.
+        After Shi & Zhu, Learning to Amend Facial Expression Representation via De-albino and
+        Affinity, 2021, arXiv 2103.10189.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        input_size: int | tuple[int, int] = (7, 7),
-        *,
-        upscale: int | Literal["auto"] = "auto",
-        affinity: Affinity = "running",
-        momentum: float = 0.1,
+        self, in_channels: int, input_size: int | tuple[int, int] = (7, 7), *, maps: int = 2
     ) -> None:
         super().__init__()
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f"in_channels: expected at least 1, got {in_channels!r}")
-        if affinity not in get_args(Affinity):
-            raise ValueError(f"affinity: expected one of {get_args(Affinity)}, got {affinity!r}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum}")
-        r = choose_upscale(in_channels) if upscale == "auto" else upscale
-        if not isinstance(r, int) or r < 2 or r % 2:
-            raise ValueError(f"upscale: expected an even number >= 2 or 'auto', got {upscale!r}")
-        height, width = pair("input_size", input_size)
-        out_height, out_width = output_size(height, width)
-
+        for name, value in (("in_channels", in_channels), ("maps", maps)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value!r}")
         self.in_channels = in_channels
-        self.input_size = (height, width)
-        self.upscale = r
-        self.affinity: Affinity = affinity
-        self.momentum = momentum
-        self.out_features = out_height * out_width
-
-        maps = -(-in_channels // r**2)
-        self.project = (
-            nn.Identity()
-            if in_channels == maps * r**2
-            else nn.Conv2d(in_channels, maps * r**2, 1, bias=False)
-        )
-        self.weight = nn.Parameter(torch.empty(2 * r, 2 * r))
-        self.bn = nn.BatchNorm2d(maps)
-        self.alpha = nn.Parameter(torch.ones(()), requires_grad=affinity != "none")
-        self.running_common: Tensor
-        self.register_buffer("running_common", torch.zeros(out_height, out_width))
+        self.input_size = check_map_size(*pair("input_size", input_size))
+        self.maps = maps
+        self.out_features = in_channels * maps
+        self.weight = nn.Parameter(torch.empty(maps, *self.input_size))
+        self.bn = nn.BatchNorm1d(self.out_features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as `nn.Conv2d` and `nn.BatchNorm2d` do; `alpha = 1`, as in the paper."""
-        bound = 1 / self.weight.shape[0]  # Conv2d's 1 / sqrt(fan_in)
-        nn.init.uniform_(self.weight, -bound, bound)
+        """Initialise as average pooling and `nn.BatchNorm1d` do."""
+        nn.init.constant_(self.weight, 1 / math.sqrt(math.prod(self.input_size)))
         self.bn.reset_parameters()
-        nn.init.ones_(self.alpha)
-        nn.init.zeros_(self.running_common)
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
-        x = checked_map(x, self.in_channels, *self.input_size)
-        x = self.bn(amend(self.project(x), self.weight, self.upscale))
-        return self._affinity(x).flatten(1)
-
-    def _affinity(self, x: Tensor) -> Tensor:
-        if self.affinity == "none":
-            return x.mean(1)
-        if self.affinity == "running" and not self.training:
-            return affinity(x, self.alpha, self.running_common)
-        common = self._common(x)
-        if self.affinity == "batch" and not self.training:
-            warnings.warn(
-                "ARM(affinity='batch') in eval mode: predictions depend on the other samples of "
-                "the batch; use affinity='running' for anything but reproducing the paper's code",
-                stacklevel=2,
-            )
-        elif self.affinity == "running" and (len(x) or self._is_joined()):
-            with torch.no_grad():
-                self.running_common.lerp_(common.to(self.running_common.dtype), self.momentum)
-        return affinity(x, self.alpha, common)
-
-    def _common(self, x: Tensor) -> Tensor:
-        """The mean of the batch and the channels: of all processes if `bn` is synchronised."""
-        if self._is_joined():
-            group = getattr(self.bn, "process_group", None)
-            total = SumOverProcesses.apply(x.mean(1).sum(0), group)
-            size = SumOverProcesses.apply(x.new_tensor(len(x)), group)
-            return total / size
-        return x.mean((0, 1))
-
-    def _is_joined(self) -> bool:
-        """Return whether the batches of several processes count as one."""
-        is_synchronised = hasattr(self.bn, "process_group") and self.training
-        is_distributed = dist.is_available() and dist.is_initialized()
-        return is_synchronised and is_distributed and dist.get_world_size() > 1
+        x = checked_channels(x, self.in_channels)
+        return self.bn(weigh_positions(x, self.weight).flatten(1))
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""
         return (
-            f"{self.in_channels}, {self.input_size}, upscale={self.upscale}, "
-            f"affinity={self.affinity!r}, out_features={self.out_features}"
+            f"{self.in_channels}, {self.input_size}, maps={self.maps}, "
+            f"out_features={self.out_features}"
         )
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of the gradients that every process has for it."""
+def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
+    """Sum a map over its positions, weighed: `(N, C, H, W)` and `(K, h, w)` -> `(N, C, K)`.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        """The sum."""
-        ctx.group = group
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """The sum of the gradients."""
-        return SumOverProcesses.apply(grads[0], ctx.group), None
+    `y[n, c, k] = (h·w)^½ / (H·W) · sum_{i, j} weight[k, i, j] · x[n, c, i, j]`, with the weights
+    interpolated to `(H, W)`: an image twice as large gives about the same.
+    """
+    height, width = x.size(2), x.size(3)
+    scale = math.sqrt(weight.size(1) * weight.size(2)) / (height * width)
+    if weight.size(1) != height or weight.size(2) != width:
+        weight = interpolate(weight.unsqueeze(0), [height, width], mode="bilinear").squeeze(0)
+    columns = (weight * scale).flatten(1).t()
+    if x.is_contiguous():
+        return torch.mm(x.flatten(0, 1).flatten(1), columns).view(x.size(0), x.size(1), -1)
+    return torch.bmm(x.flatten(2), columns.expand(x.size(0), -1, -1))

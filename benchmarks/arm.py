@@ -1,4 +1,4 @@
-"""ARM against the published form and against average pooling: agreement first, then time."""
+"""ARM against average pooling, as published against a loop: agreement first, then time."""
 
 import copy
 from functools import partial
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from timing import DEVICE, compared, take_turns
-from unmuddle import ARM, attach_arm, fold_arm
-from unmuddle.arm import FeatureMap, find_features
+from unmuddle import attach_arm, fold_arm
+from unmuddle.arm import PublishedARM, find_features
+from unmuddle.recipes.backbones import build_backbone
 
 
 class PerChannel(nn.Module):
-    """The published form: pixel shuffle, one convolution a channel, the means of the batch."""
+    """The steps as published: pixel shuffle, a convolution of each channel, the batch's mean."""
 
-    def __init__(self, arm: ARM) -> None:
+    def __init__(self, arm: PublishedARM) -> None:
         super().__init__()
         self.arm = arm
 
@@ -35,7 +36,7 @@ class PerChannel(nn.Module):
 class AveragePooling(nn.Module):
     """A network with the head that ARM replaces."""
 
-    def __init__(self, features: FeatureMap, channels: int, num_classes: int) -> None:
+    def __init__(self, features: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()
         self.features = features
         self.classifier = nn.Linear(channels, num_classes)
@@ -46,9 +47,9 @@ class AveragePooling(nn.Module):
 
 
 def alone(training: bool) -> dict[str, Any]:
-    """The module at the paper's size; in eval, folded."""
+    """The published module at the paper's size; in eval, folded."""
     torch.manual_seed(0)
-    arm = ARM(512, (7, 7)).to(DEVICE)
+    arm = PublishedARM(512, (7, 7)).to(DEVICE)
     loop = PerChannel(copy.deepcopy(arm))
     x = torch.randn(64, 512, 7, 7, device=DEVICE, requires_grad=True)
     if training:
@@ -69,13 +70,16 @@ def alone(training: bool) -> dict[str, Any]:
         return compared(take_turns(calls, repeats=50))
 
 
-def whole_network(training: bool, size: int = 224, batch: int = 16) -> dict[str, Any]:
-    """ResNet-18 with ARM against the same with average pooling."""
+def whole_network(name: str, size: int, training: bool, batch: int = 16) -> dict[str, Any]:
+    """A network whose map has 512 channels with ARM, against the same with average pooling."""
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    pooled = AveragePooling(find_features(resnet18()), 512, 7).to(DEVICE)
-    amended = attach_arm(resnet18(), 7, input_size=size).to(DEVICE)
+    features = (
+        find_features(resnet18()) if name == "ResNet-18" else build_backbone(name, size).network
+    )
+    pooled = AveragePooling(copy.deepcopy(features), 512, 7).to(DEVICE)
+    amended = attach_arm(features, 7, input_size=size, features=features).to(DEVICE)
     images = torch.randn(batch, 3, size, size, device=DEVICE)
     labels = torch.arange(batch, device=DEVICE) % 7
 
@@ -93,9 +97,14 @@ def whole_network(training: bool, size: int = 224, batch: int = 16) -> dict[str,
         return compared(take_turns(calls, repeats=8))
 
 
+NETWORKS = {"ResNet-18": 224, "mobilefacenet": 112}
 CASES = {
-    "ARM alone, (64, 512, 7, 7), training step": partial(alone, True),
-    "ARM alone, (64, 512, 7, 7), eval, folded": partial(alone, False),
-    "ResNet-18, (16, 3, 224, 224), training step": partial(whole_network, True),
-    "ResNet-18, (16, 3, 224, 224), eval, folded": partial(whole_network, False),
+    f"{name}, (16, 3, {size}, {size}), {'training step' if training else 'eval, folded'}": partial(
+        whole_network, name, size, training
+    )
+    for name, size in NETWORKS.items()
+    for training in (True, False)
+} | {
+    "as published, alone, (64, 512, 7, 7), training step": partial(alone, True),
+    "as published, alone, (64, 512, 7, 7), eval, folded": partial(alone, False),
 }

@@ -13,15 +13,15 @@ from scipy.stats import norm, t
 from pages import PAGES, write_section
 
 Row = dict[str, Any]
-NOTHING, EVERYTHING = "none", "supcon,arm,uerm"
+NOTHING, EVERYTHING = "none", "supcon,published_arm,uerm"
 PARTS = (
     NOTHING,
     "supcon",
-    "arm",
+    "published_arm",
     "uerm",
-    "supcon,arm",
+    "supcon,published_arm",
     "supcon,uerm",
-    "arm,uerm",
+    "published_arm,uerm",
     EVERYTHING,
 )
 ABLATION, LEAK = "evidence-ablation.png", "evidence-leak.png"
@@ -156,7 +156,7 @@ def effects(rows: list[Row], data: str, noise: str) -> str:
     complete = set.intersection(*({r["seed"] for r in select(rows, parts=p)} for p in PARTS))
     rows = [row for row in rows if row["seed"] in complete]
     lines = []
-    for part in ("supcon", "arm", "uerm"):
+    for part in ("supcon", "published_arm", "uerm"):
         pairs = []
         for parts in PARTS:
             rest = ",".join(p for p in parts.split(",") if p != part) or NOTHING
@@ -222,7 +222,7 @@ def leak(rows: list[Row]) -> str:
 
 def _leaks(rows: list[Row]) -> dict[tuple[str, str, int], list[float]]:
     measured: dict[tuple[str, str, int], list[float]] = {}
-    for row in select(rows, data="ferplus", noise="none", parts="arm", variant=""):
+    for row in select(rows, data="ferplus", noise="none", parts="published_arm", variant=""):
         for found in row["leak"]:
             key = (found["affinity"], found["order"], found["batch"])
             measured.setdefault(key, []).append(found["accuracy"])

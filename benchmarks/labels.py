@@ -146,7 +146,7 @@ def frozen_features(ferplus: Path, weights: Path) -> Tensor:
     data = load_data(f"ferplus:{ferplus}").train
     data.transform = v2.Resize((size, size), antialias=True)
     backbone = build_backbone(str(SETTINGS["backbone"]), size, weights=str(weights))
-    model = Classifier(backbone, 2, arm=False, supcon=False).eval()
+    model = Classifier(backbone, 2, ()).eval()
     batches = DataLoader(data, batch_size=128)
     return torch.cat([model(model.standardize(images)).features for images, _, _ in batches])
 

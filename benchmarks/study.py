@@ -215,7 +215,7 @@ def figures(run: Path, split: Literal["val", "test"]) -> Row:
         "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
         "right": "".join("01"[hit] for hit in right.tolist()),
     }
-    has_leak = trained.config.parts == "arm" and split == "test"
+    has_leak = trained.config.parts == "published_arm" and split == "test"
     return row | ({"leak": leak(trained.model, data)} if has_leak else {})
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     keys, key_labels = queue.keys()
     assert supcon_loss(features, labels, keys=keys, key_labels=key_labels) > 0
     assert choose_impl("auto", torch.device("cpu")) == "tiled"
-    assert ARM(64, (3, 3))(torch.randn(2, 64, 3, 3)).shape == (2, 9)
+    assert ARM(64, (3, 3))(torch.randn(2, 64, 3, 3)).shape == (2, 128)
     uerm = UERM(labels, num_classes=4, warmup_epochs=0)
     uerm(torch.zeros(64, 1), 9 * torch.eye(4)[labels.roll(1)], torch.arange(64))
     uerm.end_epoch()

@@ -104,6 +104,7 @@ def used_run() -> None:
         (None, ["--epochs", "many"], "epochs"),
         (None, ["--config", "missing.yaml"], "missing.yaml"),
         (None, ["--parts", "supcon,resnet"], "unknown part 'resnet'"),
+        (None, ["--parts", "arm,published_arm"], "choose one of arm and published_arm"),
         (None, ["--noise", "symmetric:2"], "expected none, file:PATH, symmetric:P or pair:P with 0 <= P <= 1"),
         (None, ["--precision", "fp8"], "precision"),
         (None, ["--lr", "0"], "--lr: expected more than 0, got 0"),

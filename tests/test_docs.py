@@ -33,7 +33,7 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) > 30
 
 
-@pytest.mark.filterwarnings("ignore:ARM")  # of an example that shows when ARM warns
+@pytest.mark.filterwarnings("ignore:PublishedARM")  # of an example that shows when ARM warns
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore::UserWarning:lightning")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_runs(example: CodeExample, tmp_path, monkeypatch) -> None:

@@ -61,8 +61,8 @@ def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
 
 @pytest.mark.usefixtures("_tiny_is_found")
 def test_a_run_becomes_a_row(tmp_path) -> None:
-    cell = study.Cell("digits", "symmetric:0.2", "arm", 3)
-    options = ["--data=digits", "--noise=symmetric:0.2", "--parts=arm", "--seed=3"]
+    cell = study.Cell("digits", "symmetric:0.2", "published_arm", 3)
+    options = ["--data=digits", "--noise=symmetric:0.2", "--parts=published_arm", "--seed=3"]
     found = study.run_cell(cell, [*options, "--epochs=1", TINY], tmp_path)
     summary = json.loads((tmp_path / cell.name() / "summary.json").read_text())
     assert found["accuracy"] == pytest.approx(summary["test"]["accuracy"])
@@ -237,14 +237,14 @@ def test_seeds_that_agree_leave_the_spread_of_the_test_samples() -> None:
 
 def test_an_effect_pairs_runs_that_differ_in_the_part_alone() -> None:
     same = {"data": "d", "noise": "n", "split": "test", "variant": ""}
-    # Each part adds one right sample of four, but arm takes it away beside uerm.
+    # Each part adds one right sample of four, but published_arm takes it away beside uerm.
     right = {parts: len(parts.split(",")) for parts in evidence.PARTS if parts != "none"}
-    right |= {"none": 0, "arm,uerm": 1, "supcon,arm,uerm": 2}
+    right |= {"none": 0, "published_arm,uerm": 1, "supcon,published_arm,uerm": 2}
     rows = [row([1] * n + [0] * (4 - n), parts=parts, **same) for parts, n in right.items()]
-    rows.append(row([1] * 4, seed=1, parts="arm", **same))  # a seed that is not complete
+    rows.append(row([1] * 4, seed=1, parts="published_arm", **same))  # a seed that is not complete
     lines = [line.split("|") for line in evidence.effects(rows, "d", "n").splitlines()[2:]]
     assert [(line[1].strip(), line[2].strip(), line[3].split()[0]) for line in lines] == [
         ("supcon", "1", "+25.0"),
-        ("arm", "1", "+12.5"),
+        ("published_arm", "1", "+12.5"),
         ("uerm", "1", "+12.5"),
     ]

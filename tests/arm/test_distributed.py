@@ -6,6 +6,7 @@ over the joined batch and averaged gradients stand in for them; what ARM itself 
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.distributed.nn.functional import all_gather
 
 from processes import run
 from unmuddle import ARM
+from unmuddle.arm import PublishedARM
 
 
 class JoinedBatchNorm(nn.SyncBatchNorm):
@@ -31,9 +33,11 @@ class JoinedBatchNorm(nn.SyncBatchNorm):
         return joined.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def network() -> nn.Sequential:
+def network(make: type[ARM | PublishedARM]) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), ARM(16, (4, 4)), nn.Linear(25, 3)).double()
+    arm = make(16, (4, 4))
+    classifier = nn.Linear(arm.out_features, 3)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), arm, classifier).double()
 
 
 def synchronised(model: nn.Sequential) -> nn.Sequential:
@@ -55,10 +59,12 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().mean()
 
 
-def _training_is_that_of_one_process(sizes: tuple[int, ...]) -> None:
+def _training_is_that_of_one_process(
+    sizes: tuple[int, ...], make: type[ARM | PublishedARM]
+) -> None:
     g = torch.Generator().manual_seed(0)
     batches = torch.randn(3, sum(sizes), 3, 8, 8, generator=g, dtype=torch.float64)
-    alone = network()
+    alone = network(make)
     together = synchronised(copy.deepcopy(alone))
     optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (alone, together)]
     first = sum(sizes[: dist.get_rank()])
@@ -81,12 +87,13 @@ def _training_is_that_of_one_process(sizes: tuple[int, ...]) -> None:
     torch.testing.assert_close(together.eval()(x), alone.eval()(x), rtol=1e-10, atol=1e-12)
 
 
-def test_training_in_two_processes_is_that_of_one() -> None:
-    run(_training_is_that_of_one_process, (4, 4))
+@pytest.mark.parametrize("make", [ARM, PublishedARM])
+def test_training_in_two_processes_is_that_of_one(make: type[ARM | PublishedARM]) -> None:
+    run(_training_is_that_of_one_process, (4, 4), make)
 
 
 def _without_synchronisation_processes_keep_their_own_mean(sizes: tuple[int, ...]) -> None:
-    arm = ARM(16, (4, 4))
+    arm = PublishedARM(16, (4, 4))
     torch.manual_seed(dist.get_rank())
     arm(torch.randn(4, 16, 4, 4))
     means = [torch.empty_like(arm.running_common) for _ in sizes]
@@ -98,8 +105,9 @@ def test_without_synchronisation_processes_keep_their_own_mean() -> None:
     run(_without_synchronisation_processes_keep_their_own_mean, (4, 4))
 
 
-def test_a_synchronised_arm_runs_in_one_process() -> None:
-    arm = ARM(16, (4, 4))
+@pytest.mark.parametrize("make", [ARM, PublishedARM])
+def test_a_synchronised_arm_runs_in_one_process(make: type[ARM | PublishedARM]) -> None:
+    arm = make(16, (4, 4))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(arm))
     x = torch.randn(4, 16, 4, 4)
     assert torch.equal(converted.eval()(x), arm.eval()(x))

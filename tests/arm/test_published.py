@@ -11,8 +11,15 @@ from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
 
 from operators import Operators
-from unmuddle import ARM
-from unmuddle.arm import affinity, amend, arrange, choose_upscale, de_albino, output_size
+from unmuddle.arm import (
+    PublishedARM,
+    affinity,
+    amend,
+    arrange,
+    choose_upscale,
+    de_albino,
+    output_size,
+)
 from unmuddle.testing import assert_within_budget
 
 
@@ -93,7 +100,7 @@ def test_affinity_by_hand() -> None:
      (2048, (3, 4), 15), (4, (6, 2), 9), (1, (3, 3), 9), (511, (4, 4), 25)],
 )  # fmt: skip
 def test_any_map_fits(channels: int, size: int | tuple[int, int], features: int) -> None:
-    arm = ARM(channels, size)
+    arm = PublishedARM(channels, size)
     height, width = arm.input_size
     out = arm(torch.randn(3, channels, height, width))
     assert out.shape == (3, features) == (3, arm.out_features)
@@ -102,7 +109,7 @@ def test_any_map_fits(channels: int, size: int | tuple[int, int], features: int)
 
 
 def test_paper_sizes() -> None:
-    arm = ARM(512, (7, 7))
+    arm = PublishedARM(512, (7, 7))
     assert arm.upscale == 16
     assert arm.weight.shape == (32, 32)
     assert arm.bn.num_features == 2
@@ -118,7 +125,7 @@ def test_choose_upscale_takes_the_largest_that_divides(channels: int, upscale: i
 
 
 def test_training_output_is_the_paper_formula() -> None:
-    arm = ARM(64, (3, 4)).double()
+    arm = PublishedARM(64, (3, 4)).double()
     x = torch.randn(5, 64, 3, 4, dtype=torch.float64)
     maps = convolve_each_channel(torch.pixel_shuffle(x, 8), arm.weight, 4)
     mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), keepdim=True, correction=0)
@@ -153,7 +160,7 @@ def test_batch_affinity_depends_on_batch_mates_and_says_so() -> None:
 
 
 def test_running_mean_follows_training_batches() -> None:
-    arm = ARM(64, (4, 4), momentum=1.0)
+    arm = PublishedARM(64, (4, 4), momentum=1.0)
     x = torch.randn(6, 64, 4, 4)
     trained = arm(x)
     common = arm.running_common
@@ -165,21 +172,21 @@ def test_running_mean_follows_training_batches() -> None:
 
 
 def test_an_empty_training_batch_leaves_the_running_mean_alone() -> None:
-    arm = ARM(64, (4, 4))
+    arm = PublishedARM(64, (4, 4))
     arm.bn.eval()  # whose statistics do not take an empty batch
     arm(torch.zeros(0, 64, 4, 4))
     assert arm.running_common.isfinite().all()
 
 
 def test_state_dict_round_trip_keeps_eval_outputs() -> None:
-    first, second = _trained("running"), ARM(64, (4, 4)).eval()
+    first, second = _trained("running"), PublishedARM(64, (4, 4)).eval()
     second.load_state_dict(first.state_dict())
     x = torch.randn(2, 64, 4, 4)
     assert torch.equal(first(x), second(x))
 
 
 def test_gradcheck() -> None:
-    arm = ARM(16, (2, 3)).double()
+    arm = PublishedARM(16, (2, 3)).double()
     x = torch.randn(3, 16, 2, 3, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in arm.named_parameters()]
 
@@ -206,7 +213,7 @@ def test_half_precision_and_channels_last(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_forward_takes_few_operators(training: bool) -> None:
-    arm = ARM(512, (7, 7)).train(training)
+    arm = PublishedARM(512, (7, 7)).train(training)
     x = torch.randn(4, 512, 7, 7)
     arm(x)
     with Operators() as operators:
@@ -218,7 +225,7 @@ def test_a_forward_takes_few_operators(training: bool) -> None:
 @pytest.mark.parametrize("affinity", ["running", "none"])
 def test_compiles_to_one_graph(affinity: str, training: bool) -> None:
     torch.compiler.reset()
-    arm = ARM(16, (3, 4), affinity=affinity).train(training)
+    arm = PublishedARM(16, (3, 4), affinity=affinity).train(training)
     same = copy.deepcopy(arm)
     compiled = torch.compile(arm, fullgraph=True, backend="aot_eager")
     for _ in range(2):
@@ -236,7 +243,7 @@ def test_exports() -> None:
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
-    arm = ARM(16, (3, 4))
+    arm = PublishedARM(16, (3, 4))
     x = torch.randn(4, 16, 3, 4)
 
     def gradients(call) -> list[Tensor]:
@@ -252,8 +259,8 @@ def test_state_dict_keys_are_stable() -> None:
     keys = {"weight", "alpha", "running_common"}
     keys |= {f"bn.{k}" for k in ("weight", "bias", "running_mean", "running_var")}
     keys |= {"bn.num_batches_tracked"}
-    assert set(ARM(64, (4, 4)).state_dict()) == keys
-    assert set(ARM(63, (4, 4)).state_dict()) == keys | {"project.weight"}
+    assert set(PublishedARM(64, (4, 4)).state_dict()) == keys
+    assert set(PublishedARM(63, (4, 4)).state_dict()) == keys | {"project.weight"}
 
 
 @pytest.mark.parametrize(
@@ -274,12 +281,12 @@ def test_state_dict_keys_are_stable() -> None:
 )
 def test_wrong_options_are_named(message: str, arguments: dict) -> None:
     with pytest.raises(ValueError, match=message):
-        ARM(**({"in_channels": 64, "input_size": (4, 4)} | arguments))
+        PublishedARM(**({"in_channels": 64, "input_size": (4, 4)} | arguments))
 
 
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"\(N, 64, 4, 4\), got \(2, 64, 4, 5\)"):
-        ARM(64, (4, 4))(torch.zeros(2, 64, 4, 5))
+        PublishedARM(64, (4, 4))(torch.zeros(2, 64, 4, 5))
     with pytest.raises(ValueError, match=r"H, W >= 32, the kernel size, got \(1, 2, 31, 112\)"):
         de_albino(torch.zeros(1, 2, 31, 112), torch.zeros(32, 32), 8)
     with pytest.raises(ValueError, match=r"weight: expected shape \(k, k\), got \(30, 32\)"):
@@ -290,8 +297,8 @@ def test_wrong_input_is_named() -> None:
         arrange(torch.zeros(1, 6, 2, 2), 2)
 
 
-def _trained(affinity: str) -> ARM:
-    arm = ARM(64, (4, 4), affinity=affinity)
+def _trained(affinity: str) -> PublishedARM:
+    arm = PublishedARM(64, (4, 4), affinity=affinity)
     for _ in range(3):
         arm(torch.randn(16, 64, 4, 4) + torch.linspace(0, 1, 4))
     return arm.eval()

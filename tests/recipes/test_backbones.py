@@ -46,7 +46,7 @@ def test_names_give_a_map_that_the_whole_model_trains_on(
 ) -> None:
     backbone = build_backbone(name, size)
     assert (backbone.channels, backbone.map_size) == (channels, map_size)
-    model = Classifier(backbone, 5, arm=True, supcon=True)
+    model = Classifier(backbone, 5, {"arm", "supcon"})
     out = model(torch.randn(2, 3, size, size))
     assert out.logits.shape == (2, 5)
     assert out.features.shape == (2, model.feature_dim)
@@ -90,8 +90,8 @@ def test_fewer_features_than_classes_are_warned_of() -> None:
     backbone = build_backbone("small", 24)
     assert backbone.map_size == (3, 3)
     with pytest.warns(UserWarning, match="out_features = 9 for a 3 x 3 map is less than num_cl"):
-        Classifier(backbone, 10, arm=True, supcon=False)
-    Classifier(backbone, 9, arm=True, supcon=False)
+        Classifier(backbone, 10, {"published_arm"})
+    Classifier(backbone, 9, {"published_arm"})
 
 
 FACES = os.environ.get("UNMUDDLE_MOBILEFACENET")
@@ -117,7 +117,7 @@ def test_pretrained_networks_name_the_pixels_that_they_expect(tmp_path: Path) ->
     assert pixels("tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)  # timm's own
     assert pixels("small") is None
     # The model of a run says itself what it was trained with.
-    state = Classifier(build_backbone("small", 48), 3, arm=False, supcon=False).state_dict()
+    state = Classifier(build_backbone("small", 48), 3, ()).state_dict()
     assert pixels("small", state) is None
     halves = {"standardize.mean": torch.full((3,), 0.5), "standardize.std": torch.full((3,), 0.25)}
     assert pixels("small", state | halves) == ([0.5] * 3, [0.25] * 3)

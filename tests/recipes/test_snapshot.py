@@ -13,7 +13,7 @@ def pieces(n: int, size: int = 16) -> tuple[Classifier, LabeledImages, LabelLedg
     torch.manual_seed(0)
     images = torch.randint(256, (n, 3, size, size), dtype=torch.uint8)
     labels = torch.arange(n) % 3
-    model = Classifier(build_backbone("small", size), 3, arm=False, supcon=False)
+    model = Classifier(build_backbone("small", size), 3, ())
     return model, LabeledImages(images, labels), LabelLedger(labels, 3)
 
 

@@ -78,6 +78,15 @@ def test_kernels_agree_with_the_reference(
             assert float((mine - true).abs().max()) < 3e-6 * scale
 
 
+def test_a_temperature_is_trained_with_rows_of_any_length() -> None:
+    drawn = draw("keys", 33, 17, seed=0, dtype=torch.float32)
+    options = {"temperature": 0.5, "normalize": False}
+    truth = run(reference, drawn, torch.float64, **options)
+    got = run(kernels, drawn, torch.float32, **options)
+    for mine, true in zip(got, truth, strict=True):
+        assert float((mine - true).abs().max()) < 3e-6 * (float(true.abs().max()) + 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_kernels_agree_within_its_rounding(dtype: torch.dtype) -> None:
     drawn = draw("int", 70, 33, seed=0, dtype=torch.float32)
@@ -121,11 +130,16 @@ def nan_memory():
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1e-6])
+@pytest.mark.parametrize("positives", ["out", "in"])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.usefixtures("nan_memory")
-def test_what_was_not_written_is_not_read(temperature: float) -> None:
+def test_what_was_not_written_is_not_read(temperature: float, positives: str) -> None:
     drawn = draw("keys", 67, 5, seed=1, dtype=torch.float32)
-    results = run(kernels, drawn, torch.float32, temperature=temperature)
+    results = run(kernels, drawn, torch.float32, temperature=temperature, positives=positives)
     assert all(result.isfinite().all() for result in results)
+    with torch.autograd.detect_anomaly(check_nan=True):  # keys that need no gradient
+        loss = kernels(drawn.features.requires_grad_(), **drawn.arguments, temperature=temperature)
+        assert torch.autograd.grad(loss, drawn.features)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("soft", [False, True])

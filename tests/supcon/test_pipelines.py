@@ -74,6 +74,10 @@ def test_pairs_agree_with_fp64(n: int, dim: int, kind: str, dtype: torch.dtype) 
     check(n, dim, kind, dtype, temperature=0.1)
 
 
+def test_rows_of_any_length_agree_with_fp64() -> None:
+    check(70, 33, "some classes", torch.float32, temperature=0.1, normalize=False)
+
+
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize(("n", "dim"), [(2, 3), (128, 16), (129, 100), (300, 40), (500, 150)])
 @pytest.mark.usefixtures("is_large")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unmuddle import ARM
+from unmuddle.arm import PublishedARM
 from unmuddle.testing import batch_invariance
 
 
-def trained(affinity: str) -> ARM:
+def trained(affinity: str) -> PublishedARM:
     torch.manual_seed(0)
-    arm = ARM(64, (4, 4), affinity=affinity)
+    arm = PublishedARM(64, (4, 4), affinity=affinity)
     for _ in range(3):
         arm(torch.randn(16, 64, 4, 4) + torch.linspace(0, 1, 4))
     return arm
@@ -26,7 +26,7 @@ def test_arm_is_invariant(affinity: str) -> None:
     assert arm.training
 
 
-@pytest.mark.filterwarnings("ignore:ARM")
+@pytest.mark.filterwarnings("ignore:PublishedARM")
 def test_the_mean_of_the_test_batch_is_caught_by_every_check_but_the_order() -> None:
     found = batch_invariance(trained("batch"), torch.randn(64, 64, 4, 4))
     assert min(found.alone, found.size, found.mates) > 0.1 * found.scale

@@ -89,5 +89,7 @@ def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
         weight = interpolate(weight.unsqueeze(0), [height, width], mode="bilinear").squeeze(0)
     columns = (weight * scale).flatten(1).t()
     if x.is_contiguous():
-        return torch.mm(x.flatten(0, 1).flatten(1), columns).view(x.size(0), x.size(1), -1)
+        return torch.mm(x.flatten(0, 1).flatten(1), columns).view(
+            x.size(0), x.size(1), weight.size(0)
+        )
     return torch.bmm(x.flatten(2), columns.expand(x.size(0), -1, -1))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from unmuddle.recipes.errors import UsageError
 
-PARTS = ("supcon", "arm", "uerm")
+PARTS = ("supcon", "arm", "published_arm", "uerm")
 
 
 @dataclass
@@ -20,7 +20,8 @@ class TrainConfig:
             of a run
         backbone: small, mobilefacenet, a timm name, torchvision/NAME, or MODULE:CALLABLE
         sampler: every sample once an epoch, or every class as often as the others
-        parts: comma-separated choice of supcon, arm, uerm; none is plain cross-entropy
+        parts: comma-separated choice of supcon, arm (or published_arm), uerm; none is plain
+            cross-entropy
         targets: train on labels, or on the distribution of the annotators' votes
         out: folder of the run to write; default: runs/DATA-PARTS-TIME
         epochs: passes over the training samples
@@ -109,7 +110,7 @@ class TrainConfig:
         """The parts as a set.
 
         Raises:
-            UsageError: a name is unknown.
+            UsageError: a name is unknown, or two parts exclude each other.
         """
         if self.parts == "none":
             return frozenset()
@@ -120,6 +121,8 @@ class TrainConfig:
                     f"--parts {self.parts}: unknown part {name!r}; expected none or a "
                     f"comma-separated choice of {', '.join(PARTS)}"
                 )
+        if {"arm", "published_arm"} <= {*names}:
+            raise UsageError(f"--parts {self.parts}: choose one of arm and published_arm")
         return frozenset(names)
 
     def backbone_rate(self) -> float:

@@ -1,12 +1,13 @@
 """A backbone with the parts put in: ARM or average pooling, classifier, projection head."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from unmuddle.arm import ARM
+from unmuddle.arm import ARM, PublishedARM
 from unmuddle.arm.attach import warn_if_narrow
 from unmuddle.recipes.backbones import Backbone
 from unmuddle.recipes.images import Standardize
@@ -31,18 +32,24 @@ class Prediction(NamedTuple):
 class Classifier(nn.Module):
     """Standardized images `(N, 3, S, S)` -> `Prediction`.
 
+    Args:
+        backbone: images to the last feature map.
+        num_classes: K.
+        parts: of the recipe; `uerm` makes no difference here.
+
     Attributes:
         standardize: images as stored to those that `forward` takes.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, arm: bool, supcon: bool) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, parts: Collection[str]) -> None:
         super().__init__()
         channels = backbone.channels
         self.standardize = Standardize(*(backbone.pixels or ()))
         self.backbone = backbone.network
         self.is_frozen = False
         self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.arm = ARM(channels, backbone.map_size) if arm else None
+        make = ARM if "arm" in parts else PublishedARM if "published_arm" in parts else None
+        self.arm = make(channels, backbone.map_size) if make else None
         if self.arm is not None:
             warn_if_narrow(self.arm, num_classes)
         self.feature_dim = self.arm.out_features if self.arm else channels
@@ -51,7 +58,7 @@ class Classifier(nn.Module):
             nn.Sequential(
                 nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, EMBEDDING_DIM)
             )
-            if supcon
+            if "supcon" in parts
             else None
         )
 

@@ -125,7 +125,7 @@ def train(  # noqa: PLR0915  one flat loop, that reads like the recipe in a pape
             soft_wrap=True,
             markup=False,
         )
-    model = Classifier(backbone, num_classes, arm="arm" in parts, supcon="supcon" in parts)
+    model = Classifier(backbone, num_classes, parts)
     if accelerator.num_processes > 1:
         synchronize_norms(model, accelerator.device)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it

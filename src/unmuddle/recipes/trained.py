@@ -57,7 +57,7 @@ def load_trained(run: Path) -> Trained:
         raise UsageError(f"--run {run}: model.safetensors is not readable: {error}") from error
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)._replace(pixels=saved_pixels(state))
-    model = Classifier(backbone, len(classes), arm="arm" in parts, supcon="supcon" in parts)
+    model = Classifier(backbone, len(classes), parts)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

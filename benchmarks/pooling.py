@@ -241,7 +241,34 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path | None) -> dict[str, Any]:
         "setting": setting._asdict(),
         "commit": commit,
         "right": "".join(str(int(hit)) for hit in hits),
+        "maps": head.weight.tolist() if isinstance(head, ARM) else None,
     }
+
+
+def draw(rows: list[dict[str, Any]], ferplus: Path, path: Path) -> None:
+    """Draw the mean face and what the two maps of the first seed look at."""
+    import matplotlib.pyplot as plt
+
+    face = faces(ferplus)["train"].images[:, 0].float().mean(0)
+    found = [row for row in rows if row["head"] == "ARM, 2" and row.get("maps")]
+    found = [row for row in found if (row["noise"], row["seed"]) == (0.0, 1)]
+    figure, axes = plt.subplots(
+        1, 1 + 2 * len(found), figsize=(2 + 4 * len(found), 2.3), layout="constrained"
+    )
+    axes[0].imshow(face, cmap="gray")
+    axes[0].set(title="mean face", xticks=[], yticks=[])
+    titles = [f"{row['network']}, map {k + 1}" for row in found for k in range(2)]
+    maps = [torch.tensor(weights) for row in found for weights in row["maps"]]
+    for axis, title, weights in zip(axes[1:], titles, maps, strict=True):
+        reach = float(weights.abs().max())
+        extent = (-0.5, 47.5, 47.5, -0.5)
+        axis.imshow(face, cmap="gray")
+        image = axis.imshow(
+            weights, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.6, extent=extent
+        )
+        axis.set(title=title, xticks=[], yticks=[])
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    figure.savefig(path, dpi=120)
 
 
 def table(rows: list[dict[str, Any]], noise: float) -> str:
@@ -268,6 +295,7 @@ def main() -> None:
     )
     parser.add_argument("network", choices=[*SETTINGS, "render"])
     parser.add_argument("--ferplus", type=Path)
+    parser.add_argument("--plot", type=Path, help="with render: draw the maps on the mean face")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=[*HEADS])
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.2])
@@ -277,6 +305,8 @@ def main() -> None:
         rows = study.read_results(RESULTS)
         write_section("arm.md", "pooling", table(rows, 0.0))
         write_section("arm.md", "pooling, noise", table(rows, 0.2))
+        if a.plot:
+            draw(rows, a.ferplus, a.plot)
         return
     for seed, noise, head in itertools.product(a.seeds, a.noise, a.heads):
         cell = Cell(a.network, head, noise, seed)

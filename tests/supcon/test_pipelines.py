@@ -75,7 +75,7 @@ def test_pairs_agree_with_fp64(n: int, dim: int, kind: str, dtype: torch.dtype) 
 
 
 def test_rows_of_any_length_agree_with_fp64() -> None:
-    check(70, 33, "some classes", torch.float32, temperature=0.1, normalize=False)
+    check(70, 33, "some classes", torch.float32, temperature=0.3, normalize=False)
 
 
 @pytest.mark.parametrize("kind", LABELS)

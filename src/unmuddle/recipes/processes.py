@@ -40,12 +40,14 @@ def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
 def synchronize_norms(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with batch normalisation by the statistics of all processes' batches.
 
-    On CPUs, which `nn.SyncBatchNorm` refuses, plain `nn.BatchNorm2d` alone is synchronised.
+    On CPUs, which `nn.SyncBatchNorm` refuses, plain `nn.BatchNorm1d` and `nn.BatchNorm2d` alone are
+    synchronised.
     """
     if device.type != "cpu":
         return convert_sync_batchnorm(model)
     for name, child in model.named_children():
-        if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
+        is_plain = type(child) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        if is_plain and child.affine and child.track_running_stats:
             child.__class__ = JoinedBatchNorm
         else:
             setattr(model, name, synchronize_norms(child, device))
@@ -58,14 +60,15 @@ class JoinedBatchNorm(nn.BatchNorm2d):
     process_group = None  # the default one, as of nn.SyncBatchNorm
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
-        """Normalise `(N, C, H, W)`."""
+        """Normalise `(N, C)` or `(N, C, H, W)`."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         x = input.to(self.weight.dtype)  # 16-bit features have statistics of 32 bits
+        others, shape = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
         count = SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]), None)
-        mean = SumOverProcesses.apply(x.sum((0, 2, 3)), None) / count
-        centred = x - mean[:, None, None]
-        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3)), None) / count
+        mean = SumOverProcesses.apply(x.sum(others), None) / count
+        centred = x - mean.view(shape)
+        variance = SumOverProcesses.apply(centred.square().sum(others), None) / count
         with torch.no_grad():
             cast(Tensor, self.num_batches_tracked).add_(1)
             for running, found in (
@@ -74,4 +77,7 @@ class JoinedBatchNorm(nn.BatchNorm2d):
             ):
                 cast(Tensor, running).lerp_(found, cast(float, self.momentum))
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Take any number of dimensions."""

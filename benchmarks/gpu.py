@@ -181,7 +181,7 @@ def measurements() -> Iterator[tuple[str, str, Measurement]]:
             name = f"{n} x {dim}, {dtype}, {'clusters' if clustered else 'random'}"
             yield "correct", name, partial(agreement, n, dim, dtype, clustered)
     n, dim, dtype = shapes[0]
-    for options in ({"positives": "in"}, {"denominator": "negatives"}, {"normalize": False}):
+    for options in ({"positives": "in"}, {"denominator": "negatives"}):
         (name,) = options.items()
         yield (
             "correct",

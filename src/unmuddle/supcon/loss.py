@@ -233,7 +233,10 @@ def _plan(
     options = Options(
         anchors=anchors,
         normalize=normalize,
-        is_bounded=not is_tensor and bool(temperature >= BOUNDED_TEMPERATURE),
+        is_bounded=normalize
+        and (positives, denominator, contrast.denominator_weight) == ("out", "all", None)
+        and not is_tensor
+        and bool(temperature >= BOUNDED_TEMPERATURE),
         ignore_index=-1 if batch.labels is None else ignore_index,  # samples are numbered from 0
         dtype=dtype,
         positives=positives,

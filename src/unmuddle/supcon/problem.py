@@ -37,7 +37,7 @@ class Options(NamedTuple):
     Attributes:
         anchors: N, the first rows of the contrast set.
         normalize: scale rows to unit length.
-        is_bounded: τ is known to bound similarities of unit rows by 60 bits.
+        is_bounded: every similarity is known to be at most 60 bits, and sums have weights of 1.
         ignore_index: label of rows that take no part.
         dtype: fp32 or fp64, in which the loss is computed.
         positives: "out" or "in".

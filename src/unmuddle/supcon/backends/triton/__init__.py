@@ -21,11 +21,8 @@ def pipeline_of(problem: Problem) -> ModuleType:
     options, positives = problem.options, problem.positives
     is_large = (
         isinstance(positives, Classes)
-        and (options.positives, options.denominator) == ("out", "all")
-        and options.normalize
-        and problem.denominator_weight is None
-        and problem.rows == slice(0, len(positives.labels))
         and options.is_bounded
+        and problem.rows == slice(0, len(positives.labels))
         and options.dtype == torch.float32
         and options.product_dtype != torch.float32
         and LARGE <= options.anchors <= LARGEST

@@ -313,11 +313,10 @@ def backward(
 def _operands(problem: Problem, x: Tensor) -> tuple[list[Tensor], int, dict[str, bool]]:
     """Return labels and log2 weights of rows, the label to ignore, and flags of the kernels."""
     options, positives, weight = problem.options, problem.positives, problem.denominator_weight
-    is_plain = (options.positives, options.denominator) == ("out", "all")
     ignored = options.ignore_index
     if isinstance(positives, Classes):
         labels = positives.labels.contiguous()
-    elif not is_plain:
+    elif (options.positives, options.denominator) != ("out", "all"):
         raise ValueError(
             "impl: 'triton' takes positives='in' and denominator='negatives' with integer labels "
             "only"
@@ -327,7 +326,7 @@ def _operands(problem: Problem, x: Tensor) -> tuple[list[Tensor], int, dict[str,
         if problem.included is not None:
             labels.copy_(problem.included - 1)
     flags = {
-        "BOUNDED": is_plain and options.is_bounded and options.normalize and weight is None,
+        "BOUNDED": options.is_bounded,
         "WEIGHTED": weight is not None,
         "NEGATIVES": options.denominator == "negatives",
         "INSIDE": options.positives == "in",

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, interpolate
 
 from operators import Operators
-from unmuddle import ARM
+from unmuddle import ARM, supcon_loss
 from unmuddle.arm import weigh_positions
 from unmuddle.testing import assert_within_budget, batch_invariance
 
@@ -52,11 +52,14 @@ def test_positions_are_summed_with_their_weights(
 
 
 @pytest.mark.parametrize("size", [(7, 7), (5, 9), (14, 14)])
-def test_training_starts_as_average_pooling(size: tuple[int, int]) -> None:
-    arm = ARM(16, (7, 7), maps=3)
-    x = torch.randn(8, 16, *size)
-    average = adaptive_avg_pool2d(x, 1).flatten(1).repeat_interleave(3, 1)
-    torch.testing.assert_close(arm(x), batch_norm(average, None, None, training=True))
+def test_training_starts_close_to_average_pooling(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    arm, x = ARM(16, (7, 7), maps=3), torch.rand(8, 16, *size)
+    average = batch_norm(adaptive_avg_pool2d(x, 1).flatten(1), None, None, training=True)
+    first, *others = arm(x).unflatten(1, (16, 3)).unbind(2)
+    torch.testing.assert_close(first, average)
+    for other in others:
+        assert 0 < (other - average).norm() < 0.2 * average.norm()
 
 
 def test_a_map_of_another_size_is_weighed_by_interpolated_weights() -> None:
@@ -77,11 +80,29 @@ def test_any_map_fits(channels: int, size: int | tuple[int, int], maps: int) -> 
     assert all(p.grad is not None for p in arm.parameters())
 
 
-def test_maps_become_different_through_the_layer_that_follows() -> None:
-    torch.manual_seed(0)
-    arm, classifier = ARM(4, (3, 3)), nn.Linear(8, 2)
-    classifier(arm(torch.randn(6, 4, 3, 3))).square().sum().backward()
-    assert not torch.allclose(arm.weight.grad[0], arm.weight.grad[1])
+def test_maps_become_different_though_nothing_follows() -> None:
+    arm, x = ARM(8, (3, 3)), torch.randn(16, 8, 3, 3)
+    optimizer = torch.optim.Adam(arm.parameters(), 0.05)
+
+    def distance() -> float:
+        return float((arm.weight[0] - arm.weight[1]).detach().norm())
+
+    before = distance()
+    for _ in range(50):
+        optimizer.zero_grad()
+        supcon_loss(arm(x), torch.arange(16) % 4).backward()
+        optimizer.step()
+    assert distance() > 3 * before
+
+
+def test_an_image_size_in_place_of_the_maps_is_refused() -> None:
+    for size, shape in ((224, (8, 8)), (4, (17, 4)), (2, (1, 1))):
+        with pytest.raises(
+            ValueError, match=r"about .*; input_size is the size of the feature map"
+        ):
+            ARM(3, size)(torch.zeros(2, 3, *shape))
+    with pytest.raises(TypeError, match="x: expected a tensor, got <class 'list'>"):
+        ARM(3, 4)([1])
 
 
 def test_gradcheck() -> None:
@@ -167,9 +188,10 @@ def test_state_dict_keys_are_stable_and_keep_eval_outputs() -> None:
     [
         (r"input_size: expected at least \(2, 2\), got \(1, 7\)", {"input_size": (1, 7)}),
         (r"input_size: expected a whole number or \(H, W\), got 4.5", {"input_size": 4.5}),
-        (r"in_channels: expected at least 1, got 0", {"in_channels": 0}),
-        (r"maps: expected at least 1, got 0", {"maps": 0}),
-        (r"maps: expected at least 1, got '2'", {"maps": "2"}),
+        (r"in_channels: expected a whole number of at least 1, got 0", {"in_channels": 0}),
+        (r"maps: expected a whole number of at least 1, got 0", {"maps": 0}),
+        (r"maps: expected a whole number of at least 1, got 1.5", {"maps": 1.5}),
+        (r"maps: expected a whole number of at least 1, got True", {"maps": True}),
     ],
 )
 def test_wrong_options_are_named(message: str, arguments: dict) -> None:

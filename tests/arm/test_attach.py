@@ -79,7 +79,9 @@ def test_attaches_before_the_pooling_trains_a_step_and_folds(name: str) -> None:
     attached = [(size, model)]
     if name not in FIXED:
         larger = size * 3 // 2
-        attached += [(larger, attach_arm(given, 7, input_size=larger, features=model.features))]
+        attached += [
+            (larger, attach_arm(model.features, 7, input_size=larger, features=model.features))
+        ]
     for side, network in attached:
         with torch.no_grad(), LastPooling() as pooling:
             given(torch.randn(1, 3, side, side))
@@ -373,18 +375,34 @@ def test_a_checkpoint_of_the_authors_gives_what_their_code_gives(prefix: str) ->
         (r"image is 1 x 1; ARM needs at least 2 x 2, an image of about 64 x 64", "resnet18",
          {"input_size": 32}),
         (r"input_size: the network takes no \(8, 8\) image", "densenet121", {"input_size": 8}),
-        (r"num_classes: expected at least 1, got 0", "resnet18", {"num_classes": 0}),
-        (r"num_classes: expected at least 1, got '7'", "resnet18", {"num_classes": "7"}),
+        (r"num_classes: expected a whole number of at least 1, got 0", "resnet18",
+         {"num_classes": 0}),
+        (r"num_classes: expected a whole number of at least 1, got '7'", "resnet18",
+         {"num_classes": "7"}),
         (r"input_size: expected a whole number or \(H, W\), got '64'", "resnet18",
          {"input_size": "64"}),
         (r"model: cannot be cut at 'layer9'", "resnet18", {"at": "layer9"}),
         (r"features, at: give one of the two", "resnet18", {"at": "layer3", "features": nn.ReLU()}),
-        (r"maps: expected at least 1", "resnet18", {"arm": partial(ARM, maps=0)}),
+        (r"maps: expected a whole number", "resnet18", {"arm": partial(ARM, maps=0)}),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(message: str, model: str, options: dict) -> None:
     with pytest.raises(ValueError, match=message):
         attach_arm(model, **({"num_classes": 7, "input_size": 64} | options))
+
+
+def test_arguments_that_contradict_each_other_are_named() -> None:
+    cnn = nn.Conv2d(3, 4, 3)
+    with pytest.raises(ValueError, match="pretrained: model has to be the name"):
+        attach_arm(cnn, 7, input_size=64, features=cnn, pretrained=True)
+    with pytest.raises(ValueError, match="features: expected a part of model"):
+        attach_arm(nn.Conv2d(3, 4, 3), 7, input_size=64, features=cnn)
+    with pytest.raises(TypeError, match="arm: expected what makes a module .*, got 'published'"):
+        attach_arm(cnn, 7, input_size=64, features=cnn, arm="published")
+    with pytest.raises(TypeError, match="arm: expected what makes a module .*, got ARM"):
+        attach_arm(cnn, 7, input_size=64, features=cnn, arm=ARM(4, 62))
+    with pytest.raises(TypeError, match="arm: expected a module with out_features, got Flatten"):
+        attach_arm(cnn, 7, input_size=64, features=cnn, arm=lambda *_: nn.Flatten())
 
 
 def test_wrong_types_are_named() -> None:

@@ -138,7 +138,7 @@ def test_what_cannot_fold_is_told() -> None:
         fold_arm(nn.Sequential(nn.Identity(), trained(PublishedARM, 64, (4, 4), affinity="batch")))
     with pytest.raises(ValueError, match="arm: no training statistics to fold"):
         fold_arm(ARM(64, (4, 4)))
-    with pytest.raises(ValueError, match="expected an ARM in it, found none in Linear"):
+    with pytest.raises(ValueError, match="expected an ARM in it, found none, .* in Linear"):
         fold_arm(nn.Linear(1, 1))
 
 

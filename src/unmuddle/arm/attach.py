@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from unmuddle.arm.features import create_network, find_features, map_shape
-from unmuddle.arm.functional import pair
+from unmuddle.arm.functional import check_count, pair
 from unmuddle.arm.module import ARM
 from unmuddle.arm.published import PublishedARM
 
@@ -20,7 +20,7 @@ class ARMClassifier(nn.Module):
     Attributes:
         features: images to the last feature map.
         arm: the map to a feature vector.
-        dropout: between the two.
+        dropout: in front of the classifier.
         classifier: the vector to logits.
     """
 
@@ -35,7 +35,7 @@ class ARMClassifier(nn.Module):
         self.classifier = nn.Linear(arm.out_features, num_classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Feature vectors `(N, arm.out_features)`, before dropout; for a contrastive loss."""
+        """Return feature vectors `(N, arm.out_features)`, without dropout."""
         return self.arm(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def attach_arm(
     Args:
         model: a network of timm or torchvision, or its name (`torchvision/NAME` where both have
             it); any other network with `features` or `at`.
-        num_classes: of the new classifier.
+        num_classes: number of classes of the new classifier.
         input_size: `(H, W)` of the images (`ARM`'s own `input_size` is that of the map), or one
             number for both.
         at: name of the node that gives the map, to cut elsewhere than at the last one; see
@@ -83,10 +83,12 @@ def attach_arm(
         arm: makes the module from C and `(H, W)` of the map: `PublishedARM`, or
             `partial(ARM, maps=4)`.
         dropout: probability, between ARM and classifier.
-        pretrained: for a name: let timm or torchvision fetch their weights.
+        pretrained: fetch the weights of timm or torchvision; `model` must be a name.
 
     Raises:
-        ValueError: no such network, no feature map in it, or one smaller than 2 x 2.
+        ValueError: there is no such network, it has no feature map or one smaller than 2 x 2, or
+            the arguments contradict each other.
+        TypeError: `features` is not a module, or `arm` does not make one with `out_features`.
 
     Examples:
         >>> import torch
@@ -95,14 +97,22 @@ def attach_arm(
         >>> model(torch.randn(4, 3, 32, 32)).shape, model.embed(torch.randn(4, 3, 32, 32)).shape
         (torch.Size([4, 7]), torch.Size([4, 128]))
     """
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
+    check_count("num_classes", num_classes)
+    if pretrained and not isinstance(model, str):
+        raise ValueError("pretrained: model has to be the name of a network, to fetch its weights")
+    if not callable(arm) or isinstance(arm, nn.Module):
+        raise TypeError(
+            "arm: expected what makes a module from C and (H, W), such as ARM, "
+            f"partial(ARM, maps=4) or PublishedARM, got {arm!r}"
+        )
     if features is not None and not isinstance(features, nn.Module):
         raise TypeError(f"features: expected an nn.Module, got {type(features).__name__}")
     if features is not None and at is not None:
         raise ValueError("features, at: give one of the two, not both")
     size = pair("input_size", input_size)
     if features is not None:
+        if isinstance(model, nn.Module) and features not in {*model.modules()}:
+            raise ValueError("features: expected a part of model, got another module")
         features = copy.deepcopy(features)
     else:
         network = create_network(model, pretrained=pretrained) if isinstance(model, str) else model
@@ -115,8 +125,10 @@ def attach_arm(
             f"2 x 2, an image of about {2 * factor} x {2 * factor}"
         )
     head = arm(channels, (height, width))
+    if not isinstance(getattr(head, "out_features", None), int):
+        raise TypeError(f"arm: expected a module with out_features, got {type(head).__name__}")
     attached = ARMClassifier(features, head, num_classes, dropout).train()
-    like = next(features.parameters(), head.weight)
+    like = next(features.parameters(), attached.classifier.weight)
     for added in (attached.arm, attached.classifier):
         added.to(like.device, like.dtype)
     return attached

@@ -115,7 +115,10 @@ def fold_arm(model: nn.Module) -> nn.Module:
     named = model.named_modules(remove_duplicate=False)
     found = {name: arm for name, arm in named if isinstance(arm, ARM | PublishedARM)}
     if not found:
-        raise ValueError(f"model: expected an ARM in it, found none in {type(model).__name__}")
+        raise ValueError(
+            f"model: expected an ARM in it, found none, or only folded "
+            f"ones, in {type(model).__name__}"
+        )
     folded = {arm: _fold(arm, name or "arm") for name, arm in found.items()}
     if "" in found:
         return folded[found[""]]

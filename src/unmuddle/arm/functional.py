@@ -156,6 +156,12 @@ def output_size(height: int, width: int) -> tuple[int, int]:
     return 2 * height - 3, 2 * width - 3
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise a ValueError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
 def check_map_size(height: int, width: int) -> tuple[int, int]:
     """Return `(height, width)`.
 
@@ -181,7 +187,10 @@ def checked_channels(x: Tensor, channels: int) -> Tensor:
 
     Raises:
         ValueError: `x` has another shape.
+        TypeError: `x` is not a tensor.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x)}")
     if x.ndim != 4 or x.size(1) != channels:
         raise ValueError(f"x: expected shape (N, C, H, W) = (N, {channels}, H, W), got {_shape(x)}")
     return x
@@ -192,7 +201,10 @@ def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
 
     Raises:
         ValueError: `x` has another shape.
+        TypeError: `x` is not a tensor.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x)}")
     if x.ndim != 4 or x.size(1) != channels or x.size(2) != height or x.size(3) != width:
         raise ValueError(
             f"x: expected shape (N, C, H, W) = (N, {channels}, {height}, {width}), got {_shape(x)}"

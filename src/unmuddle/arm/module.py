@@ -1,4 +1,4 @@
-"""`ARM(nn.Module)`: weigh the positions of a feature map and keep its channels."""
+"""`ARM(nn.Module)`: weight the positions of a feature map and keep its channels."""
 
 import math
 
@@ -6,33 +6,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from unmuddle.arm.functional import check_map_size, checked_channels, pair
+from unmuddle.arm.functional import check_count, check_map_size, checked_channels, pair
 
 
 class ARM(nn.Module):
     """Amending representation module: takes the place of a CNN's global pooling.
 
-    Weighs the positions of the last feature map with K maps of learned weights, shared by all
-    channels, adds up, and normalises:
+    Weights the positions of the last feature map with K maps, shared by all channels, sums them up,
+    and normalises:
 
     `y[n, c, k] = BN((H·W)^-½ · sum_{h, w} weight[k, h, w] · x[n, c, h, w])`
 
     Average pooling counts all positions alike, though padding has eroded the border and an aligned
-    face has its eyes and mouth in the same places. All weights start at `(H·W)^-½`, so training
-    starts as average pooling; the maps then become different through what the next layer makes
-    of their features. `PublishedARM` also averages the channels.
+    face has its eyes and mouth in the same places. The weights start at `(H·W)^-½`, those of all
+    maps but the first with 10 % of noise, so training starts close to average pooling.
+    `PublishedARM` also averages the channels.
 
     Args:
-        in_channels: C of the feature map.
-        input_size: its `(H, W)`, or one number for both; at least 2 x 2. For a map of another size
-            the weights are interpolated.
-        maps: K.
+        in_channels: number of channels C of the feature map.
+        input_size: size `(H, W)` of the feature map, or one number for both; at least 2 x 2. For a
+            map of another size, up to four times as large or small, the weights are interpolated
+            (bilinear).
+        maps: number of maps of weights K.
 
     Shape:
         `(N, C, H, W)` -> `(N, out_features)`, `out_features = C·K`; a training batch has N >= 2.
 
     Raises:
-        ValueError: an option or the input's shape does not fit.
+        ValueError: an option is out of its range, or the input has another number of channels or
+            dimensions, or is much larger or smaller than `input_size`.
+        TypeError: the input is not a tensor.
 
     Examples:
         >>> arm = ARM(512, (7, 7))
@@ -49,8 +52,7 @@ class ARM(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("maps", maps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value!r}")
+            check_count(name, value)
         self.in_channels = in_channels
         self.input_size = check_map_size(*pair("input_size", input_size))
         self.maps = maps
@@ -60,8 +62,10 @@ class ARM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as average pooling and `nn.BatchNorm1d` do."""
-        nn.init.constant_(self.weight, 1 / math.sqrt(math.prod(self.input_size)))
+        """Initialise close to average pooling: equal maps would get equal gradients."""
+        start = 1 / math.sqrt(math.prod(self.input_size))
+        nn.init.normal_(self.weight, start, 0.1 * start)
+        nn.init.constant_(self.weight[0], start)
         self.bn.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class ARM(nn.Module):
 
 
 def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
-    """Sum a map over its positions, weighed: `(N, C, H, W)` and `(K, h, w)` -> `(N, C, K)`.
+    """Return weighted sums over positions: `(N, C, H, W)` and `(K, h, w)` -> `(N, C, K)`.
 
     `y[n, c, k] = (h·w)^½ / (H·W) · sum_{i, j} weight[k, i, j] · x[n, c, i, j]`, with the weights
     interpolated to `(H, W)`: an image twice as large gives about the same.
@@ -86,6 +90,13 @@ def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
     height, width = x.size(2), x.size(3)
     scale = math.sqrt(weight.size(1) * weight.size(2)) / (height * width)
     if weight.size(1) != height or weight.size(2) != width:
+        larger = max(height / weight.size(1), width / weight.size(2))
+        smaller = max(weight.size(1) / height, weight.size(2) / width)
+        if max(larger, smaller) > 4 or min(height, width) < 2:
+            raise ValueError(
+                f"x: expected a map of about {weight.size(1)} x {weight.size(2)}, got {height} x "
+                f"{width}; input_size is the size of the feature map, not of the images"
+            )
         weight = interpolate(weight.unsqueeze(0), [height, width], mode="bilinear").squeeze(0)
     columns = (weight * scale).flatten(1).t()
     if x.is_contiguous():

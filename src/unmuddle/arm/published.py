@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unmuddle.arm.functional import (
     affinity,
     amend,
+    check_count,
     checked_map,
     choose_upscale,
     output_size,
@@ -39,7 +40,7 @@ class PublishedARM(nn.Module):
             in the paper. If `r²` does not divide C, a 1 x 1 convolution first widens the map to the
             next multiple.
         affinity: `"running"`, `"batch"` or `"none"`.
-        momentum: of the running mean.
+        momentum: weight of a new batch in the running mean.
 
     Shape:
         `(N, C, H, W)` -> `(N, out_features)`, `out_features = (2H - 3)·(2W - 3)`; 121 for 7 x 7.
@@ -67,8 +68,7 @@ class PublishedARM(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f"in_channels: expected at least 1, got {in_channels!r}")
+        check_count("in_channels", in_channels)
         if affinity not in get_args(Affinity):
             raise ValueError(f"affinity: expected one of {get_args(Affinity)}, got {affinity!r}")
         if not 0 <= momentum <= 1:

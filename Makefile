@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxsched
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/unmuddle train --noise symmetric:0.3 --parts none --out runs/demo/cross-entropy
-	$(BIN)/unmuddle train --noise symmetric:0.3 --parts supcon,arm,uerm --out runs/demo/full-method
+	$(BIN)/unmuddle train --noise symmetric:0.3 --parts supcon,published_arm,uerm --out runs/demo/full-method
 	$(BIN)/unmuddle report runs/demo/cross-entropy runs/demo/full-method --out runs/demo/report.html
 
 test: lint docs

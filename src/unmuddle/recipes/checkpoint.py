@@ -76,7 +76,7 @@ class Checkpoint:
             for key, value in tensors.items()
         }
         header = {"state": json.dumps(told)}
-        write_whole(path, lambda file: safetensors.torch.save_file(copies, file, header))
+        write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(copies, header)))
 
     def load(self, path: Path) -> Progress:
         """Read it back.

@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors.torch
 import yaml
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unmuddle.recipes.config import TrainConfig
@@ -33,21 +32,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
         write(partial)
-        partial.chmod(0o666 & ~_umask())  # safetensors leaves files to their owner alone
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise OSError(f"{path}: cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -231,4 +223,5 @@ class RunFolder:
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     state = {name: value.cpu() for name, value in tensors.items()}
-    write_whole(path, lambda file: safetensors.torch.save_file(state, file))
+    # Not `save_file`, which a kill lets leave a file of its own beside.
+    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state)))

@@ -44,22 +44,24 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     may_look = z.is_cpu and n > 0 and not is_compiling
     g = None if may_look and has_loss.min().item() > 0 else has_loss.sign()
     divisor = count if g is None else count.clamp_min(torch.finfo(z.dtype).tiny)
-    if options.positives == "out":
-        attraction, shares = w.div_(-divisor), None
+    if options.positives == "in":
+        shares = log_p + w.log_().clamp_(min=lowest)
+        each = divisor.log().squeeze(1) - shares.logsumexp(1)
+        derivative = others.softmax(1).sub_(shares.softmax(1))
     else:
-        shares = log_p + w.div_(divisor).log_().clamp_(min=lowest)
-        attraction = shares.softmax(1).neg_()
-    if others is s:
-        attraction = attraction if g is None else attraction.mul_(g)
-        # attraction_ij - exp(log_p_ij) * sum_k attraction_ik
-        derivative = torch._log_softmax_backward_data(attraction, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    else:
-        derivative = others.softmax(1).add_(attraction)
-        derivative = derivative if g is None else derivative.mul_(g)
-    each = log_p.mul_(attraction).sum(1) if shares is None else shares.logsumexp(1).neg_()
+        attraction = w.div_(-divisor)
+        if others is s:
+            attraction = attraction if g is None else attraction.mul_(g)
+            # attraction_ij - exp(log_p_ij) * sum_k attraction_ik
+            derivative = torch._log_softmax_backward_data(attraction, log_p, 1, z.dtype)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            derivative = others.softmax(1).add_(attraction)
+        each = log_p.mul_(attraction).sum(1)
     if g is None:
         return Losses(each, None, (z, norm, derivative))
-    g = g[:, 0]
+    if options.positives == "in" or others is not s:
+        derivative.mul_(g)
+    g = g.squeeze(1)
     return Losses(each.mul_(g), g, (z, norm, derivative))
 
 

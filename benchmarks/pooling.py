@@ -271,10 +271,10 @@ def draw(rows: list[dict[str, Any]], ferplus: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def table(rows: list[dict[str, Any]], noise: float) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Return accuracies and differences to average pooling as Markdown."""
     lines: list[list[Any]] = []
-    for network in SETTINGS:
+    for network, noise in itertools.product(SETTINGS, (0.0, 0.2)):
         of_network = [row for row in rows if (row["network"], row["noise"]) == (network, noise)]
         base = [row for row in of_network if row["head"] == "average"]
         for head in HEADS:
@@ -283,8 +283,19 @@ def table(rows: list[dict[str, Any]], noise: float) -> str:
                 continue
             cells = [evidence.spread(row[name] for row in mine) for name in ("val", "test")]
             gain = evidence.described([] if head == "average" else evidence.paired(base, mine))
-            lines.append([network, head, mine[0]["features"], len(mine), *cells, *gain])
-    names = ["network", "head", "features", "seeds", "validation", "test", *evidence.COMPARED]
+            lines.append(
+                [network, f"{noise:.0%}", head, mine[0]["features"], len(mine), *cells, *gain]
+            )
+    names = [
+        "network",
+        "noise",
+        "head",
+        "features",
+        "seeds",
+        "validation",
+        "test",
+        *evidence.COMPARED,
+    ]
     return evidence.table(names, lines)
 
 
@@ -303,8 +314,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.network == "render":
         rows = study.read_results(RESULTS)
-        write_section("arm.md", "pooling", table(rows, 0.0))
-        write_section("arm.md", "pooling, noise", table(rows, 0.2))
+        write_section("arm.md", "pooling", table(rows))
         if a.plot:
             draw(rows, a.ferplus, a.plot)
         return

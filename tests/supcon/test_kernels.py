@@ -190,6 +190,20 @@ def test_nan_in_gives_nan_out(options: dict, ignored: bool) -> None:
     assert kernels(features, labels, **options).isnan()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_nan_shows_where_there_is_no_term() -> None:
+    features = torch.randn(9, 4)
+    features[2, 1] = torch.nan
+    losses = kernels(
+        features,
+        torch.zeros(9).long(),
+        denominator="negatives",
+        reduction="none",
+        no_positive="zero",
+    )
+    assert losses.isnan().all()
+
+
 def test_what_the_kernels_do_not_take_is_an_error() -> None:
     soft, features = torch.rand(6, 3), torch.randn(6, 4)
     with pytest.raises(ValueError, match="impl: 'triton' takes .* with integer labels only"):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from processes import run
 from unmuddle import FeatureQueue, supcon_loss
+from unmuddle.supcon.loss import HAS_TRITON
 
 SIZES = [(7,), (5, 4), (5, 0, 3), (5, 0, 3, 1)]
 CASES = {
@@ -18,7 +19,7 @@ CASES = {
     "sharp": {"temperature": 0.01},
     "weights of the denominator": {"weighs_terms": True},
     "dense": {"impl": "dense"},
-}
+} | ({"kernels": {"impl": "triton"}} if HAS_TRITON else {})
 
 
 class Model(nn.Module):

@@ -52,10 +52,10 @@ class Shard:
 
     def join_losses(self, ours: Losses) -> Losses:
         """Join what each process knows of its anchors."""
-        z, norm, lse, cache = ours.residuals
+        z, norm, kept, rest = ours.residuals
         assert ours.has_loss is not None
-        joined = self.join(torch.stack([ours.each, ours.has_loss, *lse], 1)).T
-        return Losses(joined[0].clone(), joined[1].clone(), (z, norm, joined[2:].clone(), cache))
+        joined = self.join(torch.stack([ours.each, ours.has_loss, *kept], 1)).T.contiguous()
+        return Losses(joined[0], joined[1], (z, norm, joined[2:], rest))
 
 
 class _JoinRows(torch.autograd.Function):

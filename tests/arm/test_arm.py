@@ -12,21 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, interpolate
 
 from operators import Operators
+from trained_arm import trained
 from unmuddle import ARM, supcon_loss
-from unmuddle.arm import weigh_positions
+from unmuddle.arm import PublishedARM, weigh_positions
 from unmuddle.testing import assert_within_budget, batch_invariance
-
-
-def trained(*arguments, **options) -> ARM:
-    """In eval mode after three training batches, every parameter away from its initial value."""
-    torch.manual_seed(0)
-    arm = ARM(*arguments, **options)
-    with torch.no_grad():
-        for parameter in arm.parameters():
-            parameter += 0.5 * torch.randn_like(parameter)
-    for _ in range(3):
-        arm(torch.randn(16, arm.in_channels, *arm.input_size) + 0.5)
-    return arm.eval()
 
 
 @given(
@@ -116,11 +105,11 @@ def test_gradcheck() -> None:
 
 
 def test_eval_output_of_a_sample_is_the_same_whatever_its_batch() -> None:
-    assert batch_invariance(trained(64, (4, 4)), torch.randn(64, 64, 4, 4)).worst < 1e-6
+    assert batch_invariance(trained(ARM, 64, (4, 4)), torch.randn(64, 64, 4, 4)).worst < 1e-6
 
 
 def test_values_within_the_fp64_budget() -> None:
-    arm = trained(512, (7, 7))
+    arm = trained(ARM, 512, (7, 7))
     x = torch.randn(8, 512, 7, 7)
     with torch.no_grad():
         truth = copy.deepcopy(arm).double()(x.double())
@@ -128,9 +117,10 @@ def test_values_within_the_fp64_budget() -> None:
         assert_within_budget(arm(x), truth, arm.bn(plain))
 
 
+@pytest.mark.parametrize("make", [ARM, PublishedARM])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_and_channels_last(dtype: torch.dtype) -> None:
-    arm = trained(64, (4, 4))
+def test_half_precision_and_channels_last(make, dtype: torch.dtype) -> None:
+    arm = trained(make, 64, (4, 4))
     x = torch.randn(2, 64, 4, 4)
     expected = arm(x)
     torch.testing.assert_close(arm(x.to(memory_format=torch.channels_last)), expected)
@@ -166,8 +156,9 @@ def test_compiles_to_one_graph(training: bool) -> None:
     torch.testing.assert_close(arm.state_dict(), same.state_dict())
 
 
-def test_exports() -> None:
-    arm = trained(64, (4, 4))
+@pytest.mark.parametrize("make", [ARM, PublishedARM])
+def test_exports(make) -> None:
+    arm = trained(make, 64, (4, 4))
     batch = torch.export.Dim("batch", min=2, max=1024)
     program = torch.export.export(arm, (torch.randn(3, 64, 4, 4),), dynamic_shapes=({0: batch},))
     x = torch.randn(5, 64, 4, 4)
@@ -175,7 +166,7 @@ def test_exports() -> None:
 
 
 def test_state_dict_keys_are_stable_and_keep_eval_outputs() -> None:
-    first, second = trained(64, (4, 4)), ARM(64, (4, 4)).eval()
+    first, second = trained(ARM, 64, (4, 4)), ARM(64, (4, 4)).eval()
     second.load_state_dict(first.state_dict())
     x = torch.randn(2, 64, 4, 4)
     assert torch.equal(first(x), second(x))

@@ -7,21 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from trained_arm import trained
 from unmuddle import ARM, fold_arm
 from unmuddle.arm import FoldedARM, FoldedPublishedARM, PublishedARM
 from unmuddle.testing import assert_within_budget
-
-
-def trained(make, *arguments, **options) -> ARM | PublishedARM:
-    """After three training batches, with every parameter away from its initial value."""
-    torch.manual_seed(0)
-    arm = make(*arguments, **options)
-    with torch.no_grad():
-        for parameter in arm.parameters():
-            parameter += 0.5 * torch.randn_like(parameter)
-    for _ in range(3):
-        arm(torch.randn(16, arm.in_channels, *arm.input_size) + 0.5)
-    return arm.eval()
 
 
 @pytest.mark.parametrize("affinity", ["running", "none"])

@@ -197,20 +197,6 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(call, (x, *arm.parameters()))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_and_channels_last(dtype: torch.dtype) -> None:
-    arm = _trained("running")
-    x = torch.randn(2, 64, 4, 4)
-    expected = arm(x)
-    torch.testing.assert_close(arm(x.to(memory_format=torch.channels_last)), expected)
-    with torch.autocast("cpu", dtype):
-        torch.testing.assert_close(arm(x).float(), expected, rtol=0.1, atol=0.1)
-    half = copy.deepcopy(arm).to(dtype)
-    got = half(x.to(dtype))
-    assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_a_forward_takes_few_operators(training: bool) -> None:
     arm = PublishedARM(512, (7, 7)).train(training)
@@ -232,14 +218,6 @@ def test_compiles_to_one_graph(affinity: str, training: bool) -> None:
         x = torch.randn(4, 16, 3, 4)
         torch.testing.assert_close(compiled(x), same(x))
     torch.testing.assert_close(arm.running_common, same.running_common)
-
-
-def test_exports() -> None:
-    arm = _trained("running")
-    batch = torch.export.Dim("batch", min=2, max=1024)
-    program = torch.export.export(arm, (torch.randn(3, 64, 4, 4),), dynamic_shapes=({0: batch},))
-    x = torch.randn(5, 64, 4, 4)
-    torch.testing.assert_close(program.module()(x), arm(x))
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:

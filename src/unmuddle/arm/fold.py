@@ -16,8 +16,10 @@ from unmuddle.arm.module import ARM, weigh_positions
 from unmuddle.arm.published import PublishedARM
 
 PROBES = 4
-for function in ("checked_map", "checked_channels", "weigh_positions"):
-    torch.fx.wrap(function)  # a traced network calls it, and checks its input too
+# A traced network calls these, and checks its input too.
+torch.fx.wrap("checked_map")
+torch.fx.wrap("checked_channels")
+torch.fx.wrap("weigh_positions")
 
 
 class FoldedARM(nn.Module):
@@ -28,7 +30,7 @@ class FoldedARM(nn.Module):
     Attributes:
         weight: `(K, H, W)`.
         scale: `(C, K)`, of the normalisation; so is `offset`.
-        out_features: of the output.
+        out_features: number of features C·K.
 
     Raises:
         ValueError: the input's shape does not fit.

@@ -1,11 +1,10 @@
-"""Everything that training goes on from, in one file: tensors, and JSON in its header."""
+"""Checkpoint to resume training from: one file of tensors, with JSON in its header."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -13,12 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unmuddle.recipes.errors import UsageError
-from unmuddle.recipes.run_folder import write_whole
+from unmuddle.recipes.run_folder import write_tensors
 
 
 @dataclass
 class Progress:
-    """How far training is.
+    """Progress of a training.
 
     Attributes:
         epoch: epochs done.
@@ -37,7 +36,7 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """What changes in training, beside the progress.
+    """State that training changes, beside its progress.
 
     Random numbers are missing: each step draws its own from the seed and its number.
 
@@ -76,7 +75,7 @@ class Checkpoint:
             for key, value in tensors.items()
         }
         header = {"state": json.dumps(told)}
-        write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(copies, header)))
+        write_tensors(path, copies, header)
 
     def load(self, path: Path) -> Progress:
         """Read it back.

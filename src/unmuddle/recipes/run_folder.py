@@ -202,18 +202,18 @@ class RunFolder:
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the weights of the best epoch."""
-        _save_tensors(self.path / "model.safetensors", weights)
+        write_tensors(self.path / "model.safetensors", weights)
 
     def save_relabeling(self, uerm: UERM, data: LabeledImages, classes: tuple[str, ...]) -> None:
         """Write every label change so far, what came of them, and what is known of every sample."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         rows = rows_of(uerm.ledger, data, classes)
         write_table(self.path / "relabeled.csv", Row._fields, rows)
-        _save_tensors(self.path / "uerm.safetensors", uerm.state_dict())
+        write_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:
         """Write what a report shows of the training samples."""
-        _save_tensors(self.path / "snapshot.safetensors", tensors)
+        write_tensors(self.path / "snapshot.safetensors", tensors)
 
     def save_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""
@@ -221,7 +221,9 @@ class RunFolder:
         write_whole(self.path / "summary.json", lambda file: file.write_text(text))
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
+) -> None:
+    """Write a file of safetensors whole. If `save_file` is killed, a file of its own is left."""
     state = {name: value.cpu() for name, value in tensors.items()}
-    # Not `save_file`, which a kill lets leave a file of its own beside.
-    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state)))
+    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))

@@ -234,7 +234,8 @@ def _plan(
         anchors=anchors,
         normalize=normalize,
         is_bounded=normalize
-        and (positives, denominator, contrast.denominator_weight) == ("out", "all", None)
+        and (positives, denominator) == ("out", "all")
+        and contrast.denominator_weight is None
         and not is_tensor
         and bool(temperature >= BOUNDED_TEMPERATURE),
         ignore_index=-1 if batch.labels is None else ignore_index,  # samples are numbered from 0

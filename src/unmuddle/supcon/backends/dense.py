@@ -9,7 +9,7 @@ from torch import Tensor
 from unmuddle.supcon.problem import Losses, Problem, Residuals
 
 MAX_PAIRS = 512**2  # 1 MB of fp32 derivatives; beyond, tiles are faster
-# 16 MB; a step on a GPU is mostly the launches of its operations, and this one has the fewest.
+# 16 MB; measured against earlier kernels, of some hundred operations. Today's have fewer than this.
 MAX_PAIRS_GPU = 2048**2
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from timing import DEVICE, compared, take_turns
 from unmuddle import attach_arm, fold_arm
 from unmuddle.arm import PublishedARM, find_features
-from unmuddle.recipes.backbones import build_backbone
+from unmuddle.recipe.backbones import build_backbone
 
 
 class PerChannel(nn.Module):

@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from unmuddle.arm import Erosion, erosion
-from unmuddle.recipes.backbones import build_backbone
-from unmuddle.recipes.data import load_data
-from unmuddle.recipes.images import Standardize
+from unmuddle.recipe.backbones import build_backbone
+from unmuddle.recipe.data import load_data
+from unmuddle.recipe.images import Standardize
 
 IMAGE_SIZE = 48
 

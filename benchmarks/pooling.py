@@ -28,10 +28,10 @@ import study
 from pages import write_section
 from unmuddle import ARM
 from unmuddle.arm import PublishedARM
-from unmuddle.recipes.backbones import Backbone, build_backbone
-from unmuddle.recipes.data import load_data
-from unmuddle.recipes.data.noise import symmetric_noise
-from unmuddle.recipes.images import Standardize
+from unmuddle.recipe.backbones import Backbone, build_backbone
+from unmuddle.recipe.data import load_data
+from unmuddle.recipe.data.noise import symmetric_noise
+from unmuddle.recipe.images import Standardize
 
 RESULTS = Path(__file__).with_name("pooling.jsonl")
 CLASSES = 8

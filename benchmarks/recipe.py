@@ -19,10 +19,10 @@ from rich.console import Console
 from torch import nn
 
 from timing import ALONE, compared, take_turns
-from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.data import files, load_data
-from unmuddle.recipes.loaders import training_loader
-from unmuddle.recipes.train import train
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.data import files, load_data
+from unmuddle.recipe.loaders import training_loader
+from unmuddle.recipe.train import train
 
 BATCH, STEPS, ROUNDS = 64, 4, 4
 PARTS = {"unmuddle": "supcon,arm,uerm", "cross-entropy": "none"}

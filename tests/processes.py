@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 # Forks a process that has imported what takes seconds, and has done nothing else.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch._dynamo", "pytest", "sklearn.datasets", "unmuddle.cli", "unmuddle.recipes.train"]
+    ["torch._dynamo", "pytest", "sklearn.datasets", "unmuddle.cli", "unmuddle.recipe.train"]
 )
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from recipes.layouts import make_folder, truncate
+from layouts import make_folder, truncate
 from report.run_files import write_run
 from unmuddle.cli import _failure, main
-from unmuddle.recipes.config import TrainConfig
-from unmuddle.recipes.presets import PRESETS
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.presets import PRESETS
 
 
 def run(arguments: list[str]) -> int:

@@ -75,7 +75,7 @@ def test_assertions_need_no_hypothesis_and_strategies_say_how_to_get_it() -> Non
 def test_a_part_loads_no_other_part(part: str, others: str) -> None:
     code = (
         f"import sys, unmuddle.{part}\n"
-        f"print([o for o in {others.split()!r} + ['recipes', 'report'] if 'unmuddle.' + o in sys.modules])"
+        f"print([o for o in {others.split()!r} + ['recipe', 'report'] if 'unmuddle.' + o in sys.modules])"
     )
     assert python(code) == "[]"
 

@@ -16,7 +16,7 @@ from labels import Cell
 from layouts import make_ferplus
 from test_train import tiny
 from unmuddle.cli import main
-from unmuddle.recipes.data import load_data
+from unmuddle.recipe.data import load_data
 from unmuddle.uerm import Distribution, fit_noise
 
 TINY = {"backbone": "test_train:tiny", "epochs": 1, "batch_size": 4, "image_size": 16}

@@ -15,14 +15,14 @@ from scipy.stats import ttest_rel
 import evidence
 import pages
 import study
-from unmuddle.recipes.config import TrainConfig
+from unmuddle.recipe.config import TrainConfig
 
 TINY = "--backbone=test_train:tiny"
 
 
 @pytest.fixture
 def _tiny_is_found(monkeypatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("recipes")))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("recipe")))
 
 
 def row(right: list[int], seed: int = 0, **other) -> evidence.Row:

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             "unmuddle: the command line needs more: pip install 'unmuddle[train]'", file=sys.stderr
         )
         return 2
-    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipe.errors import UsageError
 
     try:
         chosen: Any = parser.parse_args(
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _with_preset(arguments: list[str]) -> list[str]:
     """The preset's file before every other option, which overrides it."""
-    from unmuddle.recipes.presets import PRESETS
+    from unmuddle.recipe.presets import PRESETS
 
     if arguments[:1] != ["train"]:
         return arguments
@@ -82,8 +82,8 @@ def _parser() -> Any:
     from jsonargparse import ArgumentParser as Parser
 
     from unmuddle.help import Help
-    from unmuddle.recipes.config import TrainConfig
-    from unmuddle.recipes.presets import PRESETS
+    from unmuddle.recipe.config import TrainConfig
+    from unmuddle.recipe.presets import PRESETS
 
     def parser_of(usage: str, description: str, examples: str) -> Parser:
         return Parser(
@@ -217,10 +217,10 @@ def _train(
     from accelerate import PartialState
     from rich.console import Console
 
-    from unmuddle.recipes.config import TrainConfig
-    from unmuddle.recipes.errors import UsageError
-    from unmuddle.recipes.run_folder import read_config
-    from unmuddle.recipes.train import train
+    from unmuddle.recipe.config import TrainConfig
+    from unmuddle.recipe.errors import UsageError
+    from unmuddle.recipe.run_folder import read_config
+    from unmuddle.recipe.train import train
     from unmuddle.report import read_run
 
     chosen = TrainConfig(**options)
@@ -275,10 +275,10 @@ def _evaluate(
 ) -> None:
     from rich.console import Console
 
-    from unmuddle.recipes.errors import UsageError
-    from unmuddle.recipes.metrics import as_json
-    from unmuddle.recipes.run_folder import write_whole
-    from unmuddle.recipes.trained import evaluate_run, predict_folder
+    from unmuddle.recipe.errors import UsageError
+    from unmuddle.recipe.metrics import as_json
+    from unmuddle.recipe.run_folder import write_whole
+    from unmuddle.recipe.trained import evaluate_run, predict_folder
     from unmuddle.report import metrics_table
 
     for option, path in (("--json", json), ("--out", out)):
@@ -301,14 +301,14 @@ def _evaluate(
 
 
 def _check_file(option: str, path: Path) -> None:
-    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipe.errors import UsageError
 
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{option} {path}: expected a file in a folder that is there")
 
 
 def _check_report(option: str, path: Path) -> None:
-    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipe.errors import UsageError
     from unmuddle.report import is_report
 
     if path.exists() and not is_report(path):
@@ -323,9 +323,9 @@ def _audit(
     pred_probs: Path | None,
     out: Path | None,
 ) -> None:
-    from unmuddle.recipes.audit import audit
-    from unmuddle.recipes.decisions import check_undecided, write_rows
-    from unmuddle.recipes.run_folder import make_folder, write_whole
+    from unmuddle.recipe.audit import audit
+    from unmuddle.recipe.decisions import check_undecided, write_rows
+    from unmuddle.recipe.run_folder import make_folder, write_whole
     from unmuddle.report import Card, audit_page
 
     suspects = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
@@ -348,7 +348,7 @@ def _audit(
 
 
 def _export(run: Path, out: Path) -> None:
-    from unmuddle.recipes.export import export_run
+    from unmuddle.recipe.export import export_run
 
     _check_file("--out", out)
     export_run(run, out)
@@ -375,7 +375,7 @@ def _doctor() -> int:
 
 
 def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
-    from unmuddle.recipes.errors import UsageError
+    from unmuddle.recipe.errors import UsageError
     from unmuddle.testing import check_loss
 
     module, _, name = loss.partition(":")
@@ -398,8 +398,8 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
 def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -> None:
     from rich.console import Console
 
-    from unmuddle.recipes.errors import UsageError
-    from unmuddle.recipes.run_folder import write_whole
+    from unmuddle.recipe.errors import UsageError
+    from unmuddle.recipe.run_folder import write_whole
     from unmuddle.report import comparison_table, read_runs, report_page
 
     if out is not None:

@@ -1,0 +1,217 @@
+"""CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from unmuddle.arm.features import FeatureMap, create_network, find_features, map_shape
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.paths import user_path
+
+_RUN_PREFIX = "backbone."
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
+
+
+Pixels = tuple[Sequence[float], Sequence[float]]
+
+
+class Backbone(NamedTuple):
+    """A network and the size of its last feature map.
+
+    Attributes:
+        network: images to feature map.
+        channels: C.
+        map_size: `(h, w)`.
+        unused: names of the tensors in a file of weights that the network does not have.
+        pixels: mean and deviation of each channel that its pretrained weights expect, of pixels
+            from 0 to 1; `None`: it has none, and takes images that are standardized one by one.
+    """
+
+    network: nn.Module
+    channels: int
+    map_size: tuple[int, int]
+    unused: tuple[str, ...] = ()
+    pixels: Pixels | None = None
+
+
+def build_backbone(
+    name: str, image_size: int, *, pretrained: bool = False, weights: str | None = None
+) -> Backbone:
+    """Build a backbone whose map is at least 3 x 3.
+
+    A network made for larger images would reduce small ones to a point; its first strides are then
+    set to 1, one after the other, until the map is large enough. No weight changes shape by that.
+
+    Args:
+        name: `small`, `mobilefacenet`, a timm or torchvision name, `torchvision/NAME`, or
+            `module:callable`.
+        image_size: pixels a side.
+        pretrained: let timm or torchvision fetch their weights.
+        weights: file of weights to load.
+
+    Raises:
+        UsageError: unknown name, no feature map, or weights that do not fit.
+    """
+    try:
+        network = _create(name, pretrained)
+    except OSError as error:  # no network, no such file on the hub
+        raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
+    unused, pixels = (), _expected_pixels(name, network) if pretrained else None
+    if weights is not None:
+        unused, pixels = _load_weights(network, name, weights)
+    shape = _map_shape(network, name, image_size)
+    while min(shape[1:]) < SMALLEST_MAP:
+        if not _remove_first_stride(network):
+            raise UsageError(
+                f"--backbone {name}: its feature map of a {image_size} x {image_size} image is "
+                f"only {shape[1]} x {shape[2]}; try a larger --image_size"
+            )
+        shape = _map_shape(network, name, image_size)
+    return Backbone(network, shape[0], (shape[1], shape[2]), unused, pixels)
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    if name in _OWN:
+        if pretrained:
+            raise UsageError(f"--backbone {name}: has no weights to fetch; give --weights FILE")
+        return _OWN[name]()
+    if ":" in name:
+        return _from_callable(name)
+    try:
+        return find_features(create_network(name, pretrained=pretrained))
+    except ValueError as error:
+        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
+
+
+def _small() -> nn.Module:
+    """A ResNet of 0.7 million parameters for small images: stride 8, one block a stage."""
+    network = ResNet(
+        BasicBlock,  # pyright: ignore[reportArgumentType]  timm annotates a class as its instance
+        layers=(1, 1, 1, 1),
+        channels=(24, 48, 96, 192),
+        stem_type="deep",  # its width is twice stem_width; one layer is enough here
+        stem_width=12,
+        output_stride=16,
+        num_classes=0,
+        global_pool="",
+    )
+    network.conv1 = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _mobilefacenet() -> nn.Module:
+    """A network after MobileFaceNet, of timm's blocks: 0.9 million parameters, 112 pixels to 7 x 7.
+
+    References:
+        Chen et al., MobileFaceNets, 2018, arXiv 1804.07573.
+    """
+    blocks = (
+        "dsa_r1_k3_s1_c64", "ir_r5_k3_s2_e2_c64", "ir_r1_k3_s2_e4_c128",
+        "ir_r6_k3_s1_e2_c128", "ir_r1_k3_s2_e4_c128", "ir_r2_k3_s1_e2_c128",
+    )  # fmt: skip
+    return EfficientNet(
+        decode_arch_def([[block] for block in blocks]),
+        stem_size=64,
+        fix_stem=True,
+        num_features=512,
+        act_layer=nn.ReLU6,
+        num_classes=0,
+        global_pool="",
+    )
+
+
+_OWN = {"small": _small, "mobilefacenet": _mobilefacenet}
+
+
+def _expected_pixels(name: str, network: nn.Module) -> Pixels | None:
+    """Mean and deviation of a channel that pretrained weights of a network expect."""
+    if name == "mobilefacenet":
+        return (0.5,) * 3, (0.5,) * 3
+    if not isinstance(network, FeatureMap):
+        return None
+    config = getattr(network.model, "pretrained_cfg", {})  # timm's; torchvision's take ImageNet's
+    return config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
+
+
+def _from_callable(name: str) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        network = getattr(import_module(module), attribute)()
+    except Exception as error:  # the user's code can fail in any way
+        raise UsageError(f"--backbone {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"--backbone {name}: expected an nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int, int]:
+    try:
+        return map_shape(network, (image_size, image_size))
+    except ValueError as error:
+        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
+
+
+def _reason(error: ValueError) -> str:
+    """Strip the name of an argument that the command line does not have."""
+    return str(error).partition(": ")[2]
+
+
+def _remove_first_stride(network: nn.Module) -> bool:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.stride = (1, 1)
+            return True
+        if isinstance(module, nn.MaxPool2d) and module.stride not in (1, (1, 1)):
+            module.stride = 1
+            return True
+    return False
+
+
+def _load_weights(
+    network: nn.Module, name: str, weights: str
+) -> tuple[tuple[str, ...], Pixels | None]:
+    """Load a file of weights; return its tensors that the network lacks, and expected pixels."""
+    pixels = _expected_pixels(name, network)
+    path = user_path("--weights", weights)
+    try:
+        state = (
+            safetensors.torch.load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        target = network.model if isinstance(network, FeatureMap) else network
+        if "classifier.weight" in state and any(key.startswith(_RUN_PREFIX) for key in state):
+            # The model of a run, saved as a whole.
+            target, pixels = network, saved_pixels(state)
+            state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
+        missing, unexpected = target.load_state_dict(state, strict=False)
+    except UnpicklingError as error:
+        raise UsageError(
+            f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would "
+            "run code of its own; where you trust it, save its state dict alone"
+        ) from error
+    except Exception as error:  # a foreign file can fail in any way
+        raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
+    if missing:
+        raise UsageError(
+            f"--weights {weights}: lacks {len(missing)} of the backbone's tensors, "
+            f"the first {missing[0]}"
+        )
+    return tuple(unexpected), pixels
+
+
+def saved_pixels(state: Mapping[str, Tensor]) -> Pixels | None:
+    """Mean and deviation of a channel that the model of a run was trained with, if it has them."""
+    if "standardize.mean" not in state:
+        return None
+    return state["standardize.mean"].tolist(), state["standardize.std"].tolist()

@@ -1,0 +1,113 @@
+"""Checkpoint to resume training from: one file of tensors, with JSON in its header."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.run_folder import write_tensors
+
+
+@dataclass
+class Progress:
+    """Progress of a training.
+
+    Attributes:
+        epoch: epochs done.
+        best_epoch: which of them was best on the validation split; 0: none yet.
+        best_accuracy: its accuracy.
+        seconds: that it took.
+        best: weights of the best epoch.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@dataclass
+class Checkpoint:
+    """State that training changes, beside its progress.
+
+    Random numbers are missing: each step draws its own from the seed and its number.
+
+    Attributes:
+        modules: by name.
+        optimizer: of their parameters.
+        schedule: of its learning rate.
+        scaler: of fp16 losses.
+    """
+
+    modules: dict[str, nn.Module]
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler | None = None
+
+    def save(self, path: Path, progress: Progress) -> None:
+        """Write everything, whole or not at all."""
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        tensors |= {f"best.{key}": value for key, value in progress.best.items()}
+        optimizer = self.optimizer.state_dict()
+        for number, state in optimizer["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        told = {
+            "progress": {k: v for k, v in asdict(progress).items() if k != "best"},
+            "groups": optimizer["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+        # Copies: safetensors refuses tensors that share memory, or are not laid out in rows.
+        copies = {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in tensors.items()
+        }
+        header = {"state": json.dumps(told)}
+        write_tensors(path, copies, header)
+
+    def load(self, path: Path) -> Progress:
+        """Read it back.
+
+        Raises:
+            UsageError: the file cannot be read, or belongs to another run.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                told = json.loads(file.metadata()["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            for name, module in self.modules.items():
+                module.load_state_dict(_below(f"{name}.", tensors))
+            self._load_optimizer(_below("optimizer.", tensors), told["groups"])
+            self.schedule.load_state_dict(told["schedule"])
+            if self.scaler and told["scaler"]:
+                self.scaler.load_state_dict(told["scaler"])
+            return Progress(**told["progress"], best=_below("best.", tensors))
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: cannot be resumed from: {error}") from error
+
+    def _load_optimizer(self, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for key, value in tensors.items():
+            number, _, name = key.partition(".")
+            like = parameters[int(number)]
+            # Laid out in memory as the parameter is: the order of sums depends on it.
+            laid_out = value if value.ndim == 0 else torch.empty_like(like).copy_(value)
+            state.setdefault(int(number), {})[name] = laid_out
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

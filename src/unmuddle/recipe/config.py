@@ -1,0 +1,179 @@
+"""Options of `unmuddle train`."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from unmuddle.recipe.errors import UsageError
+
+PARTS = ("supcon", "arm", "published_arm", "uerm")
+
+
+@dataclass
+class TrainConfig:
+    """Train a classifier on images with ambiguous labels.
+
+    Args:
+        data: synthetic[:N], digits, or NAME:PATH with folder rafdb ferplus affectnet[7] fer2013
+        noise: none, symmetric:P, pair:P, file:CSV (name, label) or file:TXT (as RAF-DB's lists)
+        labels: CSV of accepted and rejected labels, as unmuddle audit writes it, or relabeled.csv
+            of a run
+        backbone: small, mobilefacenet, a timm name, torchvision/NAME, or MODULE:CALLABLE
+        sampler: every sample once an epoch, or every class as often as the others
+        parts: comma-separated choice of supcon, arm (or published_arm), uerm; none is plain
+            cross-entropy
+        targets: train on labels, or on the distribution of the annotators' votes
+        out: folder of the run to write; default: runs/DATA-PARTS-TIME
+        epochs: passes over the training samples
+        batch_size: samples a batch, of all processes together
+        views: augmented views of each sample in a batch; default: 2 with supcon, 1 without
+        augment: strength of turns, shifts and erased boxes, from 0 to 1; mirroring stays
+        accumulate: batches whose gradients make one step of the optimizer
+        lr: peak learning rate of AdamW's one-cycle schedule
+        lr_backbone: peak of the backbone; default: lr, a tenth of it with pretrained weights
+        freeze_epochs: number of first epochs that leave the backbone as it is
+        label_smoothing: share of each target that is spread over all classes
+        weight_decay: of AdamW
+        image_size: pixels a side; default: the data set's own, 224 for folder
+        pretrained: fetch the backbone's pretrained weights
+        skip_unreadable: leave out images that cannot be read; RUN/left_out.csv lists them
+        weights: file of backbone weights: .safetensors, or a state dict saved by torch
+        average: decay of the running mean of the weights, which is what is evaluated
+        supcon_weight: of the contrastive loss beside the cross-entropy
+        temperature: of the contrastive loss
+        relabel_policy: when UERM relabels
+        relabel_estimator: estimate of uncertainty
+        relabel_evidence: predictions of averaged weights once an epoch, or of the batches
+        warmup: share of the epochs before UERM may relabel
+        seed: of weights, noise, order and augmentation
+        precision: of the network's products; the losses are fp32
+        compile: let torch.compile make the network faster; the first step then takes a minute
+        workers: processes that load images; 0: the training process itself
+        tracker: write the figures of each epoch to RUN/tensorboard too
+    """
+
+    data: str = "synthetic"
+    noise: str = "none"
+    labels: str | None = None
+    backbone: str = "small"
+    sampler: Literal["none", "balanced"] = "none"
+    parts: str = "supcon,uerm"
+    targets: Literal["labels", "votes"] = "labels"
+    out: str | None = None
+    epochs: int = 15
+    batch_size: int = 32
+    views: int | None = None
+    augment: float = 1.0
+    accumulate: int = 1
+    lr: float = 2e-3
+    lr_backbone: float | None = None
+    freeze_epochs: int = 0
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.05
+    image_size: int | None = None
+    skip_unreadable: bool = False
+    pretrained: bool = False
+    weights: str | None = None
+    average: float = 0.995
+    supcon_weight: float = 0.5
+    temperature: float = 0.1
+    relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
+    relabel_estimator: Literal["mislabeled", "attention"] = "mislabeled"
+    relabel_evidence: Literal["averaged", "batches"] = "averaged"
+    warmup: float = 0.4
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    workers: int = 0
+    tracker: Literal["none", "tensorboard"] = "none"
+
+    def anywhere(self) -> "TrainConfig":
+        """Return a copy whose input paths are absolute."""
+
+        def absolute(text: str | None) -> str | None:
+            return None if text is None else str(Path(text).expanduser().absolute())
+
+        def absolute_after_colon(text: str) -> str:
+            kind, colon, path = text.partition(":")
+            is_path = colon and kind not in ("synthetic", "symmetric", "pair")
+            return f"{kind}:{absolute(path)}" if is_path else text
+
+        return replace(
+            self,
+            data=absolute_after_colon(self.data),
+            noise=absolute_after_colon(self.noise),
+            labels=absolute(self.labels),
+            weights=absolute(self.weights),
+        )
+
+    def chosen_parts(self) -> frozenset[str]:
+        """The parts as a set.
+
+        Raises:
+            UsageError: a name is unknown, or two parts exclude each other.
+        """
+        if self.parts == "none":
+            return frozenset()
+        names = [name.strip() for name in self.parts.split(",")]
+        for name in names:
+            if name not in PARTS:
+                raise UsageError(
+                    f"--parts {self.parts}: unknown part {name!r}; expected none or a "
+                    f"comma-separated choice of {', '.join(PARTS)}"
+                )
+        if {"arm", "published_arm"} <= {*names}:
+            raise UsageError(f"--parts {self.parts}: choose one of arm and published_arm")
+        return frozenset(names)
+
+    def backbone_rate(self) -> float:
+        """Peak learning rate of the backbone."""
+        if self.lr_backbone is not None:
+            return self.lr_backbone
+        return self.lr / 10 if self.pretrained or self.weights else self.lr
+
+    def check(self) -> None:
+        """Raise a UsageError that names the first value out of its range."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is not None:
+                raise UsageError(f"--{field.name}: expected a value, got null")
+            if isinstance(field.default, str) and not isinstance(value, str):
+                raise UsageError(f"--{field.name}: expected text, got {value!r}")
+        self.chosen_parts()
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("accumulate", 1),
+            ("workers", 0),
+            ("freeze_epochs", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.image_size is not None and self.image_size < 8:
+            raise UsageError(f"--image_size: expected at least 8, got {self.image_size}")
+        if self.views is not None and self.views < 1:
+            raise UsageError(f"--views: expected at least 1, got {self.views}")
+        changes_labels = "uerm" in self.chosen_parts() or self.noise != "none" or self.labels
+        if self.targets == "votes" and changes_labels:
+            raise UsageError(
+                "--targets votes: no label is trained on then; leave out uerm, --noise and --labels"
+            )
+        for name in ("lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name}: expected more than 0, got {getattr(self, name)}")
+        if self.lr_backbone is not None and not self.lr_backbone >= 0:
+            raise UsageError(f"--lr_backbone: expected at least 0, got {self.lr_backbone}")
+        for name in ("weight_decay", "supcon_weight"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
+        for name in ("warmup", "augment", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(
+                    f"--{name}: expected a number from 0 to 1, got {getattr(self, name)}"
+                )
+        if not 0 <= self.average < 1:
+            raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
+        if self.pretrained and self.weights:
+            raise UsageError("--pretrained, --weights: give one of the two, not both")

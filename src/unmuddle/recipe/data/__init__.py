@@ -1,0 +1,73 @@
+"""Data sets by name."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from unmuddle.recipe.data.affectnet import load_affectnet
+from unmuddle.recipe.data.digits import load_digits
+from unmuddle.recipe.data.fer2013 import load_fer2013
+from unmuddle.recipe.data.ferplus import load_ferplus
+from unmuddle.recipe.data.files import Problems
+from unmuddle.recipe.data.folder import load_folder
+from unmuddle.recipe.data.rafdb import load_rafdb
+from unmuddle.recipe.data.synthetic import load_synthetic
+from unmuddle.recipe.data.types import LabeledImages, Splits
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.paths import user_path
+
+__all__ = ["LabeledImages", "Splits", "load_data"]
+
+_ON_DISK: dict[str, Callable[[Path, int | None, int, Problems], Splits]] = {
+    "folder": load_folder,
+    "rafdb": load_rafdb,
+    "ferplus": load_ferplus,
+    "affectnet": load_affectnet,
+    "affectnet7": partial(load_affectnet, classes=7),
+    "fer2013": load_fer2013,
+}
+_NAMES = ", ".join(["synthetic", "synthetic:N", "digits", *(f"{name}:PATH" for name in _ON_DISK)])
+
+
+def load_data(
+    spec: str, *, image_size: int | None = None, seed: int = 0, skip_unreadable: bool = False
+) -> Splits:
+    """Load a data set: `synthetic[:N]` (N training faces), `digits`, or one on disk, `NAME:PATH`.
+
+    Args:
+        spec: which data set.
+        image_size: pixels a side; `None`: the data set's own.
+        seed: of a validation split that the data set does not come with.
+        skip_unreadable: leave out images that cannot be read.
+
+    Raises:
+        UsageError: unknown name, or a layout with problems; lists all of them.
+    """
+    name, _, argument = spec.partition(":")
+    if name in _ON_DISK:
+        if not argument:
+            raise UsageError(f"--data {spec}: expected {name}:PATH")
+        root = user_path("--data", argument)
+        if not root.is_dir():
+            raise UsageError(f"--data {spec}: no such folder: {root}")
+        problems = Problems(skip_unreadable=skip_unreadable)
+        splits = _ON_DISK[name](root, image_size, seed, problems)
+        splits.left_out = problems.left_out
+        return splits
+    if name == "digits" and not argument:
+        return _resized(load_digits(seed), image_size)
+    if name == "synthetic" and re.fullmatch(r"([1-9]\d{0,6})?", argument):
+        splits = load_synthetic(int(argument)) if argument else load_synthetic()
+        return _resized(splits, image_size)
+    if name == "synthetic":
+        raise UsageError(f"--data {spec}: expected synthetic:N with N from 1 to 9999999")
+    hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
+    raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}{hint}")
+
+
+def _resized(splits: Splits, image_size: int | None) -> Splits:
+    # Images in memory keep their size; the transform brings them to the network's.
+    if image_size is not None:
+        splits.image_size = image_size
+    return splits

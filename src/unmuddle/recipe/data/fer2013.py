@@ -1,0 +1,69 @@
+"""FER2013: 35,887 real faces of seven expressions in one table (Goodfellow et al. 2013)."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unmuddle.recipe.data.files import Problems
+from unmuddle.recipe.data.types import LabeledImages, Splits
+from unmuddle.recipe.errors import UsageError
+
+CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+SIZE = 48
+_FILES = ("fer2013.csv", "icml_face_data.csv")
+_PARTS = ("Training", "PublicTest", "PrivateTest")
+
+
+def load_fer2013(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
+    """`fer2013.csv` or `icml_face_data.csv`; its public test is to select on."""
+    table = next((root / name for name in _FILES if (root / name).is_file()), None)
+    if table is None:
+        raise UsageError(f"{root}: expected {' or '.join(_FILES)}")
+    labels: dict[str, list[int]] = {part: [] for part in _PARTS}
+    pixels: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames or ())
+            if missing:
+                raise UsageError(f"{table}: missing columns: {', '.join(sorted(missing))}")
+            for number, row in enumerate(reader, start=2):
+                where = f"{table}:{number}"
+                grey = _parse_pixels(row["pixels"])
+                if row["Usage"] not in _PARTS:
+                    problems.add(f"Usage that is none of {', '.join(_PARTS)}", where)
+                elif row["emotion"] not in ("0", "1", "2", "3", "4", "5", "6"):
+                    problems.add("emotion that is not from 0 to 6", where)
+                elif grey is None:
+                    problems.add(f"row without {SIZE} x {SIZE} pixels from 0 to 255", where)
+                else:
+                    labels[row["Usage"]].append(int(row["emotion"]))
+                    pixels[row["Usage"]].append(grey)
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{table}: not readable: {error}") from error
+    for part in _PARTS:
+        if not labels[part]:
+            problems.add("no images", part)
+    problems.raise_if_any(root)
+    parts = [
+        LabeledImages(
+            torch.from_numpy(np.stack(pixels[part]))[:, None].expand(-1, 3, -1, -1),
+            torch.tensor(labels[part], dtype=torch.int64),
+        )
+        for part in _PARTS
+    ]
+    return Splits(*parts, classes=CLASSES, image_size=image_size or SIZE)
+
+
+def _parse_pixels(text: str | None) -> np.ndarray | None:
+    try:
+        values = np.array((text or "").split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        return None
+    if values.size != SIZE * SIZE or values.min() < 0 or values.max() > 255:
+        return None
+    return values.astype(np.uint8).reshape(SIZE, SIZE)

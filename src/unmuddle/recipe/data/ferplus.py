@@ -1,0 +1,112 @@
+"""FERPlus: FER2013 faces, each voted on by ten people."""
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unmuddle.recipe.data.files import Problems, read_labeled
+from unmuddle.recipe.data.types import LabeledImages, Splits
+from unmuddle.recipe.errors import UsageError
+
+CLASSES = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+)
+SIZE = 48
+_FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
+_VOTE_COLUMNS = 10  # the eight classes, unknown, not a face
+
+
+def load_ferplus(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
+    """The owners' layout and majority rule: label.csv in each folder, eight classes.
+
+    Votes of 1 or less count as 0; a face whose top emotion has no more than half of the rest, or
+    whose majority is "unknown" or "not a face", is left out.
+    """
+    root = next(
+        (place for place in (root, root / "data", root / "images") if _has_folders(place)), root
+    )
+    for name in _FOLDERS:
+        if not (root / name / "label.csv").is_file():
+            problems.add("missing file", str(root / name / "label.csv"))
+    problems.raise_if_any(root)
+    size = image_size or SIZE
+    parts = [_read_part(root / name, size, problems) for name in _FOLDERS]
+    problems.raise_if_any(root)
+    for name, part in zip(_FOLDERS, parts, strict=True):
+        if not len(part):
+            raise UsageError(f"{root / name}: no face has a majority label")
+    return Splits(*parts, classes=CLASSES, image_size=size)
+
+
+def majority(votes: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels `(n,)`, -1 where a face is left out, and vote distributions `(n, 8)`.
+
+    Args:
+        votes: `(n, 10)` counts.
+    """
+    votes = votes.where(votes > 1, 0).float()
+    top, label = votes.max(1)
+    clear = (top > 0.5 * votes.sum(1)) & (label < len(CLASSES))
+    emotions = votes[:, : len(CLASSES)]
+    distribution = emotions / emotions.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(clear, label, -1), distribution
+
+
+def _has_folders(place: Path) -> bool:
+    return all((place / name).is_dir() for name in _FOLDERS)
+
+
+def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
+    votes_of: dict[str, list[int]] = {}
+    try:
+        with (folder / "label.csv").open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{folder / 'label.csv'}: not readable: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        where = f"{folder / 'label.csv'}:{number}"
+        if not row:
+            continue
+        if not row[0].strip():  # the original list has some
+            problems.leave_out("row without an image", where)
+            continue
+        name = row[0].strip()
+        if Path(name).name != name:
+            problems.add("image name that is not a plain file name", where)
+            continue
+        votes = _parse_votes(row[2:])
+        if votes is None:
+            problems.add(f"row without {_VOTE_COLUMNS} votes, each from 0 to 10", where)
+        elif name in votes_of:
+            problems.add("image listed twice", f"{where}: {name}")
+        else:
+            votes_of[name] = votes
+
+    unlisted = {path.name for path in folder.iterdir()} - votes_of.keys() - {"label.csv"}
+    for name in sorted(unlisted):
+        problems.leave_out("file that label.csv does not name", str(folder / name))
+    labels, distribution = majority(
+        torch.tensor(list(votes_of.values())).reshape(-1, _VOTE_COLUMNS)
+    )
+    paths = [folder / name for name in votes_of]
+    faces = read_labeled(paths, labels, size, problems, true_labels=labels, votes=distribution)
+    for sample in (faces.labels < 0).nonzero()[:, 0].tolist():
+        problems.leave_out("face without a majority emotion", faces.source(sample))
+    return faces.subset((faces.labels >= 0).nonzero()[:, 0])
+
+
+def _parse_votes(cells: list[str]) -> list[int] | None:
+    try:
+        votes = [int(cell) for cell in cells]
+    except ValueError:
+        return None
+    return votes if len(votes) == _VOTE_COLUMNS and all(0 <= v <= 10 for v in votes) else None

@@ -1,0 +1,292 @@
+"""Image files: finding and decoding them, all of them once before training starts."""
+
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unmuddle.recipe.data.types import LabeledImages
+from unmuddle.recipe.errors import UsageError
+
+SHOWN = 20  # names shown of each kind of problem
+IN_MEMORY = 2**29  # bytes of decoded images that are kept, instead of decoding anew each epoch
+# What Pillow opens, but holds no pixels that it decodes by itself.
+_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+# Pillow's raw modes of 16 bits a channel; it would read their upper 8 bits.
+_HIGH_DEPTH = re.compile(r";16[BLN]")
+
+Box = tuple[int, int, int, int]
+
+
+class Problems:
+    """Problems of a data set, raised together in one error, and what is left out of it.
+
+    Args:
+        skip_unreadable: leave out images that cannot be read, instead of refusing the data set.
+
+    Attributes:
+        left_out: places by kind.
+    """
+
+    def __init__(self, *, skip_unreadable: bool = False) -> None:
+        self.skip_unreadable = skip_unreadable
+        self.left_out: dict[str, list[str]] = defaultdict(list)
+        self._found: dict[str, list[str]] = defaultdict(list)
+        self._can_skip = False
+
+    def add(self, kind: str, where: str) -> None:
+        """Note that `where` has a problem of this kind."""
+        self._found[kind].append(where)
+
+    def add_unreadable(self, kind: str, where: str) -> None:
+        """Note an image that cannot be read: a problem, unless such images are skipped."""
+        (self.left_out if self.skip_unreadable else self._found)[kind].append(_printable(where))
+        self._can_skip = not self.skip_unreadable
+
+    def leave_out(self, kind: str, where: str) -> None:
+        """Note that `where` is not part of the data set."""
+        self.left_out[kind].append(_printable(where))
+
+    def raise_if_any(self, root: Path | str) -> None:
+        """Raise one UsageError that lists all problems of `root`, if there is one."""
+        if not self._found:
+            return
+        hint = "; --skip_unreadable leaves out unreadable images" if self._can_skip else ""
+        raise UsageError("\n".join([f"{root}: there are problems{hint}", *listing(self._found)]))
+
+
+def _printable(place: str) -> str:
+    """Escape what is not UTF-8 in a file's name."""
+    return place.encode("utf-8", "backslashreplace").decode()
+
+
+def listing(found: Mapping[str, Sequence[str]], shown: int = SHOWN) -> list[str]:
+    """Lines with each kind, its count and the first places."""
+    lines: list[str] = []
+    for kind, places in found.items():
+        lines.append(f"  {kind}: {len(places)}")
+        lines += [f"    {place}" for place in places[:shown]]
+        if len(places) > shown:
+            lines.append(f"    ... and {len(places) - shown} more")
+    return lines
+
+
+def tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
+    """Print on stderr what is left out, if anything is."""
+    if left_out:
+        print("\n".join(["left out:", *listing(left_out)]), file=sys.stderr)
+
+
+class ImageFiles:
+    """Item i is the decoded file i, `(3, size, size)` uint8.
+
+    Args:
+        paths: the files.
+        size: pixels a side.
+        boxes: what to cut out of each: left, top, right, bottom in pixels.
+        digests: equal for images of equal pixels.
+        decoded: the images themselves, where they are kept.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: int,
+        boxes: Sequence[Box] | None = None,
+        digests: Sequence[bytes] = (),
+        decoded: Tensor | None = None,
+    ) -> None:
+        self.paths = paths
+        self.size = size
+        self.boxes = boxes
+        self.digests = digests
+        self.decoded = decoded
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.decoded is not None:
+            return self.decoded[index]
+        with Image.open(self.paths[index]) as image:
+            rgb = _decode(image, self.boxes[index] if self.boxes else None)
+        return torch.from_numpy(_scaled(rgb, self.size)).permute(2, 0, 1)
+
+    def subset(self, ids: Tensor) -> "ImageFiles":
+        """Return some of the images."""
+        chosen = ids.tolist()
+        return ImageFiles(
+            [self.paths[i] for i in chosen],
+            self.size,
+            [self.boxes[i] for i in chosen] if self.boxes else None,
+            [self.digests[i] for i in chosen],
+            None if self.decoded is None else self.decoded[ids],
+        )
+
+
+def find_images(folder: Path, problems: Problems) -> list[Path]:
+    """List the image files below a folder, in order, and note all other files as left out.
+
+    An image is what Pillow reads: by its suffix or, without one that Pillow knows, by its content.
+    """
+    images: list[Path] = []
+    for path in _files(folder, problems):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            problems.leave_out("hidden file", str(path))
+        elif path.suffix.lower() in _suffixes() or _has_pixels(path):
+            images.append(path)
+        else:
+            problems.leave_out("file that is not an image", str(path))
+    return images
+
+
+def _files(folder: Path, problems: Problems) -> list[Path]:
+    """List the files below a folder and below links in it, in order."""
+    files: list[Path] = []
+    visited: set[str] = set()
+
+    def note(error: OSError) -> None:
+        problems.add("folder that is not readable", str(error.filename))
+
+    for root, folders, names in os.walk(folder, onerror=note, followlinks=True):
+        real = os.path.realpath(root)
+        folders.sort()  # so that the same link is followed on every machine
+        if real in visited:
+            problems.leave_out("link to a folder that is read already", root)
+            folders.clear()
+            continue
+        visited.add(real)
+        files += [Path(root, name) for name in names]
+    return sorted(files)
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    formats = Image.registered_extensions()
+    readable = Image.OPEN.keys() - _NO_PIXELS
+    return frozenset(suffix for suffix, name in formats.items() if name in readable)
+
+
+@cache
+def _signed_formats() -> tuple[str, ...]:
+    Image.init()
+    formats = Image.OPEN.items()
+    return tuple(name for name, (_, accept) in formats if accept and name not in _NO_PIXELS)
+
+
+def _has_pixels(path: Path) -> bool:
+    """Return whether the content is an image of a format that has a signature."""
+    if not path.is_file():  # a pipe would wait for a writer
+        return False
+    try:
+        with Image.open(path, formats=_signed_formats()):
+            return True
+    except Exception:  # a foreign file can fail in any way
+        return False
+
+
+def read_labeled(
+    paths: Sequence[Path],
+    labels: Tensor,
+    size: int,
+    problems: Problems,
+    *,
+    boxes: Sequence[Box] | None = None,
+    true_labels: Tensor | None = None,
+    votes: Tensor | None = None,
+) -> LabeledImages:
+    """Decode every file once, keep small sets, and note the files that cannot be read.
+
+    Args:
+        paths: the files.
+        labels: `(n,)`.
+        size: pixels a side.
+        problems: where unreadable files are noted; they are not among the images returned.
+        boxes: what to cut out of each.
+        true_labels: `(n,)`, see `LabeledImages`.
+        votes: `(n, K)`, see `LabeledImages`.
+    """
+    keeps = len(paths) * 3 * size**2 <= IN_MEMORY
+    pixels = np.zeros((len(paths) if keeps else 0, size, size, 3), np.uint8)
+    readable: list[int] = []
+    digests: list[bytes] = []
+
+    def read(index: int) -> _Read:
+        kept = pixels[index] if keeps else None
+        return _read(paths[index], boxes[index] if boxes else None, kept)
+
+    with ThreadPoolExecutor() as pool:
+        # On small images threads would mostly wait for one another.
+        found = (map if keeps else pool.map)(read, range(len(paths)))
+        for index, (path, image) in enumerate(zip(paths, found, strict=True)):
+            digests.append(image.digest)
+            if image.problem:
+                problems.add_unreadable(image.problem, str(path))
+            else:
+                readable.append(index)
+            if image.has_frames:
+                problems.leave_out("frames after the first one of an image", str(path))
+    decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2) if keeps else None
+    images = ImageFiles(paths, size, boxes, digests, decoded)
+    data = LabeledImages(images, labels, true_labels, votes, [str(path) for path in paths])
+    return data if len(readable) == len(paths) else data.subset(torch.tensor(readable).long())
+
+
+def _decode(image: Image.Image, box: Box | None) -> Image.Image:
+    """RGB on white, the way up that EXIF says, cut out."""
+    image.load()
+    with suppress(Exception):  # an EXIF block that cannot be parsed says nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
+    rgb = image.convert("RGB")
+    return rgb if box is None else rgb.crop(box)
+
+
+def _scaled(rgb: Image.Image, size: int) -> np.ndarray:
+    """`(size, size, 3)` uint8."""
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(rgb)
+
+
+class _Read(NamedTuple):
+    digest: bytes = b""
+    problem: str = ""
+    has_frames: bool = False  # of which the first is the image
+
+
+def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
+    """Look at a file; its image goes into `kept`."""
+    try:
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            return _Read(problem="name that is not UTF-8")
+        if not path.is_file():
+            return _Read(problem="missing image")
+        with Image.open(path) as image:
+            if image.mode[0] in "IF" or _HIGH_DEPTH.search(str(image.tile)):
+                return _Read(problem="image of more than 8 bits a channel")
+            # A camera's MPO holds other views of the first image, a PSD its layers.
+            has_frames = image.format not in ("MPO", "PSD") and getattr(image, "n_frames", 1) > 1
+            rgb = _decode(image, box)
+            if kept is not None:
+                kept[:] = _scaled(rgb, len(kept))
+            return _Read(digest(np.array(rgb)), has_frames=has_frames)
+    except Exception:  # a foreign file can fail in any way
+        return _Read(problem="unreadable or truncated image")
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """Sixteen bytes that differ where shape or pixels do."""
+    return blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()

@@ -1,0 +1,145 @@
+"""Put noise into training labels and keep the truth, so that relabeling can be scored."""
+
+import csv
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unmuddle.recipe.data.files import Problems
+from unmuddle.recipe.data.types import LabeledImages
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.paths import user_path
+
+
+def add_noise(
+    data: LabeledImages, classes: tuple[str, ...], spec: str, seed: int
+) -> dict[str, list[str]]:
+    """Replace the labels of `data`; those before become its true labels.
+
+    Args:
+        data: training samples.
+        classes: names, in label order.
+        spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
+            `pair:P`, each with probability P by the next class, as if the two were mistaken;
+            `file:PATH`, by the labels of a CSV with the columns `name` (of the image file, with
+            its folders where names repeat) and `label` (of the class), where it lists them; or of
+            lines `NAME NUMBER` in a `.txt`, classes counted from 1, as in RAF-DB's `noise01.txt`.
+        seed: of which labels are replaced.
+
+    Returns:
+        What of a file was left out: places by kind.
+
+    Raises:
+        UsageError: the specification or the file is wrong; nothing is replaced then.
+    """
+    check_noise(spec)
+    kind, _, argument = spec.partition(":")
+    problems = Problems()
+    if kind == "none":
+        return problems.left_out
+    if kind == "file":
+        noisy = _read_labels(data, classes, user_path("--noise", argument), problems)
+    else:
+        noise = symmetric_noise if kind == "symmetric" else pair_noise
+        noisy = noise(data.labels, len(classes), float(argument), seed)
+    data.true_labels = data.labels if data.true_labels is None else data.true_labels
+    data.labels = noisy
+    return problems.left_out
+
+
+def check_noise(spec: str) -> None:
+    """Raise a UsageError unless `spec` is `none`, `symmetric:P`, `pair:P` or `file:PATH`."""
+    found = re.fullmatch(r"(symmetric|pair):(\d*\.?\d+)", spec)
+    known = spec == "none" or re.fullmatch(r"file:.+", spec)
+    if not known and not (found and 0 <= float(found[2]) <= 1):
+        raise UsageError(
+            f"--noise {spec}: expected none, file:PATH, symmetric:P or pair:P with 0 <= P <= 1, "
+            "e.g. symmetric:0.2"
+        )
+
+
+def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
+    """Labels of which each is, with this probability, replaced by another class, all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    flip = torch.rand(len(labels), generator=generator) < probability
+    step = torch.randint(1, num_classes, (len(labels),), generator=generator)
+    return torch.where(flip, (labels + step) % num_classes, labels)
+
+
+def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
+    """Labels of which each is, with this probability, replaced by the class after it."""
+    generator = torch.Generator().manual_seed(seed)
+    flip = torch.rand(len(labels), generator=generator) < probability
+    return torch.where(flip, (labels + 1) % num_classes, labels)
+
+
+def _read_labels(
+    data: LabeledImages, classes: tuple[str, ...], path: Path, problems: Problems
+) -> Tensor:
+    try:
+        rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"--noise file:{path}: not readable: {error}") from error
+    samples_of: dict[str, list[int]] = defaultdict(list)
+    for sample in range(len(data)):
+        for name in _names(data.source(sample)):
+            samples_of[name].append(sample)
+    labels, listed = data.labels.clone(), set[int]()
+    for number, (name, label) in rows:
+        samples = samples_of.get(name.replace("_aligned.", "."), [])
+        if label not in classes:
+            problems.add(f"label that is none of {', '.join(classes)}", f"row {number}: {label}")
+        elif len(samples) > 1:
+            problems.add("name of several images; give the folder too", f"row {number}: {name}")
+        elif listed.intersection(samples):
+            problems.add("image listed twice", f"row {number}: {name}")
+        elif samples:
+            labels[samples] = classes.index(label)
+        else:
+            where = f"{path}: row {number}: {name}"
+            problems.leave_out("row of the noise file that names no training image", where)
+        listed.update(samples)
+    if not listed:
+        problems.add("file without any of the training images", str(path))
+    problems.raise_if_any(f"--noise file:{path}")
+    return labels
+
+
+_Rows = list[tuple[int, tuple[str, str]]]  # number of the row, name of the image, class
+
+
+def _read_csv(path: Path) -> _Rows:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    columns = reader.fieldnames or ()
+    if not {"name", "label"} <= set(columns):
+        raise ValueError(f"expected the columns name and label, got {columns}")
+    return [(n, (row["name"] or "", row["label"])) for n, row in enumerate(rows, start=2)]
+
+
+def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
+    name_of = {str(number): name for number, name in enumerate(classes, start=1)}
+    if any(name.isdecimal() and name_of.get(name) != name for name in classes):
+        raise ValueError(
+            "it counts classes from 1, and these have other numbers as names: "
+            f"{', '.join(classes)}; give a CSV with the columns name and label"
+        )
+    rows: _Rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            name, _, label = line.strip().rpartition(" ")
+            rows.append((number, (name, name_of.get(label.strip(), label))))
+    return rows
+
+
+def _names(source: str) -> list[str]:
+    """Names of an image: its file, with any number of the folders above it.
+
+    Aligned or not is the same: RAF-DB lists the one and holds the other.
+    """
+    parts = source.replace("_aligned.", ".").split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -1,0 +1,91 @@
+"""RAF-DB, basic: 15,339 real faces of seven expressions (Li et al. 2017)."""
+
+from pathlib import Path
+
+import torch
+
+from unmuddle.recipe.data.files import Problems, read_labeled
+from unmuddle.recipe.data.split import split_off_validation
+from unmuddle.recipe.data.types import LabeledImages, Splits
+from unmuddle.recipe.errors import UsageError
+
+CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+SIZE = 100
+_LIST = Path("EmoLabel/list_patition_label.txt")  # the owners' spelling
+
+
+def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
+    """The owners' list and aligned faces, or class folders `{train,test}/{1,...,7}`.
+
+    There is no validation part, so 10 % of train are split off.
+    """
+    if (root / _LIST).is_file():
+        labels = _read_list(root, problems)
+    elif (root / "train").is_dir() and (root / "test").is_dir():
+        labels = _read_folders(root, problems)
+    else:
+        raise UsageError(f"{root}: expected {_LIST} and Image/aligned, or train/1 ... test/7")
+    parts: list[LabeledImages] = []
+    for part in ("train", "test"):
+        # By name, so that a face has the same id in both layouts.
+        paths = sorted((path for path in labels if _part(path) == part), key=lambda p: p.name)
+        part_labels = torch.tensor([labels[path] for path in paths], dtype=torch.int64)
+        parts.append(read_labeled(paths, part_labels, image_size or SIZE, problems))
+        if not len(parts[-1]):
+            problems.add("no images", part)
+    problems.raise_if_any(root)
+    train, val = split_off_validation(parts[0], seed, CLASSES)
+    return Splits(train, val, parts[1], CLASSES, image_size or SIZE)
+
+
+def _part(image: Path) -> str:
+    return image.name.partition("_")[0]
+
+
+def _read_list(root: Path, problems: Problems) -> dict[Path, int]:
+    labels: dict[Path, int] = {}
+    try:
+        lines = (root / _LIST).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{root / _LIST}: not readable: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{root / _LIST}:{number}: {line[:60]}"
+        name, _, label = line.strip().partition(" ")
+        image = root / "Image" / "aligned" / f"{Path(name).stem}_aligned{Path(name).suffix}"
+        if Path(name).name != name or _part(image) not in ("train", "test"):
+            problems.add("image name that is not train_... or test_...", where)
+        elif label not in ("1", "2", "3", "4", "5", "6", "7"):
+            problems.add("label that is not from 1 to 7", where)
+        elif image in labels:
+            problems.add("image listed twice", where)
+        else:
+            labels[image] = int(label) - 1
+    if (root / "Image" / "aligned").is_dir():
+        for unlisted in sorted({*(root / "Image" / "aligned").iterdir()} - labels.keys()):
+            problems.leave_out("file that the list does not name", str(unlisted))
+    return labels
+
+
+def _read_folders(root: Path, problems: Problems) -> dict[Path, int]:
+    labels: dict[Path, int] = {}
+    names = set[str]()
+    for part in ("train", "test"):
+        for number in range(1, 8):
+            folder = root / part / str(number)
+            if not folder.is_dir():
+                problems.add("missing folder", str(folder))
+                continue
+            for image in folder.iterdir():
+                if image.name.startswith("."):
+                    problems.leave_out("hidden file", str(image))
+                    continue
+                if _part(image) != part:
+                    problems.add(f"file in {part} whose name is not {part}_...", str(image))
+                elif image.name in names:
+                    problems.add("image in two classes", str(image))
+                else:
+                    labels[image] = number - 1
+                names.add(image.name)
+    return labels

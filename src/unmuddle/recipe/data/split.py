@@ -1,0 +1,45 @@
+"""Split off a validation part."""
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from unmuddle.recipe.data.types import LabeledImages
+from unmuddle.recipe.errors import UsageError
+
+
+def split_off_validation(
+    train: LabeledImages, seed: int, classes: Sequence[str]
+) -> tuple[LabeledImages, LabeledImages]:
+    """Split nine tenths to train on and one to select on, every class in proportion.
+
+    Raises:
+        UsageError: there are too few images.
+    """
+    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    alone = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    needed = 10 * (sum(count > 0 for count in counts) - 1) + 1
+    if alone or len(train) < needed:
+        raise UsageError(
+            f"cannot split 10 % of {len(train)} training images off for validation: expected at "
+            f"least {needed} images, and 2 of each class"
+            + (f"; {', '.join(alone)} has 1" if alone else "")
+        )
+    kept, off = stratified_split(train.labels, 0.1, seed=seed)
+    return train.subset(kept), train.subset(off)
+
+
+def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Sorted indices of the larger and the split-off part, every class in proportion."""
+    try:
+        kept, off = train_test_split(
+            torch.arange(len(labels)).numpy(),
+            test_size=fraction,
+            random_state=seed,
+            stratify=labels.numpy(),
+        )
+    except ValueError as error:
+        raise UsageError(f"cannot split off {fraction:.0%} by class: {error}") from error
+    return torch.from_numpy(kept).sort().values, torch.from_numpy(off).sort().values

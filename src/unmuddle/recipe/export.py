@@ -1,0 +1,93 @@
+"""A trained network as one file that needs none of this package: ONNX, or a torch program."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmuddle.arm import fold_arm
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.run_folder import write_whole
+from unmuddle.recipe.trained import load_trained
+
+CLASSES = "classes"  # name of the metadata that holds their names, as JSON
+NEEDED = ("onnx", "onnxruntime", "onnxscript")  # for .onnx
+TOLERANCE = 1e-4  # of a probability
+
+
+class Deployed(nn.Module):
+    """Images as stored, `(N, 3, S, S)` uint8 -> probabilities `(N, K)`; ARM is folded."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        model = fold_arm(model) if model.arm is not None else model  # pyright: ignore
+        model.projection = None
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify a batch."""
+        return self.model(self.model.standardize(images)).logits.softmax(1)
+
+
+def export_run(run: Path, out: Path) -> None:
+    """Write the network of a run's best epoch to `out`, `.onnx` or `.pt2` (`torch.export`).
+
+    The file takes a batch of any size and holds the classes' names. What it computes is compared
+    with the network on random images before it is put in place.
+
+    Raises:
+        UsageError: the run cannot be read, the format is unknown or lacks its package.
+        RuntimeError: the file computes something else.
+    """
+    write = {".onnx": _write_onnx, ".pt2": _write_program}.get(out.suffix)
+    if write is None:
+        raise UsageError(f"--out {out}: expected a name that ends in .onnx or .pt2")
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if out.suffix == ".onnx" and missing:
+        raise UsageError(f"--out {out}: pip install {' '.join(missing)}")
+    trained = load_trained(run)
+    torch.manual_seed(0)
+    images = torch.randint(256, (3, 3, *(trained.image_size,) * 2), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = trained.model(trained.model.standardize(images)).logits.softmax(1)
+    deployed = Deployed(trained.model).eval()
+
+    def write_and_compare(path: Path) -> None:
+        found = write(deployed, images, trained.classes, path)
+        error = float((found - expected).abs().max())
+        if not error <= TOLERANCE:
+            raise RuntimeError(f"{out}: probabilities differ by {error:.1e} from the network's")
+
+    write_whole(out, write_and_compare)
+
+
+def _write_program(model: Deployed, images: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={CLASSES: json.dumps(classes)})
+    with path.open("rb") as file, torch.no_grad():
+        return torch.export.load(file).module()(images)
+
+
+def _write_onnx(model: Deployed, images: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
+    import onnx
+    import onnxruntime
+
+    program: Any = torch.onnx.export(
+        model,
+        (images,),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        dynamo=True,
+        verbose=False,
+    )
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, {CLASSES: json.dumps(classes)})
+    path.write_bytes(proto.SerializeToString())
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -1,0 +1,88 @@
+"""Batches of a split: read by workers, in an order that the seed and the epoch alone decide."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.data import LabeledImages
+
+
+class Use(IntEnum):
+    """What random numbers are for; one use does not repeat another's."""
+
+    ORDER = 1
+    AUGMENTATION = 2
+    NETWORK = 3
+    SNAPSHOT = 4
+
+
+def seed_for(use: Use, *numbers: int) -> int:
+    """A seed that the use and the numbers decide."""
+    return int(np.random.SeedSequence((use, *numbers)).generate_state(1, np.uint64)[0])
+
+
+class Order(Sampler[int]):
+    """Ids of an epoch.
+
+    Args:
+        size: how many; without weights each of them once.
+        seed: with the epoch, decides the order.
+        weights: `(size,)` how likely each is drawn, again and again.
+    """
+
+    def __init__(self, size: int, seed: int, weights: Tensor | None = None) -> None:
+        self.size = size
+        self.seed = seed
+        self.weights = weights
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        random = torch.Generator().manual_seed(seed_for(Use.ORDER, self.seed, self.epoch))
+        if self.weights is None:
+            order = torch.randperm(self.size, generator=random)
+        else:
+            order = torch.multinomial(self.weights, self.size, True, generator=random)
+        yield from order.tolist()
+
+
+def training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> DataLoader[Any]:
+    """Batches in random order; with `sampler="balanced"` every class as often as the others."""
+    weights = None
+    if config.sampler == "balanced":  # by the labels as given
+        weights = (1 / data.labels.bincount(minlength=classes).double())[data.labels]
+    return _loader(
+        data,
+        config,
+        sampler=Order(len(data), config.seed, weights),
+        # A last batch of a few samples would upset batch normalisation.
+        drop_last=len(data) >= config.batch_size,
+    )
+
+
+def ordered_loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
+    """Every sample once, in order."""
+    return _loader(data, config)
+
+
+def _loader(data: LabeledImages, config: TrainConfig, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        data,
+        config.batch_size,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.accelerator.is_available(),
+        **options,
+    )

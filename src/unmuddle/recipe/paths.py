@@ -1,0 +1,15 @@
+"""Paths that the user gave."""
+
+from pathlib import Path
+
+from unmuddle.recipe.errors import UsageError
+
+
+def user_path(option: str, text: str) -> Path:
+    """The path with `~` expanded; a UsageError that names the option if that cannot be done."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(f"{option} {text!r}: not a usable path: {error}") from error
+    return path

@@ -1,0 +1,293 @@
+"""A run killed at any moment goes on to what it would have been, bit for bit."""
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from processes import FORKS
+from unmuddle.cli import main
+from unmuddle.recipe.checkpoint import Checkpoint
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.data import load_data
+from unmuddle.recipe.data.noise import add_noise
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.evaluate import evaluate
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.train import train
+
+QUICK = TrainConfig(
+    data="digits", noise="symmetric:0.2", backbone="test_train:tiny", batch_size=128, lr=1e-2,
+    epochs=4, warmup=0.5, parts="supcon,arm,uerm",
+)  # fmt: skip
+TIMES = {"seconds", "samples_per_second"}
+
+
+def work(out: Path, resume: bool, dies_at_write: int | None = None) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if dies_at_write is not None:
+        writes = 0
+        fsync = os.fsync
+
+        def dying(file: int) -> None:
+            nonlocal writes
+            writes += 1
+            if writes == dies_at_write:
+                os.truncate(f"/proc/self/fd/{file}", os.fstat(file).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(file)
+
+        os.fsync = dying
+    train(dataclasses.replace(QUICK, out=str(out)), Console(quiet=True), resume=resume)
+
+
+def start(out: Path, *arguments: object) -> BaseProcess:
+    process = FORKS.Process(target=work, args=(out, *arguments))
+    process.start()
+    return process
+
+
+def result(run: Path) -> dict[str, object]:
+    """Everything in the folder but what the clock decides."""
+    found: dict[str, object] = {}
+    for path in sorted(run.iterdir()):
+        if path.suffix in (".jsonl", ".json"):
+            entries = (
+                [json.loads(text) for text in path.read_text().splitlines()]
+                if path.suffix == ".jsonl"
+                else [json.loads(path.read_text())]
+            )
+            found[path.name] = [{k: v for k, v in e.items() if k not in TIMES} for e in entries]
+        elif path.name == "config.yaml":
+            found[path.name] = path.read_text().replace(str(run), "")
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], float]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    began = time.monotonic()
+    process = start(run, False)
+    process.join()
+    assert process.exitcode == 0
+    return result(run), time.monotonic() - began
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_a_random_moment(seed: int, whole, tmp_path: Path) -> None:
+    expected, seconds = whole
+    process = start(tmp_path / "run", False)
+    time.sleep(random.Random(seed).uniform(0, seconds))
+    process.kill()
+    process.join()
+    process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
+    process.join()
+    assert process.exitcode == 0
+    assert result(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("write", [1, 2, 6, 7, 9, 10, 11, 16, 26])
+def test_killed_with_a_file_half_written(write: int, whole, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", False, write)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
+    process.join()
+    assert result(tmp_path / "run") == whole[0]
+
+
+def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, capsys) -> None:
+    process = start(tmp_path / "run", False)
+    process.join()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    train(dataclasses.replace(QUICK, out=str(tmp_path / "run")), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def stopped(out: Path) -> Path:
+    """A run that has a checkpoint and has not ended."""
+    process = start(out, False)
+    while not (out / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    return out
+
+
+def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, labels = tmp_path / "run", tmp_path / "labels.csv"
+    labels.write_text("sample,source,label,suggested,decision\n0,,{},{},accept\n".format(*given(0)))
+    config = dataclasses.replace(
+        QUICK, out=str(run), labels=str(labels), relabel_policy="scn_all",
+        relabel_evidence="batches",
+    )  # fmt: skip
+    calls = itertools.count(1)
+
+    def interrupted(*args: object):
+        if next(calls) == 2:  # whose labels have changed already
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr("unmuddle.recipe.train.evaluate", interrupted)
+    train(config, Console(quiet=True))
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["relabeling"]["changed"]) == ("interrupted", 1)
+    assert len((run / "ledger.csv").read_text().splitlines()) == 2
+    assert len((run / "relabeled.csv").read_text().splitlines()) == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+
+    labels.unlink()
+    train(config, Console(quiet=True), resume=True)
+    assert json.loads((run / "summary.json").read_text())["relabeling"]["changed"] > 1
+    assert ",decide\n" in (run / "ledger.csv").read_text()
+
+
+def test_interrupted_in_the_middle_of_an_epochs_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    epochs, save = itertools.count(1), Checkpoint.save
+
+    def interrupted(self: Checkpoint, *args: object) -> None:
+        if next(epochs) == 3:  # the other files of the epoch are there
+            raise KeyboardInterrupt
+        save(self, *args)
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    config = dataclasses.replace(
+        QUICK, out=str(run), relabel_policy="scn_all", relabel_evidence="batches"
+    )
+    train(config, Console(quiet=True))
+    summary = json.loads((run / "summary.json").read_text())
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    changed = {e.split(",")[1] for e in (run / "ledger.csv").read_text().splitlines()[1:]}
+    assert 0 < summary["relabeling"]["changed"] <= len(changed)
+    assert "test" not in summary
+    entries = [json.loads(e) for e in (run / "metrics.jsonl").read_text().splitlines()]
+    assert summary["val_accuracy"] == entries[summary["best_epoch"] - 1]["val_accuracy"]
+
+
+def test_interrupted_after_the_test_it_was_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmuddle.recipe.train.snapshot", interrupted)
+    train(dataclasses.replace(QUICK, epochs=1, out=str(tmp_path / "run")), Console(quiet=True))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert not {"test", "test_last_epoch"} & summary.keys()
+
+
+def test_images_that_were_exchanged_are_refused(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    samples = run / "samples.csv"
+    samples.write_text(samples.read_text().replace("\n0,,", "\n0,another.png,"))
+    with pytest.raises(UsageError, match=r"--resume .*: was trained on other images: .* 1 names"):
+        train(dataclasses.replace(QUICK, out=str(run)), resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    one, two = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    for each in (one, two):
+        each.check_free()
+    one.claim()
+    with pytest.raises(UsageError, match="another run has just taken it"):
+        two.claim()
+    three = RunFolder(tmp_path / "run")
+    three.check_free()
+    three.claim()  # it is empty
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_named(text: str, tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    (run / "summary.json").write_text(text)
+    with pytest.raises(UsageError, match="summary.json: is not readable"):
+        train(dataclasses.replace(QUICK, out=str(run)), resume=True)
+
+
+def given(sample: int) -> tuple[str, str]:
+    """Names of the label that a sample of QUICK is given, and of another."""
+    splits = load_data(QUICK.data, seed=QUICK.seed)
+    add_noise(splits.train, splits.classes, QUICK.noise, QUICK.seed)
+    label = int(splits.train.labels[sample])
+    return splits.classes[label], splits.classes[label - 1]
+
+
+def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    config = dataclasses.replace(QUICK, out=str(run))
+    with pytest.raises(
+        UsageError, match=r"checkpoint.safetensors: cannot be resumed from: .*labels"
+    ):
+        train(dataclasses.replace(config, noise="symmetric:0.3"), resume=True)
+    checkpoint = run / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="checkpoint.safetensors: cannot be resumed from"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "nowhere"], "--resume nowhere: is not there"),
+        (["--resume", "{run}", "--epochs", "9"], "--resume: goes on with the options of the run"),
+    ],
+)
+def test_wrong_resumes(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:
+    arguments = [argument.format(run=tmp_path) for argument in arguments]
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
+    whole, tmp_path: Path
+) -> None:
+    run = stopped(tmp_path / "run")
+    checkpoint = (run / "checkpoint.safetensors").read_bytes()
+
+    def allow_small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(checkpoint) // 2,) * 2)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "unmuddle", "train", "--resume", str(run)],
+        preexec_fn=allow_small_files_only, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.startswith(
+        f"unmuddle train: error: {run}/checkpoint.safetensors: cannot be written"
+    )
+    assert "Traceback" not in ended.stderr
+    assert (run / "checkpoint.safetensors").read_bytes() == checkpoint
+    assert not list(run.glob(".partial*"))
+    process = start(run, True)
+    process.join()
+    assert result(run) == whole[0]
+
+
+def test_a_run_that_goes_on_has_neither_summary_nor_report(tmp_path: Path) -> None:
+    for name in ("summary.json", "report.html", "config.yaml"):
+        (tmp_path / name).write_text("{}")
+    RunFolder(tmp_path).rewind(0)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.jsonl"}

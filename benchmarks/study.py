@@ -38,11 +38,11 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import evidence
 from evidence import EVERYTHING, NOTHING, PARTS, Row
 from pages import ROOT
+from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.model import Classifier
-from unmuddle.recipe.run_folder import write_whole
 from unmuddle.recipe.trained import load_split, load_trained
 
 SETTINGS = Path(__file__).with_name("study.yaml")

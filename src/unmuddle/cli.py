@@ -219,9 +219,8 @@ def _train(
 
     from unmuddle.recipe.config import TrainConfig
     from unmuddle.recipe.errors import UsageError
-    from unmuddle.recipe.run_folder import read_config
+    from unmuddle.recipe.run_folder import RunFolder
     from unmuddle.recipe.train import train
-    from unmuddle.report import read_run
 
     chosen = TrainConfig(**options)
     if preset is not None and chosen.data == TrainConfig.data:
@@ -229,7 +228,7 @@ def _train(
     if resume is not None:
         if chosen != TrainConfig():
             raise UsageError("--resume: goes on with the options of the run; give no other")
-        chosen = replace(read_config(resume, "--resume"), out=str(resume))
+        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
     path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
     if not PartialState().is_main_process:
@@ -242,7 +241,7 @@ def _train(
         raise
     if quiet:
         print(path)
-    return _EXIT_CODES[read_run(path).summary["status"]]
+    return _EXIT_CODES[RunFolder(path).summary()["status"]]
 
 
 def _heed_no_more_children() -> None:
@@ -275,9 +274,9 @@ def _evaluate(
 ) -> None:
     from rich.console import Console
 
+    from unmuddle.recipe.atomic import write_text
     from unmuddle.recipe.errors import UsageError
     from unmuddle.recipe.metrics import as_json
-    from unmuddle.recipe.run_folder import write_whole
     from unmuddle.recipe.trained import evaluate_run, predict_folder
     from unmuddle.report import metrics_table
 
@@ -296,7 +295,7 @@ def _evaluate(
     split = split or "test"
     figures = as_json(*evaluate_run(run, data, split, skip_unreadable=skip_unreadable))
     if json is not None:
-        write_whole(json, lambda file: file.write_text(dumps(figures, indent=2) + "\n"))
+        write_text(json, dumps(figures, indent=2) + "\n")
     Console(emoji=False).print(metrics_table(figures, f"{run.name}, {split}"))
 
 
@@ -323,9 +322,10 @@ def _audit(
     pred_probs: Path | None,
     out: Path | None,
 ) -> None:
+    from unmuddle.recipe.atomic import make_folder, write_text, write_whole
     from unmuddle.recipe.audit import audit
     from unmuddle.recipe.decisions import check_undecided, write_rows
-    from unmuddle.recipe.run_folder import make_folder, write_whole
+    from unmuddle.recipe.run_folder import RunFolder
     from unmuddle.report import Card, audit_page
 
     suspects = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
@@ -339,12 +339,13 @@ def _audit(
         for suspect in suspects
     ]
     page = audit_page(cards, f"Labels of {run.resolve().name}")
-    write_whole(out / "index.html", lambda file: file.write_text(page, encoding="utf-8"))
+    write_text(out / "index.html", page)
     print(
         f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
     )
-    if (run / "duplicates.csv").exists():
-        print(f"images that occur more than once: {run / 'duplicates.csv'}")
+    duplicates = RunFolder(run).duplicates
+    if duplicates.exists():
+        print(f"images that occur more than once: {duplicates}")
 
 
 def _export(run: Path, out: Path) -> None:
@@ -398,8 +399,7 @@ def _laws(loss: str, kinds: list[Any], profile: str | None) -> int:
 def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -> None:
     from rich.console import Console
 
-    from unmuddle.recipe.errors import UsageError
-    from unmuddle.recipe.run_folder import write_whole
+    from unmuddle.recipe.atomic import write_text
     from unmuddle.report import comparison_table, read_runs, report_page
 
     if out is not None:
@@ -409,12 +409,9 @@ def _report(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -
     else:
         out = Path("report.html")
     _check_report("--out", out)
-    try:
-        read = read_runs(runs)
-        page = report_page(read)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    write_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
+    read = read_runs(runs)
+    page = report_page(read)
+    write_text(out, page)
     console = Console(quiet=quiet, emoji=False)
     console.print(comparison_table(read))
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)

@@ -17,15 +17,14 @@ import pytest
 from rich.console import Console
 
 from processes import FORKS
+from trainings import built
 from unmuddle.cli import main
-from unmuddle.recipe.checkpoint import Checkpoint
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import load_data
 from unmuddle.recipe.data.noise import add_noise
 from unmuddle.recipe.errors import UsageError
-from unmuddle.recipe.evaluate import evaluate
 from unmuddle.recipe.run_folder import RunFolder
-from unmuddle.recipe.train import train
+from unmuddle.recipe.train import train, train_epochs
 
 QUICK = TrainConfig(
     data="digits", noise="symmetric:0.2", backbone="test_train:tiny", batch_size=128, lr=1e-2,
@@ -130,24 +129,23 @@ def stopped(out: Path) -> Path:
     return out
 
 
-def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(tmp_path: Path) -> None:
     run, labels = tmp_path / "run", tmp_path / "labels.csv"
     labels.write_text("sample,source,label,suggested,decision\n0,,{},{},accept\n".format(*given(0)))
     config = dataclasses.replace(
         QUICK, out=str(run), labels=str(labels), relabel_policy="scn_all",
         relabel_evidence="batches",
     )  # fmt: skip
-    calls = itertools.count(1)
+    training, calls = built(config), itertools.count(1)
+    score = training.score
 
-    def interrupted(*args: object):
+    def interrupted(loader: object):
         if next(calls) == 2:  # whose labels have changed already
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return score(loader)
 
-    monkeypatch.setattr("unmuddle.recipe.train.evaluate", interrupted)
-    train(config, Console(quiet=True))
+    training.score = interrupted
+    train_epochs(training)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["relabeling"]["changed"]) == ("interrupted", 1)
     assert len((run / "ledger.csv").read_text().splitlines()) == 2
@@ -160,22 +158,21 @@ def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(
     assert ",decide\n" in (run / "ledger.csv").read_text()
 
 
-def test_interrupted_in_the_middle_of_an_epochs_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_in_the_middle_of_an_epochs_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    epochs, save = itertools.count(1), Checkpoint.save
-
-    def interrupted(self: Checkpoint, *args: object) -> None:
-        if next(epochs) == 3:  # the other files of the epoch are there
-            raise KeyboardInterrupt
-        save(self, *args)
-
-    monkeypatch.setattr(Checkpoint, "save", interrupted)
     config = dataclasses.replace(
         QUICK, out=str(run), relabel_policy="scn_all", relabel_evidence="batches"
     )
-    train(config, Console(quiet=True))
+    training, epochs = built(config), itertools.count(1)
+    save = training.checkpoint.save
+
+    def interrupted(*args: object) -> None:
+        if next(epochs) == 3:  # the other files of the epoch are there
+            raise KeyboardInterrupt
+        save(*args)
+
+    training.checkpoint.save = interrupted
+    train_epochs(training)
     summary = json.loads((run / "summary.json").read_text())
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     changed = {e.split(",")[1] for e in (run / "ledger.csv").read_text().splitlines()[1:]}
@@ -185,14 +182,13 @@ def test_interrupted_in_the_middle_of_an_epochs_files(
     assert summary["val_accuracy"] == entries[summary["best_epoch"] - 1]["val_accuracy"]
 
 
-def test_interrupted_after_the_test_it_was_not_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_after_the_test_it_was_not_tested(tmp_path: Path) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unmuddle.recipe.train.snapshot", interrupted)
-    train(dataclasses.replace(QUICK, epochs=1, out=str(tmp_path / "run")), Console(quiet=True))
+    training = built(dataclasses.replace(QUICK, epochs=1, out=str(tmp_path / "run")))
+    training.run.save_snapshot = interrupted
+    train_epochs(training)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert not {"test", "test_last_epoch"} & summary.keys()

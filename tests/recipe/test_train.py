@@ -27,11 +27,12 @@ from layouts import (
     make_rafdb,
     save_image,
 )
+from trainings import built
 from unmuddle.recipe.backbones import build_backbone
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.loaders import training_loader
-from unmuddle.recipe.train import train
+from unmuddle.recipe.train import train, train_epochs, training_step
 from unmuddle.recipe.trained import evaluate_run
 from unmuddle.supcon import SupConLoss
 
@@ -108,16 +109,17 @@ def test_summary_agrees_with_itself_and_the_metrics(full_run: Path) -> None:
     assert all(entry["relabeled"] == 0 for entry in epochs[:4])  # warm-up
 
 
-def test_best_and_last_weights_are_tested(tmp_path: Path, monkeypatch) -> None:
-    recipe = importlib.import_module("unmuddle.recipe.train")
-    evaluate, weights = recipe.evaluate, []
+def test_best_and_last_weights_are_tested(tmp_path: Path) -> None:
+    run, weights = tmp_path / "run", []
+    training = built(TrainConfig(**QUICK, epochs=3, parts="none", out=str(run)))
+    score = training.score
 
-    def ever_worse(model, *others):
-        weights.append(next(model.parameters()).clone())
-        return evaluate(model, *others)._replace(accuracy=1 / len(weights))
+    def ever_worse(loader):
+        weights.append(next(training.average.module.parameters()).clone())
+        return score(loader)._replace(accuracy=1 / len(weights))
 
-    monkeypatch.setattr(recipe, "evaluate", ever_worse)
-    run = train(TrainConfig(**QUICK, epochs=3, parts="none", out=str(tmp_path / "run")))
+    training.score = ever_worse
+    train_epochs(training)
     validated, (last, best) = weights[:3], weights[3:]
     assert torch.equal(last, validated[2])
     assert torch.equal(best, validated[0])
@@ -172,28 +174,30 @@ def test_weights_of_a_run_start_another(full_run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(second["backbone.0.weight"], first["backbone.0.weight"])
 
 
-def test_fine_tuning_has_its_own_rates_and_a_frozen_beginning(tmp_path: Path, monkeypatch) -> None:
-    states: list[dict[str, torch.Tensor]] = []
-    recipe = importlib.import_module("unmuddle.recipe.train")
-    evaluate = recipe.evaluate
+def test_fine_tuning_has_its_own_rates_and_a_frozen_beginning(tmp_path: Path) -> None:
+    def states(**options: Any) -> list[dict[str, torch.Tensor]]:
+        """Weights after each epoch."""
+        training, found = built(TrainConfig(**QUICK, parts="none", average=0.0, **options)), []
+        score = training.score
 
-    def noted(model, *others):
-        states.append({name: value.clone() for name, value in model.state_dict().items()})
-        return evaluate(model, *others)
+        def noted(loader):
+            state = training.average.module.state_dict()
+            found.append({name: value.clone() for name, value in state.items()})
+            return score(loader)
 
-    monkeypatch.setattr(recipe, "evaluate", noted)
-    options = QUICK | {"parts": "none", "average": 0.0}
-    train(TrainConfig(**options, epochs=3, freeze_epochs=2, out=str(tmp_path / "frozen")))
-    first, second, third = states[:3]
+        training.score = noted
+        train_epochs(training)
+        return found[: training.config.epochs]
+
+    first, second, third = states(epochs=3, freeze_epochs=2, out=str(tmp_path / "frozen"))
     backbone = [name for name in first if name.startswith("backbone.")]
     assert all(torch.equal(first[name], second[name]) for name in backbone)
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
     assert not any(torch.equal(second[n], third[n]) for n in backbone if "num_batches" not in n)
 
-    states.clear()
-    train(TrainConfig(**options, epochs=2, lr_backbone=0.0, out=str(tmp_path / "still")))
-    assert torch.equal(states[0]["backbone.0.weight"], states[1]["backbone.0.weight"])
-    assert not torch.equal(states[0]["classifier.weight"], states[1]["classifier.weight"])
+    first, second = states(epochs=2, lr_backbone=0.0, out=str(tmp_path / "still"))
+    assert torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
+    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
 
 
 def test_a_run_on_pretrained_weights_is_scored_with_the_pixels_that_they_expect(
@@ -274,56 +278,44 @@ def test_each_part_can_stand_alone(parts: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("parts", "views", "rows"), [("none", 3, 192), ("supcon", 1, 64)])
 def test_a_batch_has_as_many_views_as_asked_for(
-    parts: str, views: int, rows: int, tmp_path: Path, monkeypatch
+    parts: str, views: int, rows: int, tmp_path: Path
 ) -> None:
-    module, seen = importlib.import_module("unmuddle.recipe.train"), []
-
-    def augment(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        seen.append(len(images))
-        return module_augment(images, *args, **options)
-
-    module_augment = module.augment
-    monkeypatch.setattr(module, "augment", augment)
-    train(TrainConfig(**QUICK, epochs=1, parts=parts, views=views, out=str(tmp_path / "run")))
-    assert set(seen) == {rows}
+    training = built(TrainConfig(**QUICK, parts=parts, views=views, out=str(tmp_path / "run")))
+    images, _, ids = next(iter(training.loaders.train))
+    assert len(training.augment(images, 0)) == training_step(training, images, ids, 0).views == rows
 
 
-def test_images_are_augmented_as_strongly_as_asked_for(tmp_path: Path, monkeypatch) -> None:
-    module, seen = importlib.import_module("unmuddle.recipe.train"), []
+def test_images_are_augmented_as_strongly_as_asked_for(tmp_path: Path) -> None:
+    views = []
+    for strength in (0.0, 0.25, 1.0):
+        training = built(
+            TrainConfig(**QUICK, parts="none", augment=strength, out=str(tmp_path / "run"))
+        )
+        images = training.data.splits.train.images[:64]
+        views.append(training.augment(images, 0))
+    changes = [float((view - views[0]).abs().mean()) for view in views]
+    assert changes[0] < changes[1] < changes[2] / 2
 
-    def augment(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        seen.append(options["strength"])
-        return images.float()
 
-    monkeypatch.setattr(module, "augment", augment)
-    train(TrainConfig(**QUICK, epochs=1, parts="none", augment=0.25, out=str(tmp_path / "run")))
-    assert set(seen) == {0.25}
-
-
-def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path, monkeypatch) -> None:
+def test_votes_are_trained_on_in_place_of_labels(tmp_path: Path) -> None:
     faces = make_ferplus(tmp_path / "faces", each=4)
     options = QUICK | {"data": f"ferplus:{faces}", "parts": "supcon", "batch_size": 8, "epochs": 1}
-    module = importlib.import_module("unmuddle.recipe.train")
 
-    def other_labels(*args, **options):
-        splits = load_data(*args, **options)
-        splits.train.labels = splits.train.labels.roll(1)
-        return splits
+    def weights(targets: str, *, other_labels: bool) -> torch.Tensor:
+        training = built(TrainConfig(**options, targets=targets, out=str(tmp_path / targets)))
+        if other_labels:
+            labels = training.uerm.ledger.original_labels
+            training.uerm.ledger.decide(torch.arange(len(labels)), labels.roll(1))
+        for number, (images, _, ids) in enumerate(training.loaders.train):
+            training_step(training, images, ids, number)
+        return training.model.backbone.get_parameter("0.weight")
 
-    def weights(targets: str, name: str) -> torch.Tensor:
-        run = train(TrainConfig(**options, targets=targets, out=str(tmp_path / targets / name)))
-        return safetensors.torch.load_file(run / "model.safetensors")["backbone.0.weight"]
-
-    first = {targets: weights(targets, "first") for targets in ("labels", "votes")}
-    monkeypatch.setattr(module, "load_data", other_labels)
-    other = {targets: weights(targets, "other") for targets in ("labels", "votes")}
-    assert torch.equal(other["votes"], first["votes"])
-    assert not torch.equal(other["labels"], first["labels"])
+    for targets, differ in (("votes", False), ("labels", True)):
+        first, other = (weights(targets, other_labels=flag) for flag in (False, True))
+        assert torch.equal(first, other) != differ
 
 
-def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(tmp_path: Path) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Watched(SupConLoss):
@@ -331,9 +323,10 @@ def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(
             seen.append((labels, weight))
             return super().forward(features, labels, weight=weight)
 
-    monkeypatch.setattr(importlib.import_module("unmuddle.recipe.train"), "SupConLoss", Watched)
     options = QUICK | {"parts": "supcon,uerm", "noise": "symmetric:0.2", "warmup": 0}
-    train(TrainConfig(**options, epochs=2, out=str(tmp_path / "run")))
+    training = built(TrainConfig(**options, epochs=2, out=str(tmp_path / "run")))
+    training.supcon = Watched(training.config.temperature)
+    train_epochs(training)
     assert len(seen) == 2 * (1077 // 64)
     for labels, weight in seen:
         assert ((labels > 0).sum(1) == (weight > 0)).all()

@@ -34,7 +34,7 @@ def write_run(path: Path, *, finished: bool = True, truth: bool = True) -> Path:
     summary = {
         "status": "finished" if finished else "interrupted",
         "data": "digits", "noise": "none", "parts": "uerm", "backbone": "small",
-        "classes": CLASSES, "best_epoch": 2, "seconds": 12.3,
+        "classes": CLASSES, "image_size": 8, "best_epoch": 2, "seconds": 12.3,
     }  # fmt: skip
     if finished:
         confusion = [[3, 1], [0, 0]]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from report.run_files import write_run
+from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.report import comparison_table, read_runs, report_page
 from unmuddle.report.runs import read_samples
 
@@ -102,7 +103,7 @@ def test_matrices_have_the_truth_in_rows(tmp_path: Path) -> None:
 
 
 def test_uncertainty_is_of_the_label_that_was_replaced(tmp_path: Path) -> None:
-    found = read_samples(write_run(tmp_path / "run")).uncertainty
+    found = read_samples(RunFolder(write_run(tmp_path / "run"))).uncertainty
     expected = np.linspace(0, 1, 20)
     expected[[0, 16]] = 0.8, 0.9
     assert found == pytest.approx(expected)
@@ -208,7 +209,7 @@ def test_unreadable_runs_are_told(tmp_path: Path) -> None:
             read_runs([path])
         return str(caught.value)
 
-    assert told(tmp_path) == f"{tmp_path}: holds no run"
+    assert told(tmp_path) == f"{tmp_path}: holds no run: no config.yaml"
     assert told(tmp_path / "run") == f"{tmp_path / 'run'}: is not there"
     run = write_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text("{")

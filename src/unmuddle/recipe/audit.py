@@ -5,9 +5,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unmuddle.recipe.data import LabeledImages, load_data
@@ -16,7 +14,7 @@ from unmuddle.recipe.data.noise import add_noise
 from unmuddle.recipe.decisions import Row
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.paths import user_path
-from unmuddle.recipe.run_folder import check_images, read_config
+from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.uerm import Distribution, LabelLedger, Proposals, gather_evidence
 from unmuddle.uerm.policy import draw_to_verify, suggestions
 
@@ -68,7 +66,8 @@ def audit(
     """
     if limit < 1:
         raise UsageError(f"--limit: expected at least 1, got {limit}")
-    config = read_config(run)
+    folder = RunFolder(run)
+    config = folder.config()
     splits = load_data(
         data or config.data,
         image_size=config.image_size,
@@ -78,8 +77,8 @@ def audit(
     tell_left_out(splits.left_out)
     training, classes = splits.train, splits.classes
     add_noise(training, classes, config.noise, config.seed)
-    check_images("--run", run, training)
-    predictions, seen, ledger = _read_state(run, training, len(classes))
+    folder.check_images("--run", training)
+    predictions, seen, ledger = _read_state(folder, training, len(classes))
     if pred_probs is not None:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = predictions.probabilities.any(1)
@@ -151,17 +150,16 @@ def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
 
 
 def _read_state(
-    run: Path, data: LabeledImages, num_classes: int
+    run: RunFolder, data: LabeledImages, num_classes: int
 ) -> tuple[Distribution, Tensor, LabelLedger]:
-    """Mean predictions, whether each sample was seen, the ledger when the run ended."""
-    path = run / "uerm.safetensors"
+    """Return mean predictions, whether each sample was seen, and the ledger of a run."""
+    state = run.uerm()
     try:
-        state = safetensors.torch.load_file(path)
         mean, seen = state["predictions.mean"], state["predictions.seen"]
         given = state["ledger.original_labels"]
         if not torch.equal(given, data.labels) or mean.shape != (len(data), num_classes):
             raise UsageError(
-                f"--run {run}: was trained on other labels: {len(given)} of {mean.shape[1]} "
+                f"--run {run.path}: was trained on other labels: {len(given)} of {mean.shape[1]} "
                 f"classes, not the {len(data)} of {num_classes} classes of this data set"
             )
         ledger = LabelLedger(given, num_classes)
@@ -169,6 +167,6 @@ def _read_state(
             {k.removeprefix("ledger."): v for k, v in state.items() if k.startswith("ledger.")}
         )
         was_seen = seen.view_as(given) > 0
-    except (OSError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"--run {run}: no readable {path.name}: {error}") from error
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise UsageError(f"--run {run.path}: uerm.safetensors does not fit: {error}") from error
     return Distribution(mean), was_seen, ledger

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from unmuddle.recipe.atomic import write_tensors
 from unmuddle.recipe.errors import UsageError
-from unmuddle.recipe.run_folder import write_tensors
 
 
 @dataclass
@@ -32,6 +32,16 @@ class Progress:
     best_accuracy: float = -1.0
     seconds: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def end_epoch(self, epoch: int, accuracy: float, model: nn.Module) -> None:
+        """Count an epoch; keep the weights if it is the best one on the validation split."""
+        self.epoch = epoch
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = accuracy, epoch
+            self.best = {
+                name: value.cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in model.state_dict().items()
+            }
 
 
 @dataclass

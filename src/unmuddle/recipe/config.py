@@ -1,10 +1,12 @@
 """Options of `unmuddle train`."""
 
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.paths import user_path
 
 PARTS = ("supcon", "arm", "published_arm", "uerm")
 
@@ -124,6 +126,24 @@ class TrainConfig:
         if {"arm", "published_arm"} <= {*names}:
             raise UsageError(f"--parts {self.parts}: choose one of arm and published_arm")
         return frozenset(names)
+
+    def run_path(self) -> Path:
+        """Folder of the run; without `out`, one that is named after the data and the time."""
+        if self.out is not None:
+            return user_path("--out", self.out)
+        data = self.data.partition(":")[0]
+        moment = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        return Path("runs") / f"{data}-{self.parts.replace(',', '-')}-{moment}"
+
+    def number_of_views(self) -> int:
+        """Augmented views of each sample in a batch."""
+        return self.views or 1 + ("supcon" in self.chosen_parts())
+
+    def first_relabeling(self) -> int:
+        """Epoch after which UERM may relabel for the first time; beyond the last one without it."""
+        if "uerm" not in self.chosen_parts():
+            return self.epochs + 1
+        return round(self.warmup * self.epochs)
 
     def backbone_rate(self) -> float:
         """Peak learning rate of the backbone."""

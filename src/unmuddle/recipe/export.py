@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unmuddle.arm import fold_arm
+from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.model import Classifier
-from unmuddle.recipe.run_folder import write_whole
 from unmuddle.recipe.trained import load_trained
 
 CLASSES = "classes"  # name of the metadata that holds their names, as JSON

@@ -1,9 +1,9 @@
-"""The files of a run. Each is written whole or not at all."""
+"""The files of a run: how each is written, and how it is read."""
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -11,8 +11,17 @@ from typing import Any
 
 import safetensors.torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 
+from unmuddle.recipe.atomic import (
+    PARTIAL,
+    make_folder,
+    write_table,
+    write_tensors,
+    write_text,
+    write_whole,
+)
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.duplicates import Copy
@@ -20,103 +29,28 @@ from unmuddle.recipe.decisions import Row, rows_of
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import UERM
 
-_PARTIAL = ".partial-"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step.
-
-    Raises:
-        OSError: it cannot be written, as on a full disk; what was there before is still there.
-    """
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV whole."""
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-
-    write_whole(path, write)
-
-
-def make_folder(option: str, path: Path) -> Path:
-    """The folder, made if it is not there.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be made: {error.strerror}") from error
-    return path
-
-
-def read_config(run: Path, option: str = "--run") -> TrainConfig:
-    """The options that a run was started with.
-
-    Raises:
-        UsageError: the folder does not hold a run.
-    """
-    path = run / "config.yaml"
-    if not path.is_file():
-        what = "is not there" if not run.exists() else "holds no run: no config.yaml"
-        raise UsageError(f"{option} {run}: {what}")
-    try:
-        config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        config.check()
-    except UsageError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{option} {run}: config.yaml is not readable: {error}") from error
-    return config
-
-
-def check_images(option: str, run: Path, data: LabeledImages) -> None:
-    """Raise a UsageError unless the images have the names of a run's, wherever they are now."""
-    try:
-        with (run / "samples.csv").open(newline="", encoding="utf-8") as file:
-            names = [Path(row["source"]).name for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UsageError(f"{option} {run}: no readable samples.csv: {error}") from error
-    here = [Path(data.source(i)).name for i in range(len(data))]
-    differing = sum(a != b for a, b in zip_longest(names, here))
-    if differing:
-        raise UsageError(
-            f"{option} {run}: was trained on other images: {len(names)}, here are {len(here)}; "
-            f"{differing} names differ"
-        )
-
-
-def check_ended(run: Path) -> None:
-    """Raise a UsageError if a run was stopped before it could say how it ended."""
-    if not (run / "summary.json").exists():
-        raise UsageError(f"--run {run}: was stopped; unmuddle train --resume {run} goes on")
+_SUMMARY = (
+    "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
+)  # fmt: skip
+_METRICS = ("epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_right")
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError, SafetensorError)
 
 
 class RunFolder:
-    """`config.yaml`, `samples.csv`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, ..."""
+    """`config.yaml`, `samples.csv`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, ...
+
+    Methods that read raise a UsageError which names the file that is missing or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
-        self.metrics: list[str] = []
+        self.duplicates = path / "duplicates.csv"
+        self.left_out = path / "left_out.csv"
+        self._metrics: list[str] = []
         self._was_there = False
+
+    # From an empty folder to an ended run
 
     def check_free(self) -> None:
         """Raise a UsageError if the path holds something already."""
@@ -124,7 +58,7 @@ class RunFolder:
         self._was_there = path.is_dir()
         if path.is_dir():
             # A run that was killed while it wrote its first file left nothing else.
-            used = any(not entry.name.startswith(_PARTIAL) for entry in path.iterdir())
+            used = any(not entry.name.startswith(PARTIAL) for entry in path.iterdir())
         else:
             used = path.exists()
         if used:
@@ -132,10 +66,10 @@ class RunFolder:
             raise UsageError(f"--out {path}: exists and is not an empty folder{hint}")
 
     def claim(self) -> None:
-        """Make the folder of a new run, once nothing can be wrong any more.
+        """Create the folder of a new run, once nothing else can fail.
 
         Raises:
-            UsageError: it cannot be made, or another run has taken it in the meantime.
+            UsageError: it cannot be created, or another run has taken it in the meantime.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=self._was_there)
@@ -144,36 +78,104 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"--out {self.path}: cannot be made: {error.strerror}") from error
 
-    def create(self, config: TrainConfig) -> None:
-        """Make the folder, holding the config.
-
-        Raises:
-            UsageError: it cannot be made.
-        """
-        make_folder("--out", self.path)
-        text = yaml.safe_dump(asdict(config) | {"out": str(self.path)}, sort_keys=False)
-        write_whole(self.path / "config.yaml", lambda file: file.write_text(text))
-
-    def status(self) -> str | None:
-        """Return how the run ended, if it has."""
-        path = self.path / "summary.json"
-        try:
-            return json.loads(path.read_text())["status"] if path.exists() else None
-        except (ValueError, LookupError, TypeError) as error:
-            raise UsageError(f"{path}: is not readable: {error!r}") from error
-
     def rewind(self, epoch: int) -> None:
-        """Forget what came after an epoch."""
+        """Remove what was written after an epoch."""
         path = self.path / "metrics.jsonl"
-        self.metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
+        self._metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
         self._write_metrics()
         for name in ("summary.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
-        for partial in self.path.glob(f"{_PARTIAL}*"):
+        for partial in self.path.glob(f"{PARTIAL}*"):
             partial.unlink()
 
+    def status(self) -> str | None:
+        """Return how the run ended, or None if it has not."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        with _reading(path):
+            return json.loads(path.read_text(encoding="utf-8"))["status"]
+
+    def check_ended(self, option: str = "--run") -> None:
+        """Raise a UsageError unless the folder holds a run that has ended."""
+        self.check_run(option)
+        if not (self.path / "summary.json").exists():
+            hint = f"was stopped; unmuddle train --resume {self.path} goes on"
+            raise UsageError(f"{option} {self.path}: {hint}".lstrip())
+
+    def check_run(self, option: str = "--run") -> None:
+        """Raise a UsageError unless the folder holds a run."""
+        if not (self.path / "config.yaml").is_file():
+            what = "holds no run: no config.yaml" if self.path.exists() else "is not there"
+            raise UsageError(f"{option} {self.path}: {what}".lstrip())
+
+    # Options, and how the run ended
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Write the options that the run was started with.
+
+        Raises:
+            UsageError: the folder cannot be created.
+        """
+        make_folder("--out", self.path)
+        text = yaml.safe_dump(asdict(config) | {"out": str(self.path)}, sort_keys=False)
+        write_text(self.path / "config.yaml", text)
+
+    def config(self, option: str = "--run") -> TrainConfig:
+        """Read the options."""
+        self.check_run(option)
+        path = self.path / "config.yaml"
+        with _reading(path):
+            config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+            config.check()
+        return config
+
+    def save_summary(self, summary: dict[str, Any]) -> None:
+        """Write how the run ended."""
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """Read how the run ended."""
+        path = self.path / "summary.json"
+        with _reading(path):
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            _check_keys(summary, _SUMMARY)
+            if not isinstance(summary["seconds"], int | float):
+                raise ValueError(f"seconds: expected a number, got {summary['seconds']!r}")
+        return summary
+
+    # The course of training
+
+    def add_metrics(self, entry: Mapping[str, float | None]) -> None:
+        """Append the metrics of an epoch."""
+        self._metrics.append(json.dumps(entry))
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        text = "".join(f"{line}\n" for line in self._metrics)
+        write_text(self.path / "metrics.jsonl", text)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the metrics of each epoch."""
+        path = self.path / "metrics.jsonl"
+        with _reading(path):
+            metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for entry in metrics:
+                _check_keys(entry, _METRICS)
+        return metrics
+
+    def save_weights(self, weights: dict[str, Tensor]) -> None:
+        """Write the weights of the best epoch."""
+        write_tensors(self.path / "model.safetensors", weights)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the weights of the best epoch."""
+        return _read_tensors(self.path / "model.safetensors")
+
+    # Training samples and their labels
+
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
-        """Write which image each training sample id stands for, and its label as given."""
+        """Write the image of each training sample id, and its label as given."""
         sources = [data.source(i) for i in range(len(data))]
         labels = data.labels.tolist()
         names = [classes[label] for label in labels]
@@ -182,48 +184,83 @@ class RunFolder:
         rows = zip(range(len(data)), sources, labels, names, true, strict=True)
         write_table(self.path / "samples.csv", columns, rows)
 
+    def samples(self) -> list[dict[str, str]]:
+        """Read the rows of `samples.csv`."""
+        return _read_table(self.path / "samples.csv", ("source", "label", "true_label"))
+
+    def check_images(self, option: str, data: LabeledImages) -> None:
+        """Raise a UsageError unless the images have the names of the run's, wherever they are."""
+        names = [Path(row["source"]).name for row in self.samples()]
+        here = [Path(data.source(i)).name for i in range(len(data))]
+        differing = sum(a != b for a, b in zip_longest(names, here))
+        if differing:
+            raise UsageError(
+                f"{option} {self.path}: was trained on other images: {len(names)}, here are "
+                f"{len(here)}; {differing} names differ"
+            )
+
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""
-        write_table(self.path / "duplicates.csv", Copy._fields, copies)
+        write_table(self.duplicates, Copy._fields, copies)
 
     def save_left_out(self, left_out: Mapping[str, Sequence[str]]) -> None:
         """Write what of the data set is in no split."""
         rows = ((kind, place) for kind, places in left_out.items() for place in places)
-        write_table(self.path / "left_out.csv", ("kind", "place"), rows)
-
-    def add_metrics(self, entry: dict[str, float | None]) -> None:
-        """Append one line."""
-        self.metrics.append(json.dumps(entry))
-        self._write_metrics()
-
-    def _write_metrics(self) -> None:
-        text = "".join(f"{line}\n" for line in self.metrics)
-        write_whole(self.path / "metrics.jsonl", lambda file: file.write_text(text))
-
-    def save_weights(self, weights: dict[str, Tensor]) -> None:
-        """Write the weights of the best epoch."""
-        write_tensors(self.path / "model.safetensors", weights)
+        write_table(self.left_out, ("kind", "place"), rows)
 
     def save_relabeling(self, uerm: UERM, data: LabeledImages, classes: tuple[str, ...]) -> None:
-        """Write every label change so far, what came of them, and what is known of every sample."""
+        """Write every label change so far, the labels that came of them, and UERM's state."""
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         rows = rows_of(uerm.ledger, data, classes)
         write_table(self.path / "relabeled.csv", Row._fields, rows)
         write_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
+    def ledger(self) -> list[dict[str, str]]:
+        """Read the label changes, in order."""
+        columns = ("sample", "epoch", "new", "uncertainty", "margin", "threshold", "rule")
+        return _read_table(self.path / "ledger.csv", columns)
+
+    def uerm(self) -> dict[str, Tensor]:
+        """Read UERM's state."""
+        return _read_tensors(self.path / "uerm.safetensors")
+
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:
         """Write what a report shows of the training samples."""
         write_tensors(self.path / "snapshot.safetensors", tensors)
 
-    def save_summary(self, summary: dict[str, Any]) -> None:
-        """Write how the run ended."""
-        text = json.dumps(summary, indent=2) + "\n"
-        write_whole(self.path / "summary.json", lambda file: file.write_text(text))
+    def snapshot(self) -> dict[str, Tensor]:
+        """Read what a report shows; nothing if the run was interrupted before it was written."""
+        path = self.path / "snapshot.safetensors"
+        return _read_tensors(path) if path.exists() else {}
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
-) -> None:
-    """Write a file of safetensors whole. If `save_file` is killed, a file of its own is left."""
-    state = {name: value.cpu() for name, value in tensors.items()}
-    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Name the file that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: is not there") from error
+    except _DAMAGE as error:
+        raise UsageError(f"{path}: is not readable: {error}") from error
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with _reading(path), path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        _check_keys(dict.fromkeys(reader.fieldnames or ()), columns)
+        for number, row in enumerate(rows, start=1):
+            if None in row or None in row.values():
+                raise ValueError(f"row {number} is not of as many columns as the first")
+    return rows
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _reading(path):
+        return safetensors.torch.load_file(path)
+
+
+def _check_keys(entry: Any, needed: Sequence[str]) -> None:
+    if not isinstance(entry, dict) or not {*needed} <= entry.keys():
+        raise ValueError(f"lacks some of {', '.join(sorted(needed))}")

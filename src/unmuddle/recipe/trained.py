@@ -1,16 +1,14 @@
 """Network of a run, applied to a split of a data set or to images without labels."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from unmuddle.recipe.atomic import write_table
 from unmuddle.recipe.backbones import build_backbone, saved_pixels
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
@@ -19,7 +17,7 @@ from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.metrics import Metrics, measure
 from unmuddle.recipe.model import Classifier
-from unmuddle.recipe.run_folder import check_ended, read_config, write_table
+from unmuddle.recipe.run_folder import RunFolder
 
 
 class Trained(NamedTuple):
@@ -44,17 +42,10 @@ def load_trained(run: Path) -> Trained:
     Raises:
         UsageError: the folder holds no run that has ended, or its weights do not fit.
     """
-    config = read_config(run)
-    check_ended(run)
-    try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        classes, image_size = tuple(summary["classes"]), int(summary["image_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--run {run}: summary.json is not readable: {error!r}") from error
-    try:
-        state = safetensors.torch.load_file(run / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"--run {run}: model.safetensors is not readable: {error}") from error
+    folder = RunFolder(run)
+    folder.check_ended()
+    config, summary, state = folder.config(), folder.summary(), folder.weights()
+    classes, image_size = tuple(summary["classes"]), int(summary["image_size"])
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)._replace(pixels=saved_pixels(state))
     model = Classifier(backbone, len(classes), parts)

@@ -1,9 +1,9 @@
-"""From the files of a run to tables and plots; needs no GPU and no model."""
+"""Tables and pages from run folders; needs no GPU and no model."""
 
 from unmuddle.report.audit_page import Card, audit_page
 from unmuddle.report.html import is_report
 from unmuddle.report.report_page import report_page
-from unmuddle.report.runs import RunFiles, read_run, read_runs
+from unmuddle.report.runs import RunFiles, read_runs
 from unmuddle.report.table import comparison_table, metrics_table
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "comparison_table",
     "is_report",
     "metrics_table",
-    "read_run",
     "read_runs",
     "report_page",
 ]

@@ -1,13 +1,15 @@
 """Runs as one HTML page that needs nothing else: no other file, no script, no network."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from unmuddle.recipe.errors import UsageError
 from unmuddle.report import plots
 from unmuddle.report.html import png, render
-from unmuddle.report.runs import RunFiles, Samples, read_config, read_samples
+from unmuddle.report.runs import RunFiles, Samples, read_samples
 from unmuddle.report.table import comparison
 
 
@@ -34,7 +36,7 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     """The page, whole.
 
     Raises:
-        ValueError: a file of a run cannot be read.
+        UsageError: a file of a run cannot be read.
     """
     return render(
         "report.html",
@@ -72,7 +74,7 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Plot]:
 
 
 def _section(run: RunFiles) -> dict[str, Any]:
-    samples = read_samples(run.path)
+    samples = read_samples(run.folder)
     classes: list[str] = run.summary["classes"]
     try:
         return {
@@ -83,7 +85,9 @@ def _section(run: RunFiles) -> dict[str, Any]:
             "changed": len(samples.changes),
         }
     except (LookupError, ValueError, TypeError) as error:
-        raise ValueError(f"{run.path}: its files do not fit one another: {error!r}") from error
+        raise UsageError(
+            f"{run.folder.path}: its files do not fit one another: {error!r}"
+        ) from error
 
 
 def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[Plot]:
@@ -152,7 +156,7 @@ def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:
 
 def _options(runs: Sequence[RunFiles]) -> list[tuple[str, list[str], bool]]:
     """Name, value in each run, and whether the runs differ in it."""
-    configs = [read_config(run.path) for run in runs]
+    configs = [asdict(run.folder.config()) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     rows = [(name, [_written(config.get(name)) for config in configs]) for name in names]
     return [(name, cells, _differ(cells) and name != "out") for name, cells in rows]

@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all."""
+
+import csv
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from unmuddle.recipe.errors import UsageError
+
+PARTIAL = ".partial-"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then put it in the place of `path` in one step.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk; an earlier one is left as it was.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path}: cannot be written: {reason}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file whole."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    write_whole(path, write)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole. A killed `save_file` would leave a file of its own."""
+    state = {name: value.cpu() for name, value in tensors.items()}
+    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))
+
+
+def make_folder(option: str, path: Path) -> Path:
+    """Create a folder unless it exists; return it.
+
+    Raises:
+        UsageError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be made: {error.strerror}") from error
+    return path

@@ -1,0 +1,64 @@
+"""Data of a run: splits, label noise, decisions, votes."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torchvision.transforms import v2
+
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.data import Splits, load_data
+from unmuddle.recipe.data.duplicates import Copy, find_duplicates
+from unmuddle.recipe.data.noise import add_noise, check_noise
+from unmuddle.recipe.decisions import Decisions, read_decisions
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.paths import user_path
+from unmuddle.recipe.run_folder import RunFolder
+
+
+class Prepared(NamedTuple):
+    """Data that a run trains on.
+
+    Attributes:
+        splits: images, scaled to the network's size; noise is in the training labels alone, and
+            the labels before it are the true ones.
+        copies: images that occur more than once.
+        left_out: places of what is in no split, by kind.
+        decisions: labels that were decided before the run.
+        votes: `(n, K)` distribution of the annotators' votes, if that is trained on.
+    """
+
+    splits: Splits
+    copies: list[Copy]
+    left_out: Mapping[str, Sequence[str]]
+    decisions: Decisions | None
+    votes: Tensor | None
+
+
+def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepared:
+    """Load the data of a run; one that is resumed has its decisions in the checkpoint.
+
+    Raises:
+        UsageError: the data, the noise or the decisions do not fit, or a resumed run had others.
+    """
+    check_noise(config.noise)
+    splits = load_data(
+        config.data,
+        image_size=config.image_size,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+    )
+    copies = find_duplicates(splits)
+    noise_left_out = add_noise(splits.train, splits.classes, config.noise, config.seed)
+    decisions = None
+    if is_resumed:
+        run.check_images("--resume", splits.train)
+    elif config.labels is not None:
+        path = user_path("--labels", config.labels)
+        decisions = read_decisions(path, splits.train, splits.classes)
+    votes = splits.train.votes if config.targets == "votes" else None
+    if config.targets == "votes" and votes is None:
+        raise UsageError(f"--targets votes: {config.data} has no votes")
+    for split in (splits.train, splits.val, splits.test):
+        split.transform = v2.Resize((splits.image_size,) * 2, antialias=True)
+    return Prepared(splits, copies, {**splits.left_out, **noise_left_out}, decisions, votes)

@@ -1,0 +1,255 @@
+"""Everything that training reads and changes, built from the options."""
+
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from rich.console import Console
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from unmuddle.recipe.backbones import Backbone, build_backbone
+from unmuddle.recipe.checkpoint import Checkpoint, Progress
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.evaluate import Score, evaluate, observe
+from unmuddle.recipe.images import CHANCES, augment
+from unmuddle.recipe.loaders import Use, ordered_loader, seed_for, training_loader
+from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.prepare import Prepared, prepare
+from unmuddle.recipe.processes import check_shares, synchronize_norms
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.supcon import SupConLoss
+from unmuddle.uerm import UERM, scn
+
+
+class Loaders(NamedTuple):
+    """Batches of the training samples in random order, of all of them in order, and of the rest."""
+
+    train: DataLoader[Any]
+    known: DataLoader[Any]
+    val: DataLoader[Any]
+    test: DataLoader[Any]
+
+
+@dataclass
+class Training:
+    """A training on its device.
+
+    Attributes:
+        config: every option.
+        run: folder to write.
+        console: prints on the first process alone.
+        accelerator: devices, processes, precision.
+        data: splits and what is known of them.
+        backbone: of the model.
+        model: the network itself.
+        network: the model as called, in `DistributedDataParallel` with several processes.
+        average: running mean of the model's weights. It predicts better than the weights of any
+            one step, so it is what is evaluated.
+        supcon: contrastive loss.
+        uerm: labels and their weights.
+        optimizer: of the model and UERM.
+        schedule: of the learning rates.
+        loaders: batches.
+        checkpoint: state to resume from.
+        progress: epochs done.
+        resume: whether the folder holds the run already.
+    """
+
+    config: TrainConfig
+    run: RunFolder
+    console: Console
+    accelerator: Accelerator
+    data: Prepared
+    backbone: Backbone
+    model: Classifier
+    network: nn.Module
+    average: ModelEmaV3
+    supcon: SupConLoss
+    uerm: UERM
+    optimizer: Any
+    schedule: Any
+    loaders: Loaders
+    checkpoint: Checkpoint
+    progress: Progress
+    resume: bool
+
+    @property
+    def views(self) -> int:
+        """Augmented views of each sample."""
+        return self.config.number_of_views()
+
+    @property
+    def votes(self) -> Tensor | None:
+        """Distribution of the annotators' votes, if that is trained on."""
+        return self.data.votes
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set modes and the order of the samples."""
+        self.model.is_frozen = epoch <= self.config.freeze_epochs
+        self.network.train()
+        self.uerm.train()
+        self.loaders.train.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def seed_step(self, number: int) -> None:
+        """Seed what the network draws in a step, so that a resumed run draws the same."""
+        torch.manual_seed(
+            seed_for(Use.NETWORK, self.config.seed, number, self.accelerator.process_index)
+        )
+
+    def augment(self, images: Tensor, number: int) -> Tensor:
+        """Return the views of each image, neighbours in the batch.
+
+        A process takes its share of random numbers that are drawn for all processes together.
+        """
+        images = self.model.standardize(images).repeat_interleave(self.views, 0)
+        rows, processes = len(images), self.accelerator.num_processes
+        random = torch.Generator().manual_seed(seed_for(Use.AUGMENTATION, self.config.seed, number))
+        chances = torch.rand(rows * processes, CHANCES, generator=random, dtype=torch.float32)
+        return augment(
+            images,
+            chances[rows * self.accelerator.process_index :][:rows],
+            mirror=self.data.splits.mirror,
+            strength=self.config.augment,
+        )
+
+    def average_weights(self) -> None:
+        """Take the weights after a step into their running mean."""
+        self.average.update(self.model, self.schedule.scheduler.last_epoch)
+
+    def observe(self) -> None:
+        """Show UERM what the averaged weights predict of all training samples."""
+        with self.accelerator.autocast():
+            observe(self.uerm, self.average.module, self.loaders.known, self.data.splits.mirror)
+
+    def score(self, loader: DataLoader[Any]) -> Score:
+        """Score the averaged weights on a split."""
+        classes = len(self.data.splits.classes)
+        return evaluate(self.average.module, loader, classes, self.accelerator)
+
+    def labels_right(self) -> float | None:
+        """Share of the training labels that are right now, where the truth is known."""
+        truth = self.data.splits.train.true_labels
+        if truth is None:
+            return None
+        return float((self.uerm.ledger.current_labels.cpu() == truth).double().mean())
+
+
+def build_training(
+    config: TrainConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    resume: bool = False,
+) -> Training:
+    """Prepare a training, or one to continue; write nothing.
+
+    Raises:
+        UsageError: the config asks for something that cannot be done.
+    """
+    is_resumed = resume and run.checkpoint.exists()
+    set_seed(config.seed)
+
+    data = prepare(config, run, is_resumed=is_resumed)
+    training, classes = data.splits.train, data.splits.classes
+    check_shares(config.batch_size, len(training), accelerator.num_processes)
+    if data.votes is not None:
+        data = data._replace(votes=data.votes.to(accelerator.device))
+    loaders = (
+        training_loader(training, config, len(classes)),
+        *(ordered_loader(split, config) for split in (training, data.splits.val, data.splits.test)),
+    )
+
+    backbone = build_backbone(
+        config.backbone,
+        data.splits.image_size,
+        pretrained=config.pretrained,
+        weights=config.weights,
+    )
+    model = Classifier(backbone, len(classes), config.chosen_parts())
+    if accelerator.num_processes > 1:
+        synchronize_norms(model, accelerator.device)
+    model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it
+    average = ModelEmaV3(model, decay=config.average, use_warmup=True)
+    if config.compile:
+        model.compile()
+    uerm = _relabeler(config, training.labels, len(classes), model.feature_dim)
+    if data.decisions is not None:
+        data.decisions.enter(uerm.ledger)
+    optimizer = _optimizer(model, uerm, config)
+    steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+    for module in (average, uerm):
+        module.to(accelerator.device)
+    checkpoint = Checkpoint(
+        {"model": model, "average": average.module, "uerm": uerm},
+        optimizer, schedule, accelerator.scaler,
+    )  # fmt: skip
+    network, optimizer, schedule, *loaders = accelerator.prepare(
+        model, optimizer, schedule, *loaders
+    )
+    return Training(
+        config, run, console, accelerator, data, backbone, model, network, average,
+        SupConLoss(config.temperature, gather=accelerator.num_processes > 1),
+        uerm, optimizer, schedule, Loaders(*loaders), checkpoint,
+        checkpoint.load(run.checkpoint) if is_resumed else Progress(), resume,
+    )  # fmt: skip
+
+
+def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:
+    """Find the devices and processes of a training.
+
+    Raises:
+        UsageError: the device cannot do what the config asks for, or a package is missing.
+    """
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
+    if config.tracker == "tensorboard" and find_spec("tensorboard") is None:
+        raise UsageError("--tracker tensorboard: is not installed: pip install tensorboard")
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or processes would not find each other
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=path,
+        # A frozen backbone has no gradients.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.freeze_epochs > 0)
+        ],
+        # A batch is shared out; no sample is seen twice to make the shares even.
+        dataloader_config=DataLoaderConfiguration(
+            split_batches=True, even_batches=False, non_blocking=True
+        ),
+    )
+
+
+def _relabeler(config: TrainConfig, labels: Tensor, num_classes: int, feature_dim: int) -> UERM:
+    """UERM; without the part its warm-up never ends: labels stay, and every weight is 1."""
+    relabels, policy = "uerm" in config.chosen_parts(), config.relabel_policy
+    return UERM(
+        labels,
+        num_classes,
+        estimator=config.relabel_estimator if relabels else "mislabeled",
+        policy=partial(scn, group="all") if policy == "scn_all" else policy,
+        warmup_epochs=config.first_relabeling(),
+        feature_dim=feature_dim,
+    )
+
+
+def _optimizer(model: Classifier, uerm: UERM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a learning rate for the backbone and one for the rest."""
+    rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = [
+        {"params": [*model.backbone.parameters()], "lr": config.backbone_rate()},
+        {"params": [*rest, *uerm.parameters()], "lr": config.lr},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)

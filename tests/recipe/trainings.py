@@ -1,0 +1,13 @@
+"""A training that has not begun, whose parts a test can exchange."""
+
+from rich.console import Console
+
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.training import Training, build_accelerator, build_training
+
+
+def built(config: TrainConfig) -> Training:
+    run = RunFolder(config.run_path())
+    accelerator = build_accelerator(config, run.path)
+    return build_training(config, run, accelerator, Console(quiet=True))

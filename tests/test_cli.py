@@ -13,13 +13,13 @@ import yaml
 
 from layouts import make_folder, truncate
 from report.run_files import write_run
-from unmuddle.cli import _failure, main
+from unmuddle.cli import failure, main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.presets import PRESETS
 
 
 def run(arguments: list[str]) -> int:
-    """`main`, with the exit code of jsonargparse's own errors."""
+    """`main`, with the exit code of argparse's own errors."""
     try:
         return main(arguments)
     except SystemExit as stop:
@@ -115,8 +115,8 @@ def used_run() -> None:
         (None, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: cannot be loaded"),
         (used_run, ["--data", "digits", "--out", "used"], "--out used: exists and is not an empty folder\n"),
         (None, ["--nonsense", "1"], "nonsense"),
-        (None, ["--epochs", "two"], "--epochs: expected int, got two"),
-        (None, ["--tracker", "wandb"], "--tracker: expected one of 'none', 'tensorboard', got wandb"),
+        (None, ["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
+        (None, ["--tracker", "wandb"], "argument --tracker: invalid choice: 'wandb' (choose from"),
         (None, ["--preset", "rafdb"], "--preset rafdb: needs --data rafdb:PATH"),
         (None, ["--data", "digits", "--precision", "fp16"], "--precision fp16: needs a GPU"),
         (used_run, ["--data", "used"], "did you mean folder:used?"),
@@ -141,7 +141,7 @@ def used_run() -> None:
         ),
         (None, ["--supcon_weight", "-1"], "--supcon_weight: expected at least 0, got -1"),
         (None, ["--average", "1"], "--average: expected 0 <= average < 1, got 1"),
-        (None, ["--tracker", "wandb"], "tracker"),
+        (None, ["--compile", "maybe"], "argument --compile: expected true or false, got maybe"),
         (None, ["--data", "synthetic:0"], "--data synthetic:0: expected synthetic:N with N from 1"),
         (None, ["--data", "rafdb"], "--data rafdb: expected rafdb:PATH"),
         (empty_folder, ["--data", "rafdb:empty"], "empty"),
@@ -370,6 +370,6 @@ def test_a_killed_loader_is_told_however_it_shows() -> None:
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
         ConnectionResetError(104, "Connection reset by peer"),
     ):
-        assert _failure(error).startswith("a process that loads images has ended: ")
-    assert _failure(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
-    assert _failure(RuntimeError("shapes do not fit")) is None
+        assert failure(error).startswith("a process that loads images has ended: ")
+    assert failure(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert failure(RuntimeError("shapes do not fit")) is None

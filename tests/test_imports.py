@@ -21,7 +21,7 @@ OPTIONAL = [
     "rich",
     "safetensors",
     "torchmetrics",
-    "jsonargparse",
+    "docstring_parser",
 ]
 
 BLOCK = f"""

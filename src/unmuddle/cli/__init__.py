@@ -1,0 +1,86 @@
+"""Command line: `unmuddle COMMAND`; each command is a module of this package."""
+
+import signal
+import sys
+from argparse import REMAINDER
+from importlib import import_module
+
+from unmuddle import __version__
+from unmuddle.cli.parser import make_parser
+from unmuddle.recipe.errors import UsageError
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+COMMANDS = {
+    "train": "train a classifier",
+    "evaluate": "score a run, or classify images",
+    "audit": "find labels that may be wrong",
+    "export": "write the network for use elsewhere",
+    "report": "compare runs",
+    "doctor": "check this machine",
+    "laws": "test a loss of your own",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit code of the process, 2 for a wrong input."""
+    parser = make_parser(
+        "unmuddle",
+        usage="unmuddle COMMAND [--help] ...",
+        description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.\n\ncommands:\n"
+        + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"unmuddle {__version__}")
+    parser.add_argument("command", choices=COMMANDS, help="one of the above")
+    parser.add_argument("options", nargs=REMAINDER, help="of the command")
+    chosen = parser.parse_args(arguments)
+    try:
+        command = import_module(f"unmuddle.cli.{chosen.command}")
+    except ImportError as error:
+        hint = "this command needs more: pip install 'unmuddle[train]'"
+        print(f"unmuddle {chosen.command}: {hint} ({error})", file=sys.stderr)
+        return 2
+
+    if "" not in sys.path:
+        sys.path.append("")  # a MODULE:CALLABLE of this folder; last, so that it hides nothing
+    options = command.parser().parse_args([_with_underscores(text) for text in chosen.options])
+    try:
+        return command.run(**vars(options)) or 0
+    except UsageError as error:
+        print(f"unmuddle {chosen.command}: error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        _heed_no_more_children()
+        if (reason := failure(error)) is None:
+            raise
+        print(f"unmuddle {chosen.command}: error: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("unmuddle: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _with_underscores(text: str) -> str:
+    """Spell `--image-size` as `--image_size`."""
+    name, equals, value = text.partition("=")
+    if not name.startswith("--"):
+        return text
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+def _heed_no_more_children() -> None:
+    """Ignore children that end; torch would raise again for each worker, in what follows."""
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def failure(error: OSError | RuntimeError) -> str | None:
+    """Describe a failure from outside in one line; None if it may be a fault of the code."""
+    text = str(error)
+    # Which of the two comes first when a worker is killed is chance.
+    if "DataLoader worker" in text or isinstance(error, ConnectionError):
+        return f"a process that loads images has ended: {text}"
+    if isinstance(error, OSError):
+        return text
+    if "gloo" in text or "NCCL" in text or "c10d" in text:
+        return f"another process of this training has ended, or cannot be reached: {text}"
+    return None

@@ -1,0 +1,67 @@
+"""`unmuddle audit`."""
+
+from pathlib import Path
+
+from unmuddle.cli.outputs import check_report
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.recipe.atomic import make_folder, write_text, write_whole
+from unmuddle.recipe.audit import audit
+from unmuddle.recipe.decisions import check_undecided, write_rows
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.report import Card, audit_page
+
+
+def parser() -> Parser:
+    """Options of the command."""
+    made = make_parser(
+        "unmuddle audit",
+        "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
+        "               [--out FOLDER]",
+        "Rank the training labels by how likely a run's predictions make them wrong; accept or\n"
+        "reject each on a page, or in the file beside it.",
+        "  unmuddle audit --run runs/one\n"
+        "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
+    )
+    made.add_argument("--run", type=Path, required=True, help="folder of the run")
+    made.add_argument("--data", help="data set, as for train; default: the run's own")
+    made.add_argument("--limit", type=int, default=200, help="how many labels [200]")
+    made.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw labels at random from the more suspicious half; UERM learns most from these",
+    )
+    made.add_argument(
+        "--pred_probs",
+        type=Path,
+        help=".npy file of predicted probabilities (n, K); default: the run's own",
+    )
+    made.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
+    return made
+
+
+def run(
+    run: Path,
+    data: str | None,
+    limit: int,
+    draw: bool,
+    pred_probs: Path | None,
+    out: Path | None,
+) -> None:
+    """Write the page and the file of suspects."""
+    suspects = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
+    out = make_folder("--out", out or run / "audit")
+    check_undecided(out / "suspects.csv")
+    check_report("--out", out / "index.html")
+    rows = [suspect.row for suspect in suspects]
+    write_whole(out / "suspects.csv", lambda file: write_rows(file, rows))
+    cards = [
+        Card(*suspect.row[:4], suspect.why, suspect.image.permute(1, 2, 0).numpy())
+        for suspect in suspects
+    ]
+    write_text(out / "index.html", audit_page(cards, f"Labels of {run.resolve().name}"))
+    print(
+        f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
+    )
+    duplicates = RunFolder(run).duplicates
+    if duplicates.exists():
+        print(f"images that occur more than once: {duplicates}")

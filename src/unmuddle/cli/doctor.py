@@ -1,0 +1,33 @@
+"""`unmuddle doctor`."""
+
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.doctor import checks, environment, speeds
+
+
+def parser() -> Parser:
+    """Options of the command: none."""
+    return make_parser(
+        "unmuddle doctor",
+        "unmuddle doctor",
+        "Say what this machine has, whether the parts compute the same on all of it, and if they\n"
+        "do, how fast.",
+        "  unmuddle doctor > doctor.txt",
+    )
+
+
+def run() -> int:
+    """Print the report of the machine."""
+    for name, value in environment().items():
+        print(f"{name}: {value}")
+    print("\nagreement with fp64 on the CPU:")
+    failed = 0
+    for check in checks():
+        print(f"  {check.name}: {check.error or 'agrees'}")
+        failed += bool(check.error)
+    if failed:
+        print(f"{failed} do not agree; nothing was timed")
+        return 1
+    print("\nforward and backward:")
+    for name, milliseconds in speeds():
+        print(f"  {name}: {milliseconds:.2f} ms")
+    return 0

@@ -1,0 +1,29 @@
+"""`unmuddle export`."""
+
+from pathlib import Path
+
+from unmuddle.cli.outputs import check_file
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.recipe.export import export_run
+
+
+def parser() -> Parser:
+    """Options of the command."""
+    made = make_parser(
+        "unmuddle export",
+        "unmuddle export --run RUN --out FILE.onnx | FILE.pt2",
+        "Write a run's network, ARM folded, to a file that needs none of this package: it takes\n"
+        "images (N, 3, S, S) as stored, uint8, and gives probabilities (N, K).",
+        "  unmuddle export --run runs/one --out faces.onnx\n"
+        "  unmuddle export --run runs/one --out faces.pt2   # for torch.export.load",
+    )
+    made.add_argument("--run", type=Path, required=True, help="folder of the run")
+    made.add_argument("--out", type=Path, required=True, help="file to write")
+    return made
+
+
+def run(run: Path, out: Path) -> None:
+    """Write the file."""
+    check_file("--out", out)
+    export_run(run, out)
+    print(out)

@@ -1,0 +1,34 @@
+"""Parser of a command."""
+
+from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
+from typing import NoReturn
+
+
+class Help(RawDescriptionHelpFormatter):
+    """Lists options by name alone; the text says what they take."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=24, width=118)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return ", ".join(action.option_strings) or super()._format_action_invocation(action)
+
+
+class Parser(ArgumentParser):
+    """Reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def make_parser(prog: str, usage: str, description: str, examples: str = "") -> Parser:
+    """Create a parser whose help ends in examples."""
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )

@@ -1,0 +1,41 @@
+"""`unmuddle report`."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from unmuddle.cli.outputs import check_file, check_report
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.recipe.atomic import write_text
+from unmuddle.report import comparison_table, read_runs, report_page
+
+
+def parser() -> Parser:
+    """Options of the command."""
+    made = make_parser(
+        "unmuddle report",
+        "unmuddle report RUN [RUN ...] [--out FILE]",
+        "Print runs side by side, and write a page that shows them: curves, confusion, relabels,\n"
+        "options. It is one file, and loads nothing.",
+        "  unmuddle report runs/one\n  unmuddle report runs/one runs/two --out comparison.html",
+    )
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="file to write; default: report.html in RUN, or here for several",
+    )
+    return made
+
+
+def run(runs: list[Path], out: Path | None = None, *, quiet: bool = False) -> None:
+    """Print the table and write the page."""
+    if out is not None:
+        check_file("--out", out)
+    out = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    check_report("--out", out)
+    read = read_runs(runs)
+    write_text(out, report_page(read))
+    console = Console(quiet=quiet, emoji=False)
+    console.print(comparison_table(read))
+    console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)

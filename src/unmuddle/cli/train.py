@@ -1,0 +1,129 @@
+"""`unmuddle train`."""
+
+import signal
+import sys
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+
+from unmuddle.cli import INTERRUPTED, report
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.presets import PRESETS
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.train import train
+
+EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
+
+
+def parser() -> Parser:
+    """Options of `TrainConfig`, and those that choose among files of options."""
+    made = make_parser(
+        "unmuddle train",
+        "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | --resume RUN",
+        "Train a classifier on images with ambiguous labels; with no option, on drawn faces.",
+        "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
+        "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
+        "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
+    )
+    presets = " ".join(PRESETS)
+    made.add_argument("--preset", choices=PRESETS, help=f"for a benchmark: {presets}")
+    made.add_argument(
+        "--config",
+        action=_FromFile,
+        default=SUPPRESS,
+        help="file of options, as in a run folder",
+    )
+    made.add_argument("--resume", type=Path, help="run to continue, which was stopped")
+    made.add_argument("--quiet", action="store_true", help="print the folder of the run alone")
+    made.add_argument(
+        "--print_config", action="store_true", help="print all options, train nothing"
+    )
+    hints = get_type_hints(TrainConfig)
+    documented = docstring_parser.parse_from_object(TrainConfig).params
+    texts = {parameter.arg_name: parameter.description or "" for parameter in documented}
+    for field in fields(TrainConfig):
+        _add_option(made, field.name, hints[field.name], field.default, texts[field.name])
+    return made
+
+
+def _add_option(parser: Parser, name: str, hint: Any, default: Any, text: str) -> None:
+    choices = get_args(hint) if get_origin(hint) is Literal else None
+    kind = hint if isinstance(hint, type) else next(iter(get_args(hint)), str)  # T of T | None
+    shown = "" if default is None or default is False else f" [{default}]"
+    # A switch needs no value, and takes one.
+    switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+    parser.add_argument(
+        f"--{name}",
+        type=str if choices else _boolean if kind is bool else kind,
+        choices=choices,
+        help=" ".join(text.split()) + (f": {' '.join(choices)}" if choices else "") + shown,
+        default=SUPPRESS,
+        **switch,
+    )
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ArgumentTypeError(f"expected true or false, got {text}")
+    return text.lower() == "true"
+
+
+class _FromFile(Action):
+    """Takes options from a file as if they stood in its place."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, _: str | None = None
+    ) -> None:
+        try:
+            options = yaml.safe_load(Path(values).read_text(encoding="utf-8")) or {}
+            given = [
+                f"--{name}={'null' if value is None else value}"
+                for name, value in options.items()
+                if value is not None or getattr(TrainConfig, name, None) is not None
+            ]
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            parser.error(f"--config {values}: {error}")
+        parser.parse_args(given, namespace)
+
+
+def run(
+    *,
+    preset: str | None,
+    resume: Path | None,
+    quiet: bool,
+    print_config: bool,
+    **options: Any,
+) -> int:
+    """Train, and write the report."""
+    given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
+    chosen = TrainConfig(**given | options)
+    if print_config:
+        print(yaml.safe_dump(asdict(chosen), sort_keys=False), end="")
+        return 0
+    if preset is not None and "data" not in options:
+        raise UsageError(f"--preset {preset}: needs --data {preset}:PATH")
+    if resume is not None:
+        if chosen != TrainConfig():
+            raise UsageError("--resume: goes on with the options of the run; give no other")
+        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
+    path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
+    if not PartialState().is_main_process:
+        return 0
+    try:
+        report.run([path], quiet=quiet)
+    except (UsageError, OSError):
+        hint = f"the run's own files are whole; unmuddle report {path} writes its report"
+        print(f"unmuddle train: {hint}", file=sys.stderr)
+        raise
+    if quiet:
+        print(path)
+    return EXIT_CODES[RunFolder(path).summary()["status"]]

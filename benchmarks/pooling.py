@@ -2,6 +2,9 @@
 
     python benchmarks/pooling.py frozen --ferplus PATH --weights FILE    choose K on validation
     python benchmarks/pooling.py mobilefacenet --ferplus PATH --weights FILE
+    python benchmarks/pooling.py mobilefacenet --heads average --seeds 1 --save TUNED --ferplus ...
+    python benchmarks/pooling.py tuned --ferplus PATH --weights TUNED
+    python benchmarks/pooling.py gentle --ferplus PATH --weights FILE    a fifth of the rate
     python benchmarks/pooling.py efficientnet --ferplus PATH --weights FILE
     python benchmarks/pooling.py small --ferplus PATH                    from scratch
     python benchmarks/pooling.py render                                  the page of ARM
@@ -28,6 +31,7 @@ import study
 from pages import write_section
 from unmuddle import ARM
 from unmuddle.arm import PublishedARM
+from unmuddle.recipe.atomic import write_tensors
 from unmuddle.recipe.backbones import Backbone, build_backbone
 from unmuddle.recipe.data import load_data
 from unmuddle.recipe.data.noise import symmetric_noise
@@ -103,6 +107,8 @@ class Setting(NamedTuple):
 SETTINGS = {
     "frozen": Setting("mobilefacenet", 112, 12, 0.0, 2e-3, 64),
     "mobilefacenet": Setting("mobilefacenet", 112, 6, 1e-3, 2e-3, 32),
+    "tuned": Setting("mobilefacenet", 112, 12, 0.0, 2e-3, 64),
+    "gentle": Setting("mobilefacenet", 112, 6, 2e-4, 2e-3, 32),
     "efficientnet": Setting("tf_efficientnet_lite0", 112, 8, 1e-3, 2e-3, 32),
     "small": Setting("small", 48, 24, 3e-3, 3e-3, 64),
 }
@@ -178,8 +184,10 @@ def frozen_maps(ferplus: Path, weights: Path) -> dict[str, Part]:
     return parts
 
 
-def run_cell(cell: Cell, ferplus: Path, weights: Path | None) -> dict[str, Any]:
-    """Train and test; return a row."""
+def run_cell(
+    cell: Cell, ferplus: Path, weights: Path | None, save: Path | None = None
+) -> dict[str, Any]:
+    """Train and test; return a row. The backbone's weights are saved where asked for."""
     commit, began = study.frozen_commit(Path(__file__)), time.perf_counter()
     setting = SETTINGS[cell.network]
     torch.manual_seed(cell.seed)
@@ -230,6 +238,8 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path | None) -> dict[str, Any]:
             schedule.step()
         validation.append(float(right(parts["val"]).double().mean()))
     hits = right(parts["test"])
+    if save is not None:
+        write_tensors(save, backbone.network.state_dict())
     return {
         "name": cell.name(),
         **cell._asdict(),
@@ -308,6 +318,7 @@ def main() -> None:
     parser.add_argument("--ferplus", type=Path)
     parser.add_argument("--plot", type=Path, help="with render: draw the maps on the mean face")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--save", type=Path, help="file for the weights of the trained backbone")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=[*HEADS])
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -321,7 +332,7 @@ def main() -> None:
     for seed, noise, head in itertools.product(a.seeds, a.noise, a.heads):
         cell = Cell(a.network, head, noise, seed)
         if cell.name() not in {row["name"] for row in study.read_results(RESULTS)}:
-            study.add_result(run_cell(cell, a.ferplus, a.weights), RESULTS)
+            study.add_result(run_cell(cell, a.ferplus, a.weights, a.save), RESULTS)
 
 
 if __name__ == "__main__":

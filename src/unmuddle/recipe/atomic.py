@@ -54,7 +54,7 @@ def write_tensors(
     path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file whole. A killed `save_file` would leave a file of its own."""
-    state = {name: value.cpu() for name, value in tensors.items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))
 
 

@@ -13,12 +13,16 @@ import torch
 from layouts import make_folder
 from unmuddle.cli import main
 from unmuddle.recipe.audit import audit
+from unmuddle.recipe.audit import training as training_part
 from unmuddle.recipe.config import TrainConfig
-from unmuddle.recipe.data import LabeledImages
-from unmuddle.recipe.decisions import Row, read_decisions, rows_of, write_rows
+from unmuddle.recipe.data import load_data
+from unmuddle.recipe.data.noise import add_noise
+from unmuddle.recipe.decisions import Row, write_rows
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.train import train
-from unmuddle.uerm import LabelLedger, gather_evidence
+from unmuddle.recipe.trained import load_split, load_trained
+from unmuddle.uerm import gather_evidence
 
 SMALL = {"backbone": "small", "epochs": 2, "image_size": 16, "batch_size": 8, "warmup": 0.5}
 
@@ -39,28 +43,31 @@ def run(
 
 
 def test_suspects_are_ranked_and_say_why(run: Path) -> None:
-    suspects = audit(None, run)
+    suspects, _ = audit(None, run)
     assert suspects
     wrong = [s.wrong for s in suspects]
     assert wrong == sorted(wrong, reverse=True)
     assert all(0 < s.confidence <= s.wrong + 1e-6 <= 1 + 1e-6 for s in suspects)
     with (run / "samples.csv").open() as file:
         samples = {int(row["sample"]): row for row in csv.DictReader(file)}
+    assert {s.row.split for s in suspects} == {"train", "val", "test"}
     for s in suspects:
+        if s.row.split != "train":
+            continue
         assert s.row.label == samples[s.row.sample]["label_name"] != s.row.suggested
         assert s.row.source == samples[s.row.sample]["source"]
         assert f"wrong with probability {s.wrong:.2f}: predicted as {s.row.suggested}" in s.why
-    assert len(audit(None, run, limit=1)) == 1
+    assert len(audit(None, run, limit=1)[0]) == 1
 
 
 def test_labels_are_drawn_from_the_doubtful_half(run: Path) -> None:
-    everything = [s.row.sample for s in audit(None, run, limit=10**6)]
+    everything = [s.row.sample for s in audit(None, run, limit=10**6)[0] if s.row.split == "train"]
     half = set(everything[: -(-len(everything) // 2)])
-    drawn = [s.row.sample for s in audit(None, run, limit=5, draw=True)]
+    drawn = [s.row.sample for s in audit(None, run, limit=5, draw=True)[0]]
     assert len(set(drawn)) == 5
     assert set(drawn) < half
     assert drawn != everything[:5]
-    assert drawn == [s.row.sample for s in audit(None, run, limit=5, draw=True)]
+    assert drawn == [s.row.sample for s in audit(None, run, limit=5, draw=True)[0]]
 
 
 def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, capsys) -> None:
@@ -71,7 +78,7 @@ def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, ca
     path = tmp_path / "pred_probs.npy"
     p[4] = 0  # not predicted
     np.save(path, p.numpy())
-    suspects = audit(None, run, limit=10**6, pred_probs=path)
+    suspects, _ = audit(None, run, limit=10**6, pred_probs=path)
     assert len(suspects) == len(p) - 1
     assert 4 not in {s.row.sample for s in suspects}
     assert suspects[0].row.sample == 3
@@ -98,38 +105,47 @@ def test_probabilities_of_another_tool_are_audited(run: Path, tmp_path: Path, ca
 
 
 def test_decisions_are_trained_on_and_left_alone(
-    run: Path, data: str, tmp_path: Path, monkeypatch, capsys
+    run: Path, data: str, tmp_path: Path, capsys
 ) -> None:
     assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
         rows = [Row(int(r.pop("sample")), **r) for r in csv.DictReader(file)]
-    assert len(rows) >= 2
+    train_rows, test_rows = ([r for r in rows if r.split == name] for name in ("train", "test"))
+    first, second, third = train_rows[0], train_rows[1], test_rows[0]
     decided = [
-        rows[0]._replace(decision="ACCEPT"),
-        rows[1]._replace(decision=" Reject "),
-        *rows[2:],
+        first._replace(decision="ACCEPT"),
+        second._replace(decision=" Reject "),
+        third._replace(decision=f"to {third.suggested}"),
     ]
-    write_rows(tmp_path / "labels.csv", decided)
+    write_rows(tmp_path / "labels.csv", [*decided, *train_rows[2:]])
+    options = {"data": data, "noise": "symmetric:0.3", "parts": "uerm", **SMALL}
     again = train(
-        TrainConfig(
-            data=data, noise="symmetric:0.3", parts="uerm", out=str(tmp_path / "again"),
-            labels=str(tmp_path / "labels.csv"), **SMALL,
-        )
-    )  # fmt: skip
-    assert "labels.csv: 2 decisions" in capsys.readouterr().out.replace("\n", "")
+        TrainConfig(**options, out=str(tmp_path / "again"), labels=str(tmp_path / "labels.csv"))
+    )
+    (tmp_path / "labels.csv").unlink()
+    assert "labels.csv: 2 decisions, 1 of test" in capsys.readouterr().out.replace("\n", "")
     with (again / "ledger.csv").open() as file:
         events = [(int(e["sample"]), e["rule"]) for e in csv.DictReader(file)]
-    assert events[:2] == [(rows[0].sample, "decide"), (rows[1].sample, "decide")]
-    later = {sample for sample, rule in events[2:]}
-    assert not later & {rows[0].sample, rows[1].sample}
+    answered = {first.sample, second.sample}
+    assert events[:2] == [(first.sample, "decide"), (second.sample, "decide")]
+    assert not {sample for sample, _ in events[2:]} & answered
+    tested = load_split(load_trained(again), split="test")
+    classes = load_trained(again).classes
+    assert classes[int(tested.labels[third.sample])] == third.suggested
+
     # An audit of that run does not ask again, and learns from the answers.
-    taught = []
-    monkeypatch.setattr(
-        "unmuddle.recipe.audit.gather_evidence",
-        lambda *a, **k: taught.append(k["verified"]) or gather_evidence(*a, **k),
+    asked = {(s.row.split, s.row.sample) for s in audit(None, again)[0]}
+    assert not asked & {row[1::-1] for row in (first, second, third)}
+    splits = load_data(data, image_size=16)
+    add_noise(splits.train, splits.classes, "symmetric:0.3", 0)
+    part = training_part(RunFolder(again), splits, None)
+    verified = torch.tensor([i in answered for i in range(len(part.given))])
+    taught, untaught = (
+        gather_evidence(part.evidence.predictions, part.given, 2, current=part.now, verified=v)
+        for v in (verified, None)
     )
-    assert not {s.row.sample for s in audit(None, again)} & {rows[0].sample, rows[1].sample}
-    assert set(taught[0].nonzero()[:, 0].tolist()) == {rows[0].sample, rows[1].sample}
+    assert torch.equal(part.evidence.uncertainty, taught.uncertainty)
+    assert not torch.equal(taught.uncertainty, untaught.uncertainty)
 
 
 def test_an_audit_does_not_write_over_decisions(
@@ -138,7 +154,7 @@ def test_an_audit_does_not_write_over_decisions(
     command = ["audit", "--run", str(run), "--out", str(tmp_path)]
     assert main(command) == main(command) == 0  # nothing decided yet
     path = tmp_path / "suspects.csv"
-    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)])
+    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)[0]])
     before = path.read_bytes()
     assert main(command) == 2
     assert "decisions; give another --out" in capsys.readouterr().err
@@ -150,7 +166,7 @@ def test_an_audit_does_not_write_over_decisions_of_a_spreadsheet(
     encoding: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "suspects.csv"
-    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)])
+    write_rows(path, [s.row._replace(decision="accept") for s in audit(None, run)[0]])
     path.write_text(path.read_text().replace(",", ";"), encoding=encoding)
     before = path.read_bytes()
     assert main(["audit", "--run", str(run), "--out", str(tmp_path)]) == 2
@@ -185,16 +201,19 @@ def test_a_state_that_lacks_something_is_named(name: str, run: Path, tmp_path: P
         if name == "ledger.rule_names" and broken:
             continue  # of any length
         safetensors.torch.save_file(kept | broken, copy / "uerm.safetensors")
-        with pytest.raises(UsageError, match=r"no readable uerm\.safetensors"):
+        with pytest.raises(UsageError, match=r"uerm\.safetensors does not fit"):
             audit(None, copy)
 
 
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ("was trained on other images: 0, here are", "sample,source\n"),
-        ("was trained on other images: 1, here are", "sample,source\n0,x.png\n"),
-        ("no readable samples.csv", "sample,source\n0\n"),
+        ("was trained on other images: 0, here are", "sample,source,label,true_label\n"),
+        (
+            "was trained on other images: 1, here are",
+            "sample,source,label,true_label\n0,x.png,0,\n",
+        ),
+        ("samples.csv: is not readable", "sample,source,label,true_label\n0\n"),
     ],
 )
 def test_a_broken_list_of_samples_is_named(
@@ -209,9 +228,9 @@ def test_a_broken_list_of_samples_is_named(
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        (r"config\.yaml is not readable", "epochs: many"),
-        (r"config\.yaml is not readable", "image_size: '16'"),
-        ("--data: expected text, got 5", "data: 5"),
+        (r"config\.yaml: is not readable", "epochs: many"),
+        (r"config\.yaml: is not readable", "image_size: '16'"),
+        ("config.yaml: is not readable: --data: expected text, got 5", "data: 5"),
     ],
 )
 def test_options_of_another_type_are_named(
@@ -235,141 +254,8 @@ def test_images_in_another_order_are_refused(run: Path, data: str, tmp_path: Pat
 def test_the_page_holds_every_card_and_nothing_from_outside(run: Path, tmp_path: Path) -> None:
     assert main(["audit", "--run", str(run), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "index.html").read_text()
-    count = len(audit(None, run))
+    count = len(audit(None, run)[0])
     assert page.count("<article") == page.count("data:image/png;base64,") == count
     assert "http" not in page.replace("http-equiv", "")
     line = next(line for line in page.splitlines() if line.startswith("const title"))
     assert len(json.loads(line.partition(" rows = ")[2].rstrip(";"))) == count
-
-
-def labeled() -> tuple[LabeledImages, tuple[str, ...]]:
-    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    return LabeledImages(images, torch.tensor([0, 1, 0]), sources=["a", "b", "c"]), ("calm", "glad")
-
-
-GOOD = [
-    Row(0, "a", "calm", "glad", "accept"),
-    Row(1, "b", "glad", "calm", "reject"),
-    Row(2, "c", "calm", "glad", ""),
-]
-
-
-def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
-    data, classes = labeled()
-    ledger = LabelLedger(data.labels, len(classes))
-    ledger.record(torch.tensor([0]), torch.tensor([1]), epoch=1, rule="bayes")
-    ledger.decide(torch.tensor([1]), torch.tensor([1]))
-    write_rows(tmp_path / "labels.csv", rows_of(ledger, data, classes))
-    rows = [*rows_of(ledger, data, classes)]
-    assert [(row.suggested, row.decision) for row in rows] == [("glad", "keep"), ("glad", "accept")]
-    found = read_decisions(tmp_path / "labels.csv", data, classes)
-    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [False, True]]
-    again = LabelLedger(data.labels, len(classes))
-    found.enter(again)
-    assert torch.equal(again.current_labels, ledger.current_labels)
-    assert again.fixed().tolist() == [True, True, False]
-    assert again.human_verified().tolist() == [False, True, False]
-
-
-def test_accepted_and_rejected_rows_are_read(tmp_path: Path) -> None:
-    write_rows(tmp_path / "labels.csv", GOOD)
-    found = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
-
-
-def test_the_data_may_have_moved(tmp_path: Path) -> None:
-    elsewhere = [row._replace(source=f"/elsewhere/{row.source}") for row in GOOD]
-    write_rows(tmp_path / "labels.csv", elsewhere)
-    found = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
-
-
-def test_blank_lines_count(tmp_path: Path) -> None:
-    write_rows(tmp_path / "labels.csv", [GOOD[0]._replace(suggested="sad")])
-    header, row = (tmp_path / "labels.csv").read_text().splitlines()
-    (tmp_path / "labels.csv").write_text(f"{header}\n\n\n{row}\n")
-    with pytest.raises(UsageError, match="line 4: suggested 'sad'"):
-        read_decisions(tmp_path / "labels.csv", *labeled())
-
-
-def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> None:
-    data, classes = labeled()
-    write_rows(tmp_path / "labels.csv", rows_of(LabelLedger(data.labels, 2), data, classes))
-    found = read_decisions(tmp_path / "labels.csv", data, classes)
-    found.enter(LabelLedger(data.labels, 2))
-    assert [*map(len, found)] == [0, 0, 0]
-
-
-def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
-    write_rows(tmp_path / "labels.csv", GOOD)
-    comma = (tmp_path / "labels.csv").read_text()
-    (tmp_path / "labels.csv").write_text("\ufeff" + comma.replace(",", ";"), encoding="utf-8")
-    found = read_decisions(tmp_path / "labels.csv", *labeled())
-    assert [column.tolist() for column in found] == [[0, 1], [1, 1], [True, True]]
-
-
-@pytest.mark.parametrize(
-    ("message", "found", "row"),
-    [
-        ("sample that is not a number below 3: 1", "sample '3'", GOOD[0]._replace(sample=3)),
-        ("sample that is not a number below 3: 1", "sample 'x'", GOOD[0]._replace(sample="x")),
-        ("sample that is not a number below 3: 1", "sample '-1'", GOOD[0]._replace(sample=-1)),
-        ("sample that is not a number below 3: 1", "sample '999", GOOD[0]._replace(sample="9" * 5000)),
-        ("source that is another image", "source 'z'", GOOD[0]._replace(source="z")),
-        ("source that is another image", r"source 'a\x00'", GOOD[0]._replace(source="a\0")),
-        ("label that is another one here; give the run's own --data, --noise and --seed", "label 'glad'", GOOD[0]._replace(label="glad")),
-        ("suggested label that is none of calm", "suggested 'sad'", GOOD[0]._replace(suggested="sad")),
-        ("decision that is none of accept", "decision 'yes'", GOOD[0]._replace(decision="yes")),
-        ("decided twice: 1", "sample 1", GOOD[1]),
-    ],
-)  # fmt: skip
-def test_rows_that_do_not_fit_are_named(message: str, found: str, row: Row, tmp_path: Path) -> None:
-    write_rows(tmp_path / "labels.csv", [*GOOD[1:], row])
-    with pytest.raises(UsageError, match=message) as error:
-        read_decisions(tmp_path / "labels.csv", *labeled())
-    assert f"line 4: {found}" in str(error.value)
-
-
-def test_files_that_are_no_decisions_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "labels.csv"
-    with pytest.raises(UsageError, match="not readable"):
-        read_decisions(path, *labeled())
-    path.write_text("sample,source\n1,a\n")
-    expected = "lacks the columns label, suggested, decision; its first row holds sample, source"
-    with pytest.raises(UsageError, match=expected):
-        read_decisions(path, *labeled())
-    path.write_text("")
-    with pytest.raises(UsageError, match="its first row holds nothing"):
-        read_decisions(path, *labeled())
-    path.write_text("sample,source,label,suggested,decision\n1,b,glad\n")
-    with pytest.raises(UsageError, match="row of another length than the header"):
-        read_decisions(path, *labeled())
-    write_rows(path, GOOD[2:])
-    with pytest.raises(UsageError, match="no row says accept, reject or keep"):
-        read_decisions(path, *labeled())
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="not readable"):
-        read_decisions(path, *labeled())
-
-
-@pytest.mark.parametrize(
-    ("message", "arguments"),
-    [
-        ("--run {tmp}: holds no run: no config.yaml", ["--run", "{tmp}"]),
-        ("--limit: expected at least 1, got 0", ["--run", "{run}", "--limit", "0"]),
-        ("--run {run}: was trained on other images", ["--run", "{run}", "--data", "digits"]),
-        ("--out {run}/config.yaml", ["--run", "{run}", "--out", "{run}/config.yaml"]),
-        ("unknown data set", ["--run", "{run}", "--data", "nothing"]),
-    ],
-)
-def test_wrong_input_of_audit(
-    message: str,
-    arguments: list[str],
-    run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    names = {"run": str(run), "tmp": str(tmp_path)}
-    assert main(["audit", *(a.format(**names) for a in arguments)]) == 2
-    assert message.format(**names) in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

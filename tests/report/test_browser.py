@@ -101,24 +101,68 @@ def test_the_probe_sees_what_is_wrong(page: str, tmp_path: Path) -> None:
     assert found["page"] > 1300
 
 
-def test_audit_decisions_become_a_table(tmp_path: Path) -> None:
+SOURCE = 'faces/a "b", </script>.png'
+
+
+def audited(tmp_path: Path, actions: str) -> list[Any]:
+    """What a script finds on a page of four labels after its actions."""
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    source = 'faces/a "b", </script>.png'
-    cards = [Card(i, source, "sad", "ang&ry", "because", pixels) for i in (7, 3, 5)]
-    clicks = """<script>
-        const press = (card, what) => document.querySelector(`#card-${card} [data-decision=${what}]`).click();
-        press(0, "accept"); press(1, "accept"); press(1, "reject"); press(2, "reject"); press(2, "reject");
-        const shown = document.getElementById("count").textContent;
-        document.body.append(Object.assign(document.createElement("output"), {
-            textContent: JSON.stringify([shown, csv()]) }));
+    cards = [
+        Card(sample, split, SOURCE, label, "ang&ry", f"c{sample}", "because", wrong, pixels)
+        for sample, split, label, wrong in (
+            (7, "train", "sad", 0.99), (3, "val", "sad", 0.9), (5, "train", "glad", 0.6), (1, "test", "sad", 0.2),
+        )
+    ]  # fmt: skip
+    script = f"""<script>
+        const press = (card, what) => document.querySelector(`#card-${{card}} [data-decision=${{what}}]`).click();
+        const choose = (where, value) => {{
+            const select = document.querySelector(where);
+            select.value = value;
+            select.dispatchEvent(new Event("change"));
+        }};
+        const key = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {{ key, bubbles: true }}));
+        const decided = () => rows.map((_, i) => decisions[i] || "");
+        {actions}
+        document.body.append(Object.assign(document.createElement("output"), {{ textContent: JSON.stringify(found) }}));
     </script></body>"""
-    page = audit_page(cards, "Labels of <run>").replace("</body>", clicks)
-    shown, table = json.loads(output(page, tmp_path / "index.html"))
-    assert shown == "1 accepted, 1 rejected."
-    assert table.count("\n") == 4
+    page = audit_page(cards, ["ang&ry", "glad", "sad"], "Labels of <run>")
+    return json.loads(output(page.replace("</body>", script), tmp_path / "index.html"))
+
+
+def test_audit_decisions_become_a_table(tmp_path: Path) -> None:
+    shown, table = audited(tmp_path, """
+        press(0, "accept"); press(1, "accept"); press(1, "reject"); press(2, "reject"); press(2, "reject");
+        choose("#card-3 select", "to glad");
+        const found = [document.getElementById("count").textContent, csv()];
+    """)  # fmt: skip
+    assert shown == "2 accepted, 1 rejected."
+    assert table.count("\n") == 5
     assert list(csv.reader(table.splitlines())) == [
-        ["sample", "source", "label", "suggested", "decision"],
-        ["7", source, "sad", "ang&ry", "accept"],
-        ["3", source, "sad", "ang&ry", "reject"],
-        ["5", source, "sad", "ang&ry", ""],
+        ["sample", "split", "source", "label", "suggested", "decision", "content"],
+        ["7", "train", SOURCE, "sad", "ang&ry", "accept", "c7"],
+        ["3", "val", SOURCE, "sad", "ang&ry", "reject", "c3"],
+        ["5", "train", SOURCE, "glad", "ang&ry", "", "c5"],
+        ["1", "test", SOURCE, "sad", "ang&ry", "to glad", "c1"],
     ]
+
+
+def test_shown_labels_are_accepted_together_and_taken_back(tmp_path: Path) -> None:
+    found = audited(tmp_path, """
+        press(1, "reject");
+        choose("#label", "sad"); choose("#least", "0.5");
+        const visible = cards.filter(card => !card.hidden).length;
+        document.getElementById("all").click();
+        const all = decided();
+        document.getElementById("undo").click();
+        const found = [visible, all, decided()];
+    """)  # fmt: skip
+    assert found == [2, ["accept", "reject", "", ""], ["", "reject", "", ""]]
+
+
+def test_keys_decide_and_move(tmp_path: Path) -> None:
+    found = audited(tmp_path, """
+        key("a"); key("ArrowRight"); key("k"); key("ArrowRight"); key("a"); key("u");
+        choose("#label", "sad"); key("ArrowRight"); key("a"); key("ArrowLeft");
+        const found = [decided(), document.activeElement.id];
+    """)  # fmt: skip
+    assert found == [["accept", "reject", "", "accept"], "card-1"]

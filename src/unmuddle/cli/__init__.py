@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a classifier",
     "evaluate": "score a run, or classify images",
     "audit": "find labels that may be wrong",
+    "repair": "write a copy of a folder with the labels that were decided",
     "export": "write the network for use elsewhere",
     "report": "compare runs",
     "doctor": "check this machine",

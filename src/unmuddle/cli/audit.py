@@ -1,5 +1,6 @@
 """`unmuddle audit`."""
 
+from collections import Counter
 from pathlib import Path
 
 from unmuddle.cli.outputs import check_report
@@ -48,19 +49,23 @@ def run(
     out: Path | None,
 ) -> None:
     """Write the page and the file of suspects."""
-    suspects = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
+    suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
     out = make_folder("--out", out or run / "audit")
     check_undecided(out / "suspects.csv")
     check_report("--out", out / "index.html")
-    rows = [suspect.row for suspect in suspects]
-    write_whole(out / "suspects.csv", lambda file: write_rows(file, rows))
+    write_whole(out / "suspects.csv", lambda file: write_rows(file, [s.row for s in suspects]))
     cards = [
-        Card(*suspect.row[:4], suspect.why, suspect.image.permute(1, 2, 0).numpy())
-        for suspect in suspects
-    ]
-    write_text(out / "index.html", audit_page(cards, f"Labels of {run.resolve().name}"))
+        Card(
+            s.row.sample, s.row.split, s.row.source, s.row.label, s.row.suggested, s.row.content,
+            s.why, s.wrong, s.image.permute(1, 2, 0).numpy(),
+        )
+        for s in suspects
+    ]  # fmt: skip
+    write_text(out / "index.html", audit_page(cards, classes, f"Labels of {run.resolve().name}"))
+    counts = Counter(suspect.row.split for suspect in suspects)
     print(
-        f"{len(suspects)} labels: look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
+        f"{len(suspects)} labels ({', '.join(f'{n} of {name}' for name, n in counts.items())}): "
+        f"look at {out / 'index.html'}, or fill in {out / 'suspects.csv'}"
     )
     duplicates = RunFolder(run).duplicates
     if duplicates.exists():

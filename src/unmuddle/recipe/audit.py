@@ -2,20 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unmuddle.recipe.data import LabeledImages, load_data
+from unmuddle.recipe.data import LabeledImages, Splits, load_data
 from unmuddle.recipe.data.files import tell_left_out
 from unmuddle.recipe.data.noise import add_noise
 from unmuddle.recipe.decisions import Row
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.paths import user_path
 from unmuddle.recipe.run_folder import RunFolder
-from unmuddle.uerm import Distribution, LabelLedger, Proposals, gather_evidence
+from unmuddle.recipe.trained import Trained, as_input, load_trained, prepared
+from unmuddle.uerm import Distribution, Evidence, LabelLedger, Proposals, gather_evidence
 from unmuddle.uerm.policy import draw_to_verify, suggestions
 
 
@@ -38,6 +41,24 @@ class Suspect:
     image: Tensor
 
 
+class Part(NamedTuple):
+    """Samples with predictions of one kind.
+
+    Attributes:
+        places: split and id of each.
+        given: `(n,)` labels.
+        now: `(n,)` labels when the run ended.
+        evidence: of the given labels.
+        free: `(n,)` True where a sample was predicted and nobody decided on its label.
+    """
+
+    places: list[tuple[str, int]]
+    given: Tensor
+    now: Tensor
+    evidence: Evidence
+    free: Tensor
+
+
 def audit(
     data: str | None,
     run: Path,
@@ -45,21 +66,22 @@ def audit(
     *,
     draw: bool = False,
     pred_probs: Path | None = None,
-) -> list[Suspect]:
-    """Rank training labels by how likely they are wrong, most suspicious first.
+) -> tuple[list[Suspect], tuple[str, ...]]:
+    """Rank labels by how likely they are wrong, most suspicious first; return the classes too.
 
-    Any run that has ended will do, one without UERM too: its predictions are recorded all the same,
-    at the end. One that was stopped will once it has looked at its training samples. Labels that
-    somebody decided on before the run are left out.
+    Training labels are judged by the run's predictions during training, with UERM or without.
+    Validation and test labels are judged by the network of the best epoch, which was not trained
+    on them; a run that was stopped has none yet. Labels that somebody decided on before the run
+    are left out.
 
     Args:
         data: data set, as for `train`; `None`: the run's own.
         run: folder of the run.
         limit: at most this many.
-        draw: draw the labels at random from the half that is most likely wrong.
+        draw: draw training labels at random from the half that is most likely wrong.
         pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of the run's own,
             for example cleanlab's. Rows follow the run's `samples.csv`; a row of zeros leaves its
-            sample out.
+            sample out. Validation and test labels are not judged then.
 
     Raises:
         UsageError: the run or the probabilities do not belong to the data, or cannot be read.
@@ -75,54 +97,79 @@ def audit(
         skip_unreadable=config.skip_unreadable,
     )
     tell_left_out(splits.left_out)
-    training, classes = splits.train, splits.classes
-    add_noise(training, classes, config.noise, config.seed)
-    folder.check_images("--run", training)
-    predictions, seen, ledger = _read_state(folder, training, len(classes))
+    add_noise(splits.train, splits.classes, config.noise, config.seed)
+    folder.check_images("--run", splits.train)
+    parts = [training(folder, splits, pred_probs)]
+    if folder.status() in ("finished", "diverged") and pred_probs is None and not draw:
+        parts.append(held_out(load_trained(run), splits))
+
+    given = torch.cat([part.given for part in parts])
+    free = torch.cat([part.free for part in parts])
+    right = torch.cat([part.evidence.posterior.prob_of(part.given) for part in parts])
+    rival = torch.cat([part.evidence.posterior.rival(part.given)[1] for part in parts])
+    proposals = (
+        draw_to_verify(parts[0].evidence.about(given), free, limit)
+        if draw
+        else Proposals(torch.where(free, rival, given), -right, 0.0, "audit")
+    )  # 1 - right rounds to 1 for many labels, so the ranking uses `right`
+    places = [(part, i) for part in parts for i in range(len(part.given))]
+    ranked = suggestions(proposals, given, 1 - right, limit)
+    return [_suspect(splits, *places[found.sample]) for found in ranked], splits.classes
+
+
+def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
+    split, sample = part.places[i]
+    data, one = splits.parts()[split], torch.tensor([i])
+    given, evidence = part.given[one], part.evidence
+    posterior, predictions = evidence.posterior.rows(one), evidence.predictions.rows(one)
+    wrong = 1 - float(posterior.prob_of(given))
+    confidence, rival = posterior.rival(given)
+    label, suggested = splits.classes[int(given)], splits.classes[int(rival)]
+    as_rival, as_given = (float(predictions.prob_of(y)) for y in (rival, given))
+    why = (
+        f"wrong with probability {wrong:.2f}: predicted as {suggested} {as_rival:.2f}, "
+        f"as {label} {as_given:.2f}"
+    )
+    if part.now[i] != part.given[i]:
+        why += f"; the run relabeled it {splits.classes[int(part.now[i])]}"
+    row = Row(sample, split, data.source(sample), label, suggested, "", data.content(sample))
+    return Suspect(row, wrong, float(confidence), why, data.images[sample])
+
+
+def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
+    """Judge the training samples by the run's own predictions, or by those of a file."""
+    given, classes = splits.train.labels, len(splits.classes)
+    predictions, seen, ledger = _read_state(run, splits.train, classes)
     if pred_probs is not None:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = predictions.probabilities.any(1)
     elif not seen.any():
         raise UsageError(
-            f"--run {run}: has no predictions of training samples yet; "
-            f"unmuddle train --resume {run} continues it"
+            f"--run {run.path}: has no predictions of training samples yet; "
+            f"unmuddle train --resume {run.path} continues it"
         )
-    now = ledger.current_labels
+    now, verified = ledger.current_labels, seen & ledger.human_verified()
+    evidence = gather_evidence(predictions, given, classes, current=now, verified=verified)
+    places = [("train", i) for i in range(len(given))]
+    return Part(places, given, now, evidence, seen & ~ledger.fixed())
 
-    given = training.labels
-    evidence = gather_evidence(
-        predictions,
-        given,
-        len(classes),
-        current=now,
-        verified=seen & ledger.human_verified(),
-    )
-    right, (confidence, rival) = (
-        evidence.posterior.prob_of(given),
-        evidence.posterior.rival(given),
-    )
-    wrong = 1 - right  # rounds to 1 for many labels, so the ranking uses `right`
-    free = seen & ~ledger.fixed()
-    proposals = (
-        draw_to_verify(evidence.about(given), free, limit)
-        if draw
-        else Proposals(torch.where(free, rival, given), -right, 0.0, "audit")
-    )
 
-    suspects: list[Suspect] = []
-    for found in suggestions(proposals, given, wrong, limit):
-        i, label, suggested = found.sample, classes[found.label], classes[found.suggested]
-        row = Row(i, training.source(i), label, suggested, "")
-        why = (
-            f"wrong with probability {wrong[i]:.2f}: predicted as {suggested} "
-            f"{predictions.prob_of(rival)[i]:.2f}, as {label} {predictions.prob_of(given)[i]:.2f}"
-        )
-        if now[i] != given[i]:
-            why += f"; the run relabeled it {classes[int(now[i])]}"
-        suspects.append(
-            Suspect(row, float(wrong[i]), float(confidence[i]), why, training.images[i])
-        )
-    return suspects
+def held_out(trained: Trained, splits: Splits) -> Part:
+    """Judge validation and test samples by the network, which was not trained on them."""
+    decisions = trained.folder.decisions(splits)
+    decided = {d[:2] for d in decisions.found} if decisions is not None else set()
+    if decisions is not None:
+        decisions.apply(splits)
+    places: list[tuple[str, int]] = []
+    predicted: list[tuple[Tensor, Tensor]] = []
+    for name in ("val", "test"):
+        part = as_input(trained, splits.parts()[name])
+        places += [(name, i) for i in range(len(part))]
+        predicted.append(predict(*prepared(trained, part)))
+    probabilities, given = (torch.cat(tensors) for tensors in zip(*predicted, strict=True))
+    evidence = gather_evidence(Distribution(probabilities), given, len(splits.classes))
+    free = torch.tensor([place not in decided for place in places])
+    return Part(places, given, given, evidence, free)
 
 
 def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:

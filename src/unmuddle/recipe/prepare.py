@@ -24,7 +24,8 @@ class Prepared(NamedTuple):
             the labels before it are the true ones.
         copies: images that occur more than once.
         left_out: places of what is in no split, by kind.
-        decisions: labels that were decided before the run.
+        decisions: labels that were decided before the run; those of validation and test samples
+            are in the splits.
         votes: `(n, K)` distribution of the annotators' votes, if that is trained on.
     """
 
@@ -36,7 +37,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepared:
-    """Load the data of a run; one that is resumed has its decisions in the checkpoint.
+    """Load the data of a run, and what was decided about it.
 
     Raises:
         UsageError: the data, the noise or the decisions do not fit, or a resumed run had others.
@@ -50,12 +51,14 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
     )
     copies = find_duplicates(splits)
     noise_left_out = add_noise(splits.train, splits.classes, config.noise, config.seed)
-    decisions = None
     if is_resumed:
         run.check_images("--resume", splits.train)
-    elif config.labels is not None:
-        path = user_path("--labels", config.labels)
-        decisions = read_decisions(path, splits.train, splits.classes)
+    decisions = run.decisions(splits)  # of a run that is resumed
+    if decisions is None and config.labels is not None:
+        decisions = read_decisions(user_path("--labels", config.labels), splits)
+        decisions.check_any(f"--labels {config.labels}")
+    if decisions is not None:
+        decisions.apply(splits)
     votes = splits.train.votes if config.targets == "votes" else None
     if config.targets == "votes" and votes is None:
         raise UsageError(f"--targets votes: {config.data} has no votes")

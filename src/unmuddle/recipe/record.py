@@ -11,6 +11,7 @@ from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data.duplicates import describe
 from unmuddle.recipe.data.files import listing
 from unmuddle.recipe.evaluate import Score
+from unmuddle.recipe.paths import user_path
 from unmuddle.recipe.sample_sheet import sample_sheet
 from unmuddle.recipe.snapshot import snapshot
 from unmuddle.recipe.training import Training
@@ -87,6 +88,8 @@ class Record:
         sheet = sample_sheet(training, training.labels, classes)
         write_whole(self.run.path / "samples.png", partial(sheet.save, format="PNG"))
         self.run.save_samples(training, classes)
+        if data.decisions is not None and not self.run.labels.exists():
+            self.run.save_decisions(user_path("--labels", self.training.config.labels or ""))
         if data.left_out:
             self.run.save_left_out(data.left_out)
             lines = [
@@ -108,7 +111,8 @@ class Record:
         config, splits, backbone = t.config, t.data.splits, t.backbone
         lines: list[str] = []
         if t.data.decisions is not None:
-            lines.append(f"--labels {config.labels}: {len(t.data.decisions.ids)} decisions")
+            lines.append(f"--labels {config.labels}: {t.data.decisions.describe()}")
+            lines += [*listing(t.data.decisions.conflicts)]
         if backbone.unused:
             names = ", ".join(backbone.unused[:3]) + (", ..." if len(backbone.unused) > 3 else "")
             lines.append(

@@ -23,9 +23,9 @@ from unmuddle.recipe.atomic import (
     write_whole,
 )
 from unmuddle.recipe.config import TrainConfig
-from unmuddle.recipe.data import LabeledImages
+from unmuddle.recipe.data import LabeledImages, Splits
 from unmuddle.recipe.data.duplicates import Copy
-from unmuddle.recipe.decisions import Row, rows_of
+from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import UERM
 
@@ -47,6 +47,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.safetensors"
         self.duplicates = path / "duplicates.csv"
         self.left_out = path / "left_out.csv"
+        self.labels = path / "labels.csv"
         self._metrics: list[str] = []
         self._was_there = False
 
@@ -198,6 +199,14 @@ class RunFolder:
                 f"{option} {self.path}: was trained on other images: {len(names)}, here are "
                 f"{len(here)}; {differing} names differ"
             )
+
+    def save_decisions(self, labels: Path) -> None:
+        """Keep a copy of the decisions that the run began with."""
+        write_whole(self.labels, lambda file: file.write_bytes(labels.read_bytes()))
+
+    def decisions(self, splits: Splits) -> Decisions | None:
+        """Read the decisions that the run began with, if any."""
+        return read_decisions(self.labels, splits) if self.labels.exists() else None
 
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""

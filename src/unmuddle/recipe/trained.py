@@ -24,12 +24,14 @@ class Trained(NamedTuple):
     """The network of a run's best epoch, in eval mode.
 
     Attributes:
+        folder: of the run.
         model: standardized images to logits.
         config: of the run.
         classes: names, in label order.
         image_size: pixels a side that it was trained on.
     """
 
+    folder: RunFolder
     model: Classifier
     config: TrainConfig
     classes: tuple[str, ...]
@@ -53,7 +55,7 @@ def load_trained(run: Path) -> Trained:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(f"--run {run}: model.safetensors does not fit: {error}") from error
-    return Trained(model.eval(), config, classes, image_size)
+    return Trained(folder, model.eval(), config, classes, image_size)
 
 
 def evaluate_run(
@@ -76,7 +78,7 @@ def evaluate_run(
     """
     trained = load_trained(run)
     part = load_split(trained, data, split, skip_unreadable=skip_unreadable)
-    probabilities, labels = predict(*_prepared(trained, part))
+    probabilities, labels = predict(*prepared(trained, part))
     return measure(probabilities, labels), trained.classes
 
 
@@ -87,7 +89,9 @@ def load_split(
     *,
     skip_unreadable: bool = False,
 ) -> LabeledImages:
-    """Images as the network takes them, labels before any `--noise`; arguments as above.
+    """Return images as the network takes them, with the labels before any `--noise`.
+
+    Validation and test labels that were decided before the run are corrected.
 
     Raises:
         UsageError: the data cannot be read, or has other classes than the run.
@@ -105,9 +109,15 @@ def load_split(
             f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
             f"{', '.join(trained.classes)}"
         )
-    part: LabeledImages = getattr(splits, split)
-    part.transform = v2.Resize((trained.image_size,) * 2, antialias=True)
-    return part
+    if data is None and (decisions := trained.folder.decisions(splits)):
+        decisions.apply(splits)
+    return as_input(trained, splits.parts()[split])
+
+
+def as_input(trained: Trained, data: LabeledImages) -> LabeledImages:
+    """Let the images have the network's size."""
+    data.transform = v2.Resize((trained.image_size,) * 2, antialias=True)
+    return data
 
 
 def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool = False) -> int:
@@ -130,7 +140,7 @@ def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool 
     tell_left_out(problems.left_out)
     if not len(unlabeled):
         raise UsageError(f"--images {folder}: no images")
-    probabilities, _ = predict(*_prepared(trained, unlabeled))
+    probabilities, _ = predict(*prepared(trained, unlabeled))
 
     rows = (
         (
@@ -145,6 +155,7 @@ def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool 
     return len(unlabeled)
 
 
-def _prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:
+def prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:
+    """Place the network and batches of the images on the device."""
     loader = DataLoader(data, trained.config.batch_size, num_workers=trained.config.workers)
     return Accelerator().prepare(trained.model, loader)

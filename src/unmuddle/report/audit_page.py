@@ -1,4 +1,4 @@
-"""One HTML page on which somebody accepts or rejects suggested labels."""
+"""HTML page on which a person decides about suspect labels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,36 +14,43 @@ class Card(NamedTuple):
     """One label in question.
 
     Attributes:
-        sample: its id.
+        sample: its id in the split.
+        split: train, val or test.
         source: file of the image, if any.
         label: as given.
         suggested: another one.
+        content: digest of the image, by which its decision is found again.
         why: the reason in words.
+        wrong: probability that the label is wrong.
         pixels: `(H, W, 3)` uint8.
     """
 
     sample: int
+    split: str
     source: str
     label: str
     suggested: str
+    content: str
     why: str
+    wrong: float
     pixels: np.ndarray
 
     @property
     def name(self) -> str:
-        """Of the image's file and the folder that it is in."""
+        """Name of the image's file and of its folder."""
         return "/".join(self.source.split("/")[-2:]) or f"sample {self.sample}"
 
     @property
     def image(self) -> str:
-        """For an `<img>`."""
+        """Source of an `<img>`."""
         return png(self.pixels, THUMBNAIL)
 
 
-def audit_page(cards: Sequence[Card], title: str) -> str:
-    """The page, whole: nothing is loaded from elsewhere, decisions are kept by the browser.
+def audit_page(cards: Sequence[Card], classes: Sequence[str], title: str) -> str:
+    """Return the page. It loads nothing from elsewhere; the browser keeps decisions.
 
-    Its button saves a CSV of the columns sample, source, label, suggested, decision.
+    Its button saves a CSV file for `unmuddle train --labels` and `unmuddle repair --labels`.
     """
-    rows = [card._asdict() | {"pixels": None} for card in cards]
-    return render("audit.html", title=title, cards=cards, rows=rows)
+    columns = ("sample", "split", "source", "label", "suggested", "content")
+    rows = [{name: getattr(card, name) for name in columns} for card in cards]
+    return render("audit.html", title=title, cards=cards, rows=rows, classes=list(classes))

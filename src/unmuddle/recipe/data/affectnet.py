@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unmuddle.recipe.data.files import Box, Problems, find_images, read_labeled
-from unmuddle.recipe.data.split import split_off_validation
+from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
@@ -68,7 +68,7 @@ def load_affectnet(
             problems.add("no images", f"{name} set")
         parts.append(part)
     problems.raise_if_any(root)
-    train, val = split_off_validation(parts[0], seed, CLASSES[:classes])
+    train, val = split_off(parts[0], seed, CLASSES[:classes])
     return Splits(train, val, parts[1], CLASSES[:classes], image_size or SIZE)
 
 

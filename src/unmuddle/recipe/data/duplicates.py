@@ -3,10 +3,7 @@
 from collections import defaultdict
 from typing import NamedTuple
 
-from torch import Tensor
-
-from unmuddle.recipe.data.files import ImageFiles, digest
-from unmuddle.recipe.data.types import LabeledImages, Splits
+from unmuddle.recipe.data.types import Splits
 
 
 class Copy(NamedTuple):
@@ -29,10 +26,10 @@ class Copy(NamedTuple):
 
 def find_duplicates(splits: Splits) -> list[Copy]:
     """All images that have an equal, group by group."""
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    parts = splits.parts()
     places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     for name, part in parts.items():
-        for sample, found in enumerate(_digests(part)):
+        for sample, found in enumerate(part.digests):
             places[found].append((name, sample))
     groups = [group for group in places.values() if len(group) > 1]
     return [
@@ -59,11 +56,3 @@ def describe(copies: list[Copy]) -> str:
         f"{len(groups)} images occur more than once, {across} of them in several splits, "
         f"{differ} with different labels"
     )
-
-
-def _digests(part: LabeledImages) -> list[bytes]:
-    images = part.images
-    if isinstance(images, ImageFiles):
-        return list(images.digests)
-    assert isinstance(images, Tensor)
-    return [digest(image.numpy()) for image in images]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unmuddle.recipe.data.types import LabeledImages
+from unmuddle.recipe.data.types import LabeledImages, digest
 from unmuddle.recipe.errors import UsageError
 
 SHOWN = 20  # names shown of each kind of problem
@@ -285,8 +284,3 @@ def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
             return _Read(digest(np.array(rgb)), has_frames=has_frames)
     except Exception:  # a foreign file can fail in any way
         return _Read(problem="unreadable or truncated image")
-
-
-def digest(pixels: np.ndarray) -> bytes:
-    """Sixteen bytes that differ where shape or pixels do."""
-    return blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()

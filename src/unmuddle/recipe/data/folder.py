@@ -1,44 +1,52 @@
-"""`PATH/{train,val,test}/<class>/<image>`, the layout of torchvision's ImageFolder."""
+"""`PATH/<class>/<image>`, or `PATH/{train,val,test}/<class>/<image>` as torchvision reads it."""
 
 from pathlib import Path
 
 import torch
 
 from unmuddle.recipe.data.files import Problems, find_images, read_labeled
-from unmuddle.recipe.data.split import split_off_validation
+from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
 SIZE = 224
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 def load_folder(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
-    """Classes are the folders of `train`; without `val`, 10 % of `train` is split off."""
+    """Read classes and images; split off what there is no folder for.
+
+    Without `train` and `test`, the folders of `PATH` are the classes, and a tenth of each is split
+    off to select on and a tenth to test, at random by the seed. Without `val` alone, a tenth of
+    `train` is.
+    """
+    is_split = any((root / name).is_dir() for name in ("train", "test"))
+    names = [name for name in SPLITS if (root / name).is_dir()] if is_split else [""]
     for needed in ("train", "test"):
-        if not (root / needed).is_dir():
+        if is_split and needed not in names:
             problems.add("missing folder", str(root / needed))
     problems.raise_if_any(root)
-    for entry in sorted(root.iterdir()):
-        if entry.name not in _SPLITS:
-            problems.leave_out(f"entry that is none of {', '.join(_SPLITS)}", str(entry))
-    classes = _class_names(root / "train")
+    if is_split:
+        for entry in sorted(root.iterdir()):
+            if entry.name not in SPLITS:
+                problems.leave_out(f"entry that is none of {', '.join(SPLITS)}", str(entry))
+    first = root / names[0]
+    classes = sorted(entry.name for entry in first.iterdir() if _is_class(entry))
     if len(classes) < 2:
         raise UsageError(
-            f"{root / 'train'}: expected at least 2 class folders, got {len(classes)}: {classes}"
+            f"{first}: expected at least 2 class folders, got {len(classes)}: {classes}"
         )
 
     size = image_size or SIZE
-    names = [name for name in _SPLITS if (root / name).is_dir()]
     parts = {name: _read_part(root / name, classes, size, problems) for name in names}
+    for name in parts[names[0]].without_images(classes):
+        problems.add("class without images", str(first / name))
     problems.raise_if_any(root)
+    if not is_split:
+        parts["train"], parts["test"] = split_off(parts.pop(""), seed, classes, "test")
     if "val" not in parts:
-        parts["train"], parts["val"] = split_off_validation(parts["train"], seed, classes)
+        parts["train"], parts["val"] = split_off(parts["train"], seed, classes, "validation")
     return Splits(parts["train"], parts["val"], parts["test"], tuple(classes), size)
-
-
-def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if _is_class(entry))
 
 
 def _is_class(entry: Path) -> bool:
@@ -56,9 +64,6 @@ def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) 
     ]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, found)]))
     part = read_labeled([path for paths in found for path in paths], labels, size, problems)
-    if folder.name == "train":
-        for name in part.without_images(classes):
-            problems.add("class without images", str(folder / name))
-    elif not len(part):
+    if not len(part):
         problems.add("no images", str(folder))
     return part

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from unmuddle.recipe.data.files import Problems, read_labeled
-from unmuddle.recipe.data.split import split_off_validation
+from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
@@ -34,7 +34,7 @@ def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems
         if not len(parts[-1]):
             problems.add("no images", part)
     problems.raise_if_any(root)
-    train, val = split_off_validation(parts[0], seed, CLASSES)
+    train, val = split_off(parts[0], seed, CLASSES)
     return Splits(train, val, parts[1], CLASSES, image_size or SIZE)
 
 

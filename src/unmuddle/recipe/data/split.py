@@ -1,4 +1,4 @@
-"""Split off a validation part."""
+"""Split off a validation or test part."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from unmuddle.recipe.data.types import LabeledImages
 from unmuddle.recipe.errors import UsageError
 
 
-def split_off_validation(
-    train: LabeledImages, seed: int, classes: Sequence[str]
+def split_off(
+    data: LabeledImages, seed: int, classes: Sequence[str], purpose: str = "validation"
 ) -> tuple[LabeledImages, LabeledImages]:
-    """Split nine tenths to train on and one to select on, every class in proportion.
+    """Split nine tenths to train on and one for another purpose, every class in proportion.
 
     Raises:
         UsageError: there are too few images.
     """
-    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    counts = data.labels.bincount(minlength=len(classes)).tolist()
     alone = [name for name, count in zip(classes, counts, strict=True) if count == 1]
     needed = 10 * (sum(count > 0 for count in counts) - 1) + 1
-    if alone or len(train) < needed:
+    if alone or len(data) < needed:
         raise UsageError(
-            f"cannot split 10 % of {len(train)} training images off for validation: expected at "
+            f"cannot split 10 % of {len(data)} images off for {purpose}: expected at "
             f"least {needed} images, and 2 of each class"
             + (f"; {', '.join(alone)} has 1" if alone else "")
         )
-    kept, off = stratified_split(train.labels, 0.1, seed=seed)
-    return train.subset(kept), train.subset(off)
+    kept, off = stratified_split(data.labels, 0.1, seed=seed)
+    return data.subset(kept), data.subset(off)
 
 
 def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
+def digest(pixels: np.ndarray) -> bytes:
+    """Return sixteen bytes that differ where shape or pixels do."""
+    return blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()
+
+
 class Images(Protocol):
-    """Item i is an image, `(3, H, W)` uint8."""
+    """Item i is an image, `(3, H, W)` uint8; `digests` are equal for equal images."""
+
+    digests: Sequence[bytes]
 
     def __getitem__(self, index: int, /) -> Tensor: ...
 
@@ -58,6 +68,17 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         counts = self.labels.bincount(minlength=len(classes)).tolist()
         return [name for name, count in zip(classes, counts, strict=True) if not count]
 
+    @cached_property
+    def digests(self) -> Sequence[bytes]:
+        """Sixteen bytes an image, equal for images of equal pixels."""
+        if isinstance(self.images, Tensor):
+            return [digest(image.numpy()) for image in self.images]
+        return self.images.digests
+
+    def content(self, sample: int) -> str:
+        """Digest of a sample's image as text."""
+        return self.digests[sample].hex()
+
     def source(self, sample: int) -> str:
         """The file of a sample's image; nothing if it has none."""
         return self.sources[sample] if self.sources else ""
@@ -91,3 +112,7 @@ class Splits:
     image_size: int
     mirror: bool = True
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+
+    def parts(self) -> dict[str, LabeledImages]:
+        """Splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}

@@ -1,0 +1,32 @@
+"""`unmuddle repair`."""
+
+from pathlib import Path
+
+from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.recipe.repair import Way, repair
+
+
+def parser() -> Parser:
+    """Options of the command."""
+    made = make_parser(
+        "unmuddle repair",
+        "unmuddle repair --data folder:PATH --labels FILE --out FOLDER [--by copy|link|list]",
+        "Write a copy of a folder of images with every image in the class that was decided; the\n"
+        "original is not changed.",
+        "  unmuddle repair --data folder:PATH --labels labels.csv --out repaired",
+    )
+    made.add_argument("--data", required=True, help="folder:PATH, as for train")
+    made.add_argument("--labels", type=Path, required=True, help="decisions, as for train")
+    made.add_argument("--out", type=Path, required=True, help="folder to write")
+    made.add_argument(
+        "--by",
+        choices=("copy", "link", "list"),
+        default="copy",
+        help="copy images, link to them, or list them in manifest.csv alone: copy link list [copy]",
+    )
+    return made
+
+
+def run(data: str, labels: Path, out: Path, by: Way) -> None:
+    """Write the folder."""
+    print(repair(data, labels, out, by))

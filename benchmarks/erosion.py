@@ -22,7 +22,7 @@ def profile(run: Path, padding_mode: str) -> Erosion:
         if isinstance(module, nn.Conv2d):
             module.padding_mode = padding_mode
     test = load_data("synthetic", image_size=IMAGE_SIZE, seed=0).test
-    return erosion(network, (Standardize()(images) for images, _, _ in DataLoader(test, 128)))
+    return erosion(network, (Standardize()(images) for images, _ in DataLoader(test, 128)))
 
 
 def draw(profiles: dict[str, Erosion], path: Path) -> None:

@@ -148,7 +148,7 @@ def frozen_features(ferplus: Path, weights: Path) -> Tensor:
     backbone = build_backbone(str(SETTINGS["backbone"]), size, weights=str(weights))
     model = Classifier(backbone, 2, ()).eval()
     batches = DataLoader(data, batch_size=128)
-    return torch.cat([model(model.standardize(images)).features for images, _, _ in batches])
+    return torch.cat([model(model.standardize(images)).features for images, _ in batches])
 
 
 def without(ferplus: Path, names: set[str], out: Path) -> Path:

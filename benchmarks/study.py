@@ -44,6 +44,7 @@ from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_split, load_trained
+from unmuddle.uerm import LedgerDataset
 
 SETTINGS = Path(__file__).with_name("study.yaml")
 RESULTS = Path(__file__).with_name("study.jsonl")
@@ -221,7 +222,7 @@ def figures(run: Path, split: Literal["val", "test"]) -> Row:
 
 def predicted(model: Classifier, data: LabeledImages, batch: int = 64) -> tuple[Tensor, Tensor]:
     """Probabilities and labels, in order; on a GPU where there is one."""
-    return predict(*Accelerator().prepare(model, DataLoader(data, batch_size=batch)))
+    return predict(*Accelerator().prepare(model, DataLoader(LedgerDataset(data), batch_size=batch)))
 
 
 def leak(model: Classifier, data: LabeledImages) -> list[Row]:

@@ -123,7 +123,9 @@ def test_decisions_are_trained_on_and_left_alone(
         TrainConfig(**options, out=str(tmp_path / "again"), labels=str(tmp_path / "labels.csv"))
     )
     (tmp_path / "labels.csv").unlink()
-    assert "labels.csv: 2 decisions, 1 of test" in capsys.readouterr().out.replace("\n", "")
+    assert "labels.csv: 3 decisions (2 of train, 1 of test)" in capsys.readouterr().out.replace(
+        "\n", ""
+    )
     with (again / "ledger.csv").open() as file:
         events = [(int(e["sample"]), e["rule"]) for e in csv.DictReader(file)]
     answered = {first.sample, second.sample}

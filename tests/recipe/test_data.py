@@ -75,7 +75,7 @@ def test_folder_reads_splits_and_sizes(tmp_path: Path) -> None:
     assert splits.train[0][0].shape == (3, 32, 32)
     assert splits.train.labels.bincount().tolist() == [12, 12]
     assert splits.train.sources[13].endswith("train/glad/01.png")
-    assert load_data(f"folder:{tmp_path}").image_size == 224
+    assert load_data(f"folder:{tmp_path}").image_size == 48
 
 
 def test_folder_without_val_splits_it_off_by_class_and_seed(tmp_path: Path) -> None:
@@ -341,10 +341,65 @@ def test_images_that_occur_twice_are_found_within_and_across_splits(tmp_path: Pa
         (1, "val", "00.png", "glad"), (1, "test", "copy.png", "glad"),
         (2, "test", "05.png", "calm"), (2, "test", "copy.bmp", "calm"),
     ]  # fmt: skip
+    assert {copy.likeness for copy in copies} == {"exact"}
     assert describe(copies) == (
-        "3 images occur more than once, 1 of them in several splits, 1 with different labels"
+        "3 images occur more than once, 0 nearly, 1 of these groups in several splits, 1 with "
+        "different labels"
     )
     assert find_duplicates(load_data("digits")) == []
+
+
+def test_images_scaled_or_compressed_again_are_found_and_other_faces_are_not(
+    tmp_path: Path,
+) -> None:
+    faces = load_data("synthetic:200").train
+    for i in range(200):
+        for split in ("train", "test") if i < 20 else ("train",):
+            path = tmp_path / split / str(i % 2) / f"{split}{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            face = faces.images[i + 100 * (split == "test")].permute(1, 2, 0).numpy()
+            image = Image.fromarray(face)
+            if split == "test":  # of train100.png to train119.png
+                image = image.resize((44, 44)) if i < 10 else image
+                path = path.with_suffix(".jpg")
+            image.save(path, quality=80)
+    copies = find_duplicates(load_data(f"folder:{tmp_path}", image_size=48))
+    groups: dict[int, list[int]] = {}
+    for copy in copies:
+        assert copy.likeness == "near"
+        number = int("".join(filter(str.isdigit, Path(copy.file).stem)))
+        groups.setdefault(copy.group, []).append(number + 100 * ("/test/" in copy.file))
+    assert all(len(set(group)) == 1 for group in groups.values())
+    assert len(groups) >= 18
+
+
+def test_a_folder_of_small_images_is_read_at_their_own_size(tmp_path: Path) -> None:
+    for side, name in ((28, "small"), (400, "large")):
+        for i in range(24):
+            path = tmp_path / name / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side - 4), (10 * i, 0, 0)).save(path)
+    sizes = [load_data(f"folder:{tmp_path / name}").image_size for name in ("small", "large")]
+    assert sizes == [28, 224]
+    assert load_data(f"folder:{tmp_path / 'small'}", image_size=32).image_size == 32
+
+
+def test_a_folder_of_classes_is_split_by_class_and_seed(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(40 if name == "a" else 20):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (16, 16), (6 * i, 0, 200 * (name == "b"))).save(path)
+    (tmp_path / "notes.txt").write_text("mine")
+    first, again, other = (load_data(f"folder:{tmp_path}", seed=seed) for seed in (0, 0, 1))
+    assert first.classes == ("a", "b")
+    counts = {name: part.labels.bincount().tolist() for name, part in first.parts().items()}
+    assert counts == {"train": [32, 16], "val": [4, 2], "test": [4, 2]}
+    files = [[*part.sources] for part in first.parts().values()]
+    assert len({file for part in files for file in part}) == 60
+    assert files == [[*part.sources] for part in again.parts().values()]
+    assert files != [[*part.sources] for part in other.parts().values()]
+    assert [*first.left_out] == ["entry that is not a class folder"]
 
 
 def test_a_list_of_numbers_is_refused_where_numbers_are_names(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_decisions_reach_the_ledger_and_the_other_splits(labels: Path) -> None:
     assert ledger.human_verified().tolist() == [True, True, False]
     assert data.train.labels.tolist() == [0, 1, 0]  # the ledger changes them
     assert (data.val.labels.tolist(), data.test.labels.tolist()) == ([0], [1])  # one is unverified
-    assert decisions.describe() == "2 decisions, 1 of val, 1 of test"
+    assert decisions.describe() == "4 decisions (2 of train, 1 of val, 1 of test)"
 
 
 def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_both_formats_agree_for_any_batch(run: Path, count: int, tmp_path: Path,
         assert main(["export", "--run", str(run), "--out", str(tmp_path / name)]) == 0
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     by_onnx = session.run(["probabilities"], {"images": images.numpy()})[0]
-    extra = {"classes": ""}
+    extra = {"classes": "", "resize": ""}
     program = torch.export.load(tmp_path / "net.pt2", extra_files=extra)
     by_torch = program.module()(images).detach().numpy()
     for found in (by_onnx, by_torch):
@@ -50,6 +50,8 @@ def test_both_formats_agree_for_any_batch(run: Path, count: int, tmp_path: Path,
     assert (
         json.loads(props["classes"]) == json.loads(extra["classes"]) == [str(k) for k in range(10)]
     )
+    resize = {"size": 32, "interpolation": "bilinear", "antialias": True}
+    assert json.loads(props["resize"]) == json.loads(extra["resize"]) == resize
     assert not any("arm.bn" in key or "projection" in key for key in program.state_dict)
 
 

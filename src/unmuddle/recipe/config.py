@@ -36,7 +36,7 @@ class TrainConfig:
         freeze_epochs: number of first epochs that leave the backbone as it is
         label_smoothing: share of each target that is spread over all classes
         weight_decay: of AdamW
-        image_size: pixels a side; default: the data set's own, 224 for folder
+        image_size: pixels a side; default: the data set's own, for folder at most 224
         pretrained: fetch the backbone's pretrained weights
         skip_unreadable: leave out images that cannot be read; RUN/left_out.csv lists them
         weights: file of backbone weights: .safetensors, or a state dict saved by torch

@@ -88,10 +88,10 @@ class Decisions(NamedTuple):
             raise UsageError("\n".join([f"{option}: no decision fits", *listing(self.conflicts)]))
 
     def describe(self) -> str:
-        """Count them by split."""
-        counts = Counter(d.split for d in self.found)
-        others = "".join(f", {counts[name]} of {name}" for name in ("val", "test") if counts[name])
-        return f"{counts['train']} decisions{others}"
+        """Count them, in all and by split."""
+        counts = Counter(decision.split for decision in self.found)
+        of_splits = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        return f"{len(self.found)} decisions" + (f" ({of_splits})" if of_splits else "")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

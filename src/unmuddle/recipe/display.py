@@ -1,5 +1,6 @@
-"""What somebody sees of a training: a bar on a terminal, a line an epoch in a log."""
+"""Progress of a training: a bar on a terminal, lines in a log."""
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import (
 from torch import Tensor
 
 EVERY = 10  # steps; reading the loss waits for the device
+SECONDS = 30.0  # between lines of a log within an epoch
 
 
 class Display:
@@ -39,7 +41,9 @@ class Display:
         self.task = self.bar.add_task(
             "", total=epochs * steps, completed=done * steps, epoch=done + 1, loss="-", accuracy="-"
         )
+        self.steps = steps
         self.count = 0
+        self.spoke = time.monotonic()
 
     def __enter__(self) -> "Display":
         self.bar.start()
@@ -49,20 +53,27 @@ class Display:
         self.bar.stop()
 
     def step(self, epoch: int, loss: Tensor) -> None:
-        """Another step is done."""
+        """Count a step; in a log, say every half a minute how far the epoch is."""
         if self.count % EVERY == 0 and not self.bar.disable:
             self.bar.update(self.task, epoch=epoch, loss=f"{loss.item():.3f}")
         self.count += 1
         self.bar.advance(self.task)
+        if self.bar.disable and time.monotonic() - self.spoke > SECONDS:
+            self._print(
+                f"epoch {epoch}, step {(self.count - 1) % self.steps + 1} of {self.steps}: "
+                f"loss {loss.item():.4f}"
+            )
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Another epoch is done."""
+        """Count an epoch."""
         self.bar.update(self.task, accuracy=f"{entry['val_accuracy']:.1%}")
         if self.bar.disable:
-            self.console.print(
+            self._print(
                 f"epoch {entry['epoch']} of {self.epochs}: loss {entry['train_loss']:.4f}, "
                 f"validation {entry['val_accuracy']:.2%}, relabeled {entry['relabeled']}, "
-                f"{entry['samples_per_second']:.0f} samples/s, {entry['seconds']:.0f} s",
-                highlight=False,
-                soft_wrap=True,
+                f"{entry['samples_per_second']:.0f} samples/s, {entry['seconds']:.0f} s"
             )
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+        self.spoke = time.monotonic()

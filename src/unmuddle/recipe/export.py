@@ -14,7 +14,6 @@ from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_trained
 
-CLASSES = "classes"  # name of the metadata that holds their names, as JSON
 NEEDED = ("onnx", "onnxruntime", "onnxscript")  # for .onnx
 TOLERANCE = 1e-4  # of a probability
 
@@ -36,8 +35,9 @@ class Deployed(nn.Module):
 def export_run(run: Path, out: Path) -> None:
     """Write the network of a run's best epoch to `out`, `.onnx` or `.pt2` (`torch.export`).
 
-    The file takes a batch of any size and holds the classes' names. What it computes is compared
-    with the network on random images before it is put in place.
+    The file takes a batch of any size. Its metadata, JSON, are `classes`, names in the order of the
+    probabilities, and `resize`, how images are brought to S x S pixels. The file is compared with
+    the network on random images before it is put in place.
 
     Raises:
         UsageError: the run cannot be read, the format is unknown or lacks its package.
@@ -55,9 +55,11 @@ def export_run(run: Path, out: Path) -> None:
     with torch.no_grad():
         expected = trained.model(trained.model.standardize(images)).logits.softmax(1)
     deployed = Deployed(trained.model).eval()
+    resize = {"size": trained.image_size, "interpolation": "bilinear", "antialias": True}
+    metadata = {"classes": json.dumps(trained.classes), "resize": json.dumps(resize)}
 
     def write_and_compare(path: Path) -> None:
-        found = write(deployed, images, trained.classes, path)
+        found = write(deployed, images, metadata, path)
         error = float((found - expected).abs().max())
         if not error <= TOLERANCE:
             raise RuntimeError(f"{out}: probabilities differ by {error:.1e} from the network's")
@@ -65,15 +67,15 @@ def export_run(run: Path, out: Path) -> None:
     write_whole(out, write_and_compare)
 
 
-def _write_program(model: Deployed, images: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
+def _write_program(model: Deployed, images: Tensor, metadata: dict[str, str], path: Path) -> Tensor:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={CLASSES: json.dumps(classes)})
+        torch.export.save(program, file, extra_files=metadata)
     with path.open("rb") as file, torch.no_grad():
         return torch.export.load(file).module()(images)
 
 
-def _write_onnx(model: Deployed, images: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
+def _write_onnx(model: Deployed, images: Tensor, metadata: dict[str, str], path: Path) -> Tensor:
     import onnx
     import onnxruntime
 
@@ -87,7 +89,7 @@ def _write_onnx(model: Deployed, images: Tensor, classes: tuple[str, ...], path:
         verbose=False,
     )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, {CLASSES: json.dumps(classes)})
+    onnx.helper.set_model_props(proto, metadata)
     path.write_bytes(proto.SerializeToString())
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

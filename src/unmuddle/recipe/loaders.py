@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages
+from unmuddle.uerm import LedgerDataset
 
 
 class Use(IntEnum):
@@ -79,7 +80,7 @@ def ordered_loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
 
 def _loader(data: LabeledImages, config: TrainConfig, **options: Any) -> DataLoader[Any]:
     return DataLoader(
-        data,
+        LedgerDataset(data),  # items are (image, label, id)
         config.batch_size,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,

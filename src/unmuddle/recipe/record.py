@@ -139,6 +139,7 @@ class Record:
             "status": status,
             "data": recorded.data,
             "noise": recorded.noise,
+            "labels": recorded.labels,
             "parts": recorded.parts,
             "backbone": recorded.backbone,
             "seed": recorded.seed,

@@ -15,6 +15,7 @@ from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.data.files import Problems, find_images, read_labeled, tell_left_out
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.evaluate import predict
+from unmuddle.recipe.loaders import ordered_loader
 from unmuddle.recipe.metrics import Metrics, measure
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.run_folder import RunFolder
@@ -157,5 +158,4 @@ def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool 
 
 def prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:
     """Place the network and batches of the images on the device."""
-    loader = DataLoader(data, trained.config.batch_size, num_workers=trained.config.workers)
-    return Accelerator().prepare(trained.model, loader)
+    return Accelerator().prepare(trained.model, ordered_loader(data, trained.config))

@@ -13,6 +13,7 @@ UNKNOWN = "-"
 _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("data", lambda s: s["data"]),
     ("label noise", lambda s: s["noise"]),
+    ("decisions", lambda s: s.get("labels") or "none"),
     ("backbone", lambda s: s["backbone"]),
     ("parts", lambda s: s["parts"]),
     ("seed", lambda s: str(s.get("seed", UNKNOWN))),

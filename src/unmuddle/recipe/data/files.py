@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -147,6 +148,15 @@ def find_images(folder: Path, problems: Problems) -> list[Path]:
         else:
             problems.leave_out("file that is not an image", str(path))
     return images
+
+
+def typical_side(paths: Sequence[Path], most: int = 200) -> int:
+    """Return the median of the longer sides of evenly chosen images, in pixels, at least 8."""
+    sides: list[int] = []
+    for path in paths[:: max(1, len(paths) // most)]:
+        with suppress(Exception), Image.open(path) as image:  # a foreign file can fail in any way
+            sides.append(max(image.size))
+    return max(8, int(median(sides))) if sides else 8
 
 
 def _files(folder: Path, problems: Problems) -> list[Path]:

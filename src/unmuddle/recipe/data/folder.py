@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from unmuddle.recipe.data.files import Problems, find_images, read_labeled
+from unmuddle.recipe.data.files import Problems, find_images, read_labeled, typical_side
 from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
-SIZE = 224
+SIZE = 224  # pixels a side at most, unless asked for
 SPLITS = ("train", "val", "test")
 
 
@@ -37,8 +37,11 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
             f"{first}: expected at least 2 class folders, got {len(classes)}: {classes}"
         )
 
-    size = image_size or SIZE
-    parts = {name: _read_part(root / name, classes, size, problems) for name in names}
+    files = {name: _find(root / name, classes, problems) for name in names}
+    size = image_size or min(
+        SIZE, typical_side([path for found in files.values() for path, _ in found])
+    )
+    parts = {name: _read(root / name, files[name], size, problems) for name in names}
     for name in parts[names[0]].without_images(classes):
         problems.add("class without images", str(first / name))
     problems.raise_if_any(root)
@@ -53,17 +56,26 @@ def _is_class(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _read_part(folder: Path, classes: list[str], size: int, problems: Problems) -> LabeledImages:
+def _find(folder: Path, classes: list[str], problems: Problems) -> list[tuple[Path, int]]:
+    """List images and labels."""
     for entry in sorted(folder.iterdir()):
         if not _is_class(entry):
             problems.leave_out("entry that is not a class folder", str(entry))
         elif entry.name not in classes:
             problems.add("class that train does not have", str(entry))
-    found = [
-        find_images(folder / name, problems) if _is_class(folder / name) else [] for name in classes
+    return [
+        (path, label)
+        for label, name in enumerate(classes)
+        if _is_class(folder / name)
+        for path in find_images(folder / name, problems)
     ]
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, found)]))
-    part = read_labeled([path for paths in found for path in paths], labels, size, problems)
+
+
+def _read(
+    folder: Path, files: list[tuple[Path, int]], size: int, problems: Problems
+) -> LabeledImages:
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    part = read_labeled([path for path, _ in files], labels, size, problems)
     if not len(part):
         problems.add("no images", str(folder))
     return part

@@ -29,7 +29,7 @@ class Images(Protocol):
 
 
 @dataclass
-class LabeledImages(Dataset[tuple[Tensor, int, int]]):
+class LabeledImages(Dataset[tuple[Tensor, int]]):
     """n images with labels; a sample's id is its index, the same in every run.
 
     Attributes:
@@ -83,12 +83,12 @@ class LabeledImages(Dataset[tuple[Tensor, int, int]]):
         """The file of a sample's image; nothing if it has none."""
         return self.sources[sample] if self.sources else ""
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """`(image, label, id)`."""
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return `(image, label)`."""
         image = self.images[index]
         if self.transform is not None:
             image = self.transform(image)
-        return image, int(self.labels[index]), index
+        return image, int(self.labels[index])
 
 
 @dataclass

@@ -1,10 +1,9 @@
 """`PublishedARM(nn.Module)`: arrange, de-albino, batch normalisation, affinity."""
 
 import warnings
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from unmuddle.arm.functional import (
@@ -16,6 +15,7 @@ from unmuddle.arm.functional import (
     output_size,
     pair,
 )
+from unmuddle.distributed import SumOverProcesses, is_distributed
 
 Affinity = Literal["running", "batch", "none"]
 
@@ -142,9 +142,7 @@ class PublishedARM(nn.Module):
 
     def _is_joined(self) -> bool:
         """Return whether the batches of several processes count as one."""
-        is_synchronised = hasattr(self.bn, "process_group") and self.training
-        is_distributed = dist.is_available() and dist.is_initialized()
-        return is_synchronised and is_distributed and dist.get_world_size() > 1
+        return hasattr(self.bn, "process_group") and self.training and is_distributed()
 
     def extra_repr(self) -> str:
         """Options shown by `repr`."""
@@ -152,20 +150,3 @@ class PublishedARM(nn.Module):
             f"{self.in_channels}, {self.input_size}, upscale={self.upscale}, "
             f"affinity={self.affinity!r}, out_features={self.out_features}"
         )
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of the gradients that every process has for it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        """The sum."""
-        ctx.group = group
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """The sum of the gradients."""
-        return SumOverProcesses.apply(grads[0], ctx.group), None

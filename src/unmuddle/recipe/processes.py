@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from unmuddle.arm.published import SumOverProcesses
+from unmuddle.distributed import SumOverProcesses
 from unmuddle.recipe.errors import UsageError
 
 

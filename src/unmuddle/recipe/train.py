@@ -120,32 +120,34 @@ class Step(NamedTuple):
 def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step:
     """Train on the images `(N, 3, H, W)` of the samples `ids` `(N,)`.
 
-    `loss = mean_i w_i CE(logits_i, y_i) + regularizer + supcon_weight · SupCon(embeddings, w y)`
+    `loss = sum_i w_i CE(logits_i, y_i) / sum_i w_i + regularizer
+    + supcon_weight · SupCon(embeddings, w y, weight=w)`
 
-    UERM looks the labels `y` and their weights `w` up by `ids`; it changes labels between epochs.
+    UERM looks up labels `y` and weights `w` by `ids`, and changes labels between epochs. With
+    `targets="votes"`, `y` is the distribution of the annotators' votes.
     """
     t.seed_step(number)
     images, ids = t.augment(images, number), ids.repeat_interleave(t.views)
     with t.accelerator.accumulate(t.network):
         logits, features, embeddings = t.network(images)
         out = t.uerm(features, logits, ids, observe=t.config.relabel_evidence == "batches")
-        targets = out.targets if t.votes is None else t.votes[ids]
+        y, w = out.targets if t.votes is None else t.votes[ids], out.weight
         losses = cross_entropy(
-            logits, targets, reduction="none", label_smoothing=t.config.label_smoothing
+            logits, y, reduction="none", label_smoothing=t.config.label_smoothing
         )
         loss = out.weighted_mean(losses, gather=True) + out.regularizer
         if embeddings is not None:
-            pairs, trust = embeddings.unflatten(0, (-1, t.views)), out.weight[:: t.views]
+            views = embeddings.unflatten(0, (-1, t.views))  # (N, views, D)
+            y, w = y[:: t.views], w[:: t.views]  # of each sample once
             # A label that is not trusted pulls no samples together.
-            contrast = t.supcon(pairs, trust[:, None] * targets[:: t.views], weight=trust)
-            loss = loss + t.config.supcon_weight * contrast
+            loss = loss + t.config.supcon_weight * t.supcon(views, w[:, None] * y, weight=w)
         t.accelerator.backward(loss)
-        average_gradients(t.uerm, t.accelerator)
+        average_gradients(t.uerm, t.accelerator)  # it is not in DistributedDataParallel
         t.optimizer.step()
         t.schedule.step()
         t.optimizer.zero_grad()
     if t.accelerator.sync_gradients:
-        t.average_weights()
+        t.update_running_mean()
     return Step(loss.detach(), (logits.argmax(1) == out.labels).sum(), len(ids))
 
 

@@ -120,7 +120,7 @@ class Training:
             strength=self.config.augment,
         )
 
-    def average_weights(self) -> None:
+    def update_running_mean(self) -> None:
         """Take the weights after a step into their running mean."""
         self.average.update(self.model, self.schedule.scheduler.last_epoch)
 

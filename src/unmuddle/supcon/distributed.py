@@ -75,11 +75,6 @@ class _JoinRows(torch.autograd.Function):
 join_rows = _JoinRows.apply
 
 
-def is_distributed() -> bool:
-    """Return whether there are other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 class BatchSignature(NamedTuple):
     """Properties that the batches of all processes must share.
 

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from unmuddle.distributed import is_distributed
 from unmuddle.supcon import engine, operators
 from unmuddle.supcon.backends.dense import MAX_PAIRS, MAX_PAIRS_GPU
-from unmuddle.supcon.distributed import Shard, is_distributed
+from unmuddle.supcon.distributed import Shard
 from unmuddle.supcon.inputs import Batch
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, ContrastSet, Options, Reduction
 

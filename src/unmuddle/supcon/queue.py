@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmuddle.supcon.distributed import is_distributed
+from unmuddle.distributed import is_distributed
 from unmuddle.supcon.inputs import Batch, check_shape
 
 

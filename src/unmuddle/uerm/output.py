@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unmuddle.uerm.processes import in_processes, over_processes
+from unmuddle.distributed import is_distributed
+from unmuddle.uerm.processes import over_processes
 
 
 class UERMOutput(NamedTuple):
@@ -61,7 +62,7 @@ class UERMOutput(NamedTuple):
         tiny = torch.finfo(self.weight.dtype).tiny
         counted = losses.masked_fill(self.weight == 0, 0)  # an infinite loss of weight 0 too
         total, weight = (self.weight * counted).sum(), self.weight.sum()
-        if not (gather and in_processes()):
+        if not (gather and is_distributed()):
             return total / weight.clamp(min=tiny)
         sums = over_processes(torch.stack([total.detach(), weight.to(total)]))
         weight = sums[1].clamp(min=tiny)

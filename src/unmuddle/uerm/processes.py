@@ -6,21 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def in_processes() -> bool:
-    """Return whether this is one of several processes."""
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+from unmuddle.distributed import is_distributed
 
 
 def over_processes(sums: Tensor) -> Tensor:
     """Return a copy of `sums`, added up over the processes."""
     sums = sums.clone()
-    if in_processes():
+    if is_distributed():
         torch.distributed.all_reduce(sums)
     return sums
 
@@ -31,7 +23,7 @@ def from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.devi
     Raises:
         RuntimeError: in every process, if `decide` fails in the first of several.
     """
-    if not in_processes():
+    if not is_distributed():
         return decide()
     distributed = torch.distributed
     box: list[Any] = [None]

@@ -159,6 +159,7 @@ def used_run() -> None:
         (pickle_that_runs_code, ["--data", "digits", "--weights", "w.pt"], "more than tensors, which would run code of its own"),
         (weights_of_another_network, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: lacks"),
         (None, ["--resume", "nowhere"], "--resume nowhere: is not there"),
+        (lambda: make_folder(Path("faces")), ["--data", "folder:faces", "--out", "faces/r"], "--out faces/r: is in the folder of --data folder:faces"),
         (None, ["--prese", "rafdb", "--data", "digits"], "unrecognized arguments: --prese"),
     ],
 )  # fmt: skip

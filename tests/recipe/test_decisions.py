@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unmuddle.recipe.data import LabeledImages, Splits
-from unmuddle.recipe.decisions import Row, read_decisions, rows_of, write_rows
+from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of, write_rows
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import LabelLedger
 
@@ -46,11 +46,15 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "labels.csv"
 
 
+def read(path: Path, data: Splits) -> Decisions:
+    return read_decisions(path, data.parts(), data.classes)
+
+
 def names(path: Path, data: Splits) -> set[tuple[str, str, bool]]:
     """Decisions by the name of the image."""
     return {
         (Path(data.parts()[d.split].source(d.sample)).stem, CLASSES[d.label], d.verified)
-        for d in read_decisions(path, data).found
+        for d in read(path, data).found
     }
 
 
@@ -61,12 +65,12 @@ def test_decisions_hold_in_other_splits_orders_and_places(
 ) -> None:
     data = splits(order, root, LABELS | dict.fromkeys("vwxyz", 2))
     assert names(labels, data) == EXPECTED
-    assert not read_decisions(labels, data).conflicts
+    assert not read(labels, data).conflicts
 
 
 def test_what_is_gone_changed_or_relabeled_is_named_and_the_rest_is_used(labels: Path) -> None:
     data = splits("ac|d|d", labels=LABELS | {"a": 2})  # b, e are gone; d is there twice
-    found = read_decisions(labels, data)
+    found = read(labels, data)
     assert found.found == []
     assert {kind.split(";")[0]: len(places) for kind, places in found.conflicts.items()} == {
         "label that is another one now": 1,
@@ -83,7 +87,7 @@ def test_what_is_gone_changed_or_relabeled_is_named_and_the_rest_is_used(labels:
     data.train.images[1] += 1
     data.train = LabeledImages(data.train.images, data.train.labels, sources=data.train.sources)
     assert names(labels, data) == EXPECTED - {("b", "glad", True)}
-    assert [*read_decisions(labels, data).conflicts] == ["image that has changed"]
+    assert [*read(labels, data).conflicts] == ["image that has changed"]
 
 
 def test_equal_images_are_told_apart_by_the_end_of_their_path(labels: Path) -> None:
@@ -99,14 +103,16 @@ def test_a_label_that_is_repaired_already_is_no_conflict(labels: Path) -> None:
 
 def test_decisions_reach_the_ledger_and_the_other_splits(labels: Path) -> None:
     data = splits("abc|d|e")
-    decisions = read_decisions(labels, data)
+    decisions = read(labels, data)
     ledger = LabelLedger(data.train.labels, 3)
     decisions.enter(ledger)
-    decisions.apply(data)
+    decisions.apply(data.parts())
     assert ledger.current_labels.tolist() == [1, 1, 0]
     assert ledger.human_verified().tolist() == [True, True, False]
     assert data.train.labels.tolist() == [0, 1, 0]  # the ledger changes them
     assert (data.val.labels.tolist(), data.test.labels.tolist()) == ([0], [1])  # one is unverified
+    write_rows(labels, [*rows_of(ledger, data.train, CLASSES), *decisions.held_out])
+    assert names(labels, splits("abc|d|e")) == EXPECTED  # relabeled.csv of the run
     assert decisions.describe() == "4 decisions (2 of train, 1 of val, 1 of test)"
 
 
@@ -117,7 +123,7 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
     ledger.decide(torch.tensor([1]), torch.tensor([1]))
     write_rows(tmp_path / "labels.csv", rows_of(ledger, data.train, CLASSES))
     again = LabelLedger(data.train.labels, 3)
-    read_decisions(tmp_path / "labels.csv", data).enter(again)
+    read(tmp_path / "labels.csv", data).enter(again)
     assert torch.equal(again.current_labels, ledger.current_labels)
     assert again.fixed().tolist() == [True, True, False]
     assert again.human_verified().tolist() == [False, True, False]
@@ -126,7 +132,7 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
 def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> None:
     ledger = LabelLedger(DATA.train.labels, 3)
     write_rows(tmp_path / "labels.csv", rows_of(ledger, DATA.train, CLASSES))
-    assert read_decisions(tmp_path / "labels.csv", DATA) == ([], {})
+    assert read(tmp_path / "labels.csv", DATA) == ([], {}, [])
 
 
 def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -> None:
@@ -143,22 +149,22 @@ def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -
 @pytest.mark.parametrize(
     ("message", "row"),
     [
-        ("decision that is none of accept, keep, reject, to calm, ", ROWS[0]._replace(decision="yes")),
-        ("class that is none of calm", ROWS[0]._replace(suggested="merry")),
-        ("image decided twice, differently", ROWS[1]._replace(decision="accept")),
+        ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'yes', suggested", ROWS[0]._replace(decision="yes")),
+        ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
+        ("decision that is none of .*: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
+        ("image decided twice, differently: 1\n    line 8: faces/glad/b.png", ROWS[1]._replace(decision="accept")),
     ],
 )  # fmt: skip
-def test_rows_that_do_not_fit_are_named(message: str, row: Row, tmp_path: Path) -> None:
+def test_decisions_that_are_not_understood_are_refused(
+    message: str, row: Row, tmp_path: Path
+) -> None:
     write_rows(tmp_path / "labels.csv", [*ROWS[1:], row])
     header, *lines = (tmp_path / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text(
         "\n".join([header, "", "", *lines, ""])
     )  # blank lines count
-    found = read_decisions(tmp_path / "labels.csv", DATA)
-    ((kind, places),) = found.conflicts.items()
-    assert kind.startswith(message)
-    assert places == [f"line 8: {row.source}"]
-    assert len(found.found) == 3
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path / "labels.csv", DATA)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +178,11 @@ def test_rows_that_do_not_fit_are_named(message: str, row: Row, tmp_path: Path) 
 def test_files_that_hold_no_decisions_are_refused(message: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UsageError, match=message):
-        read_decisions(tmp_path / "labels.csv", DATA)
+        read(tmp_path / "labels.csv", DATA)
 
 
-def test_a_row_of_another_length_is_named(labels: Path) -> None:
+def test_a_row_of_another_length_is_refused(labels: Path) -> None:
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join([*lines, "1,train,x"]))
-    assert [*read_decisions(labels, DATA).conflicts] == ["row of another length than the header"]
+    with pytest.raises(UsageError, match="row of another length than the header: 1\n    line 7"):
+        read(labels, DATA)

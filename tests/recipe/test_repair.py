@@ -9,6 +9,8 @@ from PIL import Image
 from layouts import save_image
 from unmuddle.cli import main
 from unmuddle.recipe.data import Splits, load_data
+from unmuddle.recipe.data.files import Problems
+from unmuddle.recipe.data.folder import read_folder
 from unmuddle.recipe.decisions import Row, write_rows
 
 CLASSES = ("calm", "glad", "sad")
@@ -82,15 +84,31 @@ def test_images_are_put_where_they_belong(faces: Path, tmp_path: Path, capsys) -
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert repair(faces, tmp_path) == 0  # changes nothing
-    assert "0 files written" in capsys.readouterr().out
+    assert "0 copied" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == times
     again = load_data(f"folder:{out}", image_size=8)
     assert sum(map(len, again.parts().values())) == len(before)
 
     decide(tmp_path / "labels.csv", splits, {"calm/01.png": "accept"})  # another decision
+    capsys.readouterr()
     assert repair(faces, tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert f"removed from the copy:\n  image in no such place any more: {2 * number}\n" in shown
+    assert f"{number} decisions used" in shown
     assert len(tree(out)) == len(before) + 1
     assert not [*out.rglob("03-from-sad.png")]
+
+
+def test_a_class_of_one_image_is_repaired(tmp_path: Path) -> None:
+    for name, count in (("a", 1), ("b", 2)):
+        for i in range(count):
+            (tmp_path / "faces" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (i, count, 0)).save(tmp_path / "faces" / name / f"{i}.png")
+    splits = read_folder(tmp_path / "faces", 8, Problems())[0]
+    row = Row(2, "", "", "b", "a", "accept", splits[""].content(2))
+    write_rows(tmp_path / "labels.csv", [row])
+    assert repair(tmp_path / "faces", tmp_path) == 0
+    assert {*tree(tmp_path / "repaired")} == {"a/0.png", "a/1.png", "b/0.png", "manifest.csv"}
 
 
 @pytest.mark.parametrize("way", ["link", "list"])
@@ -130,7 +148,7 @@ def test_what_is_not_repaired_is_named(faces: Path, tmp_path: Path, capsys) -> N
     ("options", "message"),
     [
         (["--data", "digits"], "--data digits: expected folder:PATH"),
-        (["--out", "{faces}/inside"], "is in the folder that is repaired"),
+        (["--out", "{faces}/inside"], "is in the folder of --data folder:"),
         (["--out", "{other}"], "exists and is no repaired folder"),
         (["--labels", "{other}/none.csv"], "not readable"),
         (["--by", "magic"], "argument --by: invalid choice"),

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         command = import_module(f"unmuddle.cli.{chosen.command}")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("unmuddle"):
+            raise
         hint = "this command needs more: pip install 'unmuddle[train]'"
         print(f"unmuddle {chosen.command}: {hint} ({error})", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.atomic import make_folder, write_text, write_whole
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.decisions import check_undecided, write_rows
+from unmuddle.recipe.paths import check_outside
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.report import Card, audit_page
 
@@ -18,8 +19,8 @@ def parser() -> Parser:
         "unmuddle audit",
         "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
         "               [--out FOLDER]",
-        "Rank the training labels by how likely a run's predictions make them wrong; accept or\n"
-        "reject each on a page, or in the file beside it.",
+        "Rank the labels of a data set by how likely a run's predictions make them wrong; accept\n"
+        "or reject each on a page, or in the file beside it.",
         "  unmuddle audit --run runs/one\n"
         "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
     )
@@ -50,7 +51,9 @@ def run(
 ) -> None:
     """Write the page and the file of suspects."""
     suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
-    out = make_folder("--out", out or run / "audit")
+    out = out or run / "audit"
+    check_outside("--out", out, data or RunFolder(run).config().data)
+    make_folder("--out", out)
     check_undecided(out / "suspects.csv")
     check_report("--out", out / "index.html")
     write_whole(out / "suspects.csv", lambda file: write_rows(file, [s.row for s in suspects]))

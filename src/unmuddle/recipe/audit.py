@@ -159,7 +159,7 @@ def held_out(trained: Trained, splits: Splits) -> Part:
     decisions = trained.folder.decisions(splits)
     decided = {d[:2] for d in decisions.found} if decisions is not None else set()
     if decisions is not None:
-        decisions.apply(splits)
+        decisions.apply(splits.parts())
     places: list[tuple[str, int]] = []
     predicted: list[tuple[Tensor, Tensor]] = []
     for name in ("val", "test"):

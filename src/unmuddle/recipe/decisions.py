@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unmuddle.recipe.data import LabeledImages, Splits
-from unmuddle.recipe.data.files import listing
+from unmuddle.recipe.data import LabeledImages
+from unmuddle.recipe.data.files import Problems, listing
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import LabelLedger
 
@@ -64,10 +64,17 @@ class Decision(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """Decisions of a file that the data has a sample for, and places of the others by reason."""
+    """Decisions of a file.
+
+    Attributes:
+        found: those that the data has a sample for.
+        conflicts: places of the others, by reason.
+        held_out: rows of those found among validation and test samples.
+    """
 
     found: list[Decision]
     conflicts: Mapping[str, Sequence[str]]
+    held_out: list[Row]
 
     def enter(self, ledger: LabelLedger) -> None:
         """Record those of the training samples."""
@@ -76,11 +83,11 @@ class Decisions(NamedTuple):
             ids, labels = [d.sample for d in of_kind], [d.label for d in of_kind]
             record(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64))
 
-    def apply(self, splits: Splits) -> None:
+    def apply(self, parts: Mapping[str, LabeledImages]) -> None:
         """Correct the labels of the validation and test samples that a person verified."""
         for split, sample, label, verified in self.found:
             if split != "train" and verified:
-                splits.parts()[split].labels[sample] = label
+                parts[split].labels[sample] = label
 
     def check_any(self, option: str) -> None:
         """Raise a UsageError if no decision fits the data."""
@@ -124,51 +131,85 @@ def check_undecided(path: Path) -> None:
         raise UsageError(f"{path}: holds {decided} decisions; give another --out, or move it")
 
 
-def read_decisions(path: Path, splits: Splits) -> Decisions:
+def read_decisions(
+    path: Path, parts: Mapping[str, LabeledImages], classes: Sequence[str]
+) -> Decisions:
     """Read the labels that a person accepted, rejected or chose, or that an earlier run chose.
 
-    Images are recognised by their pixels, and among equal ones by the end of their path: files may
-    come, go and move, and splits may differ. A decision that fits no image is a conflict.
+    Images are recognised by their pixels, and equal images by the end of their path: files may
+    come, go and move, and splits may differ. A decision whose image is gone or has changed, or has
+    another label by now, is a conflict.
+
+    Args:
+        path: the file.
+        parts: images by split.
+        classes: names, in label order.
 
     Raises:
-        UsageError: the file is not readable, or holds no decision.
+        UsageError: the file is not readable, holds no decision, or one that is not understood.
     """
     option = f"--labels {path}"
     try:
         rows = _read_rows(path)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
-    images = _Images(splits)
-    found: dict[tuple[str, int], Decision] = {}
+    images, problems = _Images(parts), Problems()
+    found: dict[tuple[str, int], tuple[Decision, Row]] = {}
     conflicts: dict[str, list[str]] = defaultdict(list)
     for line, row in rows:
+        if None in row or None in row.values():
+            problems.add("row of another length than the header", f"line {line}")
+            continue
         if row["decision"] == "":
             continue
-        decision = _resolve(row, images, splits)
-        if not isinstance(decision, str):
-            earlier = found.setdefault(decision[:2], decision)
-            decision = earlier if earlier == decision else "image decided twice, differently"
-        if isinstance(decision, str):
-            conflicts[decision].append(f"line {line}: {row['source'] or row['content']}")
+        place = images.find(row)
+        if isinstance(place, str):
+            conflicts[place].append(f"line {line}: {row['source'] or row['content']}")
+            continue
+        chosen = _chosen(row, classes)
+        if chosen is None:
+            what = f"line {line}: {row['decision']!r}, suggested {row['suggested']!r}"
+            problems.add(f"decision that is none of {ACCEPT}, {REJECT}, to CLASS", what)
+            continue
+        now = classes[int(parts[place[0]].labels[place[1]])]
+        if now not in (row["label"], classes[chosen]):
+            conflicts["label that is another one now"].append(f"line {line}: {row['source']}")
+            continue
+        decision = Decision(*place, chosen, row["decision"] != KEEP)
+        word = ACCEPT if decision.verified else KEEP
+        source = parts[place[0]].source(place[1])
+        kept = Row(place[1], place[0], source, row["label"], classes[chosen], word, row["content"])
+        if found.setdefault(place, (decision, kept))[0] != decision:
+            problems.add("image decided twice, differently", f"line {line}: {row['source']}")
+    problems.raise_if_any(option)
     if rows and not found and not conflicts:
         raise UsageError(f"{option}: no row holds a decision")
-    return Decisions(list(found.values()), conflicts)
+    held_out = [row for decision, row in found.values() if decision.split != "train"]
+    return Decisions([decision for decision, _ in found.values()], conflicts, held_out)
+
+
+def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None:
+    words = {ACCEPT: row["suggested"], KEEP: row["suggested"], REJECT: row["label"]}
+    words |= {f"{TO}{name}": name for name in classes}
+    name = words.get(row["decision"])
+    return classes.index(name) if name in classes else None
 
 
 class _Images:
     """All samples by content, and the ends of their paths."""
 
-    def __init__(self, splits: Splits) -> None:
-        self.splits = splits.parts()
+    def __init__(self, parts: Mapping[str, LabeledImages]) -> None:
+        self.parts = parts
         self.by_content: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self.places = set[tuple[str, ...]]()
-        for name, part in self.splits.items():
+        for name, part in parts.items():
             for sample in range(len(part)):
                 self.by_content[part.content(sample)].append((name, sample))
                 self.places.add(Path(part.source(sample)).parts[-2:])
 
-    def find(self, content: str, source: str) -> tuple[str, int] | str:
-        """Return split and id, or what is wrong."""
+    def find(self, row: Mapping[str | None, Any]) -> tuple[str, int] | str:
+        """Return the split and id of a row's image, or what is wrong."""
+        content, source = row["content"], row["source"]
         alike = self.by_content.get(content, [])
         if not alike:
             is_there = source and Path(source).parts[-2:] in self.places
@@ -176,34 +217,13 @@ class _Images:
         wanted = Path(source).parts[::-1]
 
         def agreeing(place: tuple[str, int]) -> int:
-            parts = Path(self.splits[place[0]].source(place[1])).parts[::-1]
+            parts = Path(self.parts[place[0]].source(place[1])).parts[::-1]
             pairs = zip(wanted, parts, strict=False)
             return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
         best = max(map(agreeing, alike))
         nearest = [place for place in alike if agreeing(place) == best]
         return nearest[0] if len(nearest) == 1 else "one of several equal images, unclear which"
-
-
-def _resolve(row: Mapping[str | None, Any], images: _Images, splits: Splits) -> Decision | str:
-    """Return the decision of a row, or what is wrong."""
-    if None in row or None in row.values():
-        return "row of another length than the header"
-    classes, decision = splits.classes, row["decision"]
-    words = {ACCEPT: row["suggested"], KEEP: row["suggested"], REJECT: row["label"]}
-    words |= {f"{TO}{name}": name for name in classes}
-    if decision not in words:
-        return f"decision that is none of {', '.join(words)}"
-    chosen = words[decision]
-    if chosen not in classes:
-        return f"class that is none of {', '.join(classes)}"
-    place = images.find(row["content"], row["source"])
-    if isinstance(place, str):
-        return place
-    now = classes[int(images.splits[place[0]].labels[place[1]])]
-    if now not in (row["label"], chosen):
-        return "label that is another one now; for a run with noise give its --noise and --seed"
-    return Decision(*place, classes.index(chosen), decision != KEEP)
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:

@@ -13,3 +13,10 @@ def user_path(option: str, text: str) -> Path:
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"{option} {text!r}: not a usable path: {error}") from error
     return path
+
+
+def check_outside(option: str, path: Path, data: str) -> None:
+    """Raise a UsageError if a path to write is in the folder of a data set."""
+    _, colon, root = data.partition(":")
+    if colon and path.resolve().is_relative_to(Path(root).expanduser().resolve()):
+        raise UsageError(f"{option} {path}: is in the folder of --data {data}")

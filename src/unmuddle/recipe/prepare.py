@@ -12,7 +12,7 @@ from unmuddle.recipe.data.duplicates import Copy, find_duplicates
 from unmuddle.recipe.data.noise import add_noise, check_noise
 from unmuddle.recipe.decisions import Decisions, read_decisions
 from unmuddle.recipe.errors import UsageError
-from unmuddle.recipe.paths import user_path
+from unmuddle.recipe.paths import check_outside, user_path
 from unmuddle.recipe.run_folder import RunFolder
 
 
@@ -43,6 +43,7 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
         UsageError: the data, the noise or the decisions do not fit, or a resumed run had others.
     """
     check_noise(config.noise)
+    check_outside("--out", run.path, config.data)
     splits = load_data(
         config.data,
         image_size=config.image_size,
@@ -55,13 +56,17 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
         run.check_images("--resume", splits.train)
     decisions = run.decisions(splits)  # of a run that is resumed
     if decisions is None and config.labels is not None:
-        decisions = read_decisions(user_path("--labels", config.labels), splits)
+        path = user_path("--labels", config.labels)
+        decisions = read_decisions(path, splits.parts(), splits.classes)
         decisions.check_any(f"--labels {config.labels}")
     if decisions is not None:
-        decisions.apply(splits)
+        decisions.apply(splits.parts())
     votes = splits.train.votes if config.targets == "votes" else None
     if config.targets == "votes" and votes is None:
         raise UsageError(f"--targets votes: {config.data} has no votes")
     for split in (splits.train, splits.val, splits.test):
         split.transform = v2.Resize((splits.image_size,) * 2, antialias=True)
-    return Prepared(splits, copies, {**splits.left_out, **noise_left_out}, decisions, votes)
+    left_out = {**splits.left_out, **noise_left_out}
+    if decisions is not None:
+        left_out |= {f"decision, {kind}": where for kind, where in decisions.conflicts.items()}
+    return Prepared(splits, copies, left_out, decisions, votes)

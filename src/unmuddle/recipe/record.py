@@ -103,8 +103,9 @@ class Record:
             console.print(f"{describe(data.copies)}: {self.run.duplicates}", soft_wrap=True)
 
     def _save_relabeling(self) -> None:
-        splits = self.training.data.splits
-        self.run.save_relabeling(self.training.uerm, splits.train, splits.classes)
+        data = self.training.data
+        held_out = data.decisions.held_out if data.decisions is not None else []
+        self.run.save_relabeling(self.training.uerm, data.splits, held_out)
 
     def _describe(self) -> None:
         t = self.training
@@ -112,7 +113,6 @@ class Record:
         lines: list[str] = []
         if t.data.decisions is not None:
             lines.append(f"--labels {config.labels}: {t.data.decisions.describe()}")
-            lines += [*listing(t.data.decisions.conflicts)]
         if backbone.unused:
             names = ", ".join(backbone.unused[:3]) + (", ..." if len(backbone.unused) > 3 else "")
             lines.append(

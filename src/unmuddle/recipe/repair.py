@@ -4,17 +4,17 @@ import csv
 import filecmp
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from unmuddle.recipe.atomic import make_folder, write_table
-from unmuddle.recipe.data import Splits, load_data
-from unmuddle.recipe.data.files import listing
-from unmuddle.recipe.data.folder import SPLITS
+from unmuddle.recipe.data import LabeledImages
+from unmuddle.recipe.data.files import Problems, listing
+from unmuddle.recipe.data.folder import read_folder
 from unmuddle.recipe.decisions import Decisions, read_decisions
 from unmuddle.recipe.errors import UsageError
-from unmuddle.recipe.paths import user_path
+from unmuddle.recipe.paths import check_outside, user_path
 
 MANIFEST = "manifest.csv"
 Way = Literal["copy", "link", "list"]
@@ -40,7 +40,7 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     """Write the images of a folder under the classes that were decided; describe what was done.
 
     `manifest.csv` lists every image; `list` writes it alone. An image whose new place is taken by
-    another one gets a name of its own. Repairing again changes nothing, and after other decisions
+    another one gets a name of its own. Repairing again changes nothing; after other decisions it
     removes what an earlier repair has put elsewhere.
 
     Args:
@@ -54,27 +54,34 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
             else.
     """
     kind, _, argument = data.partition(":")
-    if kind != "folder":
-        raise UsageError(f"--data {data}: expected folder:PATH")
-    root = user_path("--data", argument)
-    if out.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"--out {out}: is in the folder that is repaired")
+    root = user_path("--data", argument).absolute()
+    if kind != "folder" or not root.is_dir():
+        raise UsageError(f"--data {data}: expected folder:PATH with a folder of classes")
+    check_outside("--out", out, data)
     before = _earlier(out)
-    splits = load_data(data, image_size=8, skip_unreadable=True)  # digests are of the whole image
-    decisions = read_decisions(labels, splits)
+    problems = Problems(skip_unreadable=True)
+    parts, classes, _ = read_folder(root, 8, problems)  # digests are of the whole image
+    decisions = read_decisions(labels, parts, classes)
     decisions.check_any(f"--labels {labels}")
-    placed = list(_place(root, splits, decisions))
+    placed = list(_place(root, parts, classes, decisions))
     make_folder("--out", out)
-    for target in before - {place.target for place in placed}:
+    gone = sorted(before - {place.target for place in placed})
+    for target in gone:
         (out / target).unlink(missing_ok=True)
     written = sum(_put(Path(place.source), out / place.target, way) for place in placed)
     write_table(out / MANIFEST, Placed._fields, placed)
     moved = sum(place.label != place.new_label for place in placed)
-    lines = [f"{len(placed)} images, {moved} of them in another class, {written} files written"]
-    for name, kinds in (("left out", splits.left_out), ("not decided", decisions.conflicts)):
-        if kinds:
-            lines += [f"{name}:", *listing(kinds)]
-    return "\n".join([*lines, f"{out / MANIFEST}"])
+    done = {"copy": f"{written} copied", "link": f"{written} linked", "list": "none written"}[way]
+    lines = [f"{len(placed)} images, {moved} of them in another class, {done}"]
+    lines += [f"{len(decisions.found)} decisions used"]
+    for name, places in (
+        ("left out", problems.left_out),
+        ("decisions not used", decisions.conflicts),
+        ("removed from the copy", {"image in no such place any more": gone} if gone else {}),
+    ):
+        if places:
+            lines += [f"{name}:", *listing(places)]
+    return "\n".join([*lines, str(out / MANIFEST)])
 
 
 def _earlier(out: Path) -> set[str]:
@@ -88,26 +95,31 @@ def _earlier(out: Path) -> set[str]:
     return {row["target"] for row in csv.DictReader(lines)}
 
 
-def _place(root: Path, splits: Splits, decisions: Decisions) -> Iterator[Placed]:
+def _place(
+    root: Path,
+    parts: Mapping[str, LabeledImages],
+    classes: Sequence[str],
+    decisions: Decisions,
+) -> Iterator[Placed]:
     chosen = {(d.split, d.sample): d.label for d in decisions.found}
     samples = [
         (part.source(i), int(part.labels[i]), chosen.get((name, i)))
-        for name, part in splits.parts().items()
+        for name, part in parts.items()
         for i in range(len(part))
     ]
     places: list[tuple[str, Path, int, int]] = []
     for source, given, decided in sorted(samples):
         inside = Path(source).relative_to(root)
-        depth = 1 if inside.parts[0] in SPLITS and len(inside.parts) > 2 else 0
+        depth = 0 if "" in parts else 1  # of the class
         new = given if decided is None else decided
-        parts = (*inside.parts[:depth], splits.classes[new], *inside.parts[depth + 1 :])
-        places.append((source, Path(*parts), given, new))
+        target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
+        places.append((source, Path(*target), given, new))
     taken = Counter(target for _, target, _, _ in places)
     for source, target, given, new in places:
-        label = splits.classes[given]
+        label = classes[given]
         if new != given and taken[target] > 1:
             target = target.with_stem(f"{target.stem}-from-{label}")
-        yield Placed(source, str(target), label, splits.classes[new])
+        yield Placed(source, str(target), label, classes[new])
 
 
 def _put(source: Path, target: Path, way: Way) -> bool:

@@ -206,7 +206,9 @@ class RunFolder:
 
     def decisions(self, splits: Splits) -> Decisions | None:
         """Read the decisions that the run began with, if any."""
-        return read_decisions(self.labels, splits) if self.labels.exists() else None
+        if not self.labels.exists():
+            return None
+        return read_decisions(self.labels, splits.parts(), splits.classes)
 
     def save_duplicates(self, copies: list[Copy]) -> None:
         """Write which images the data set holds more than once."""
@@ -217,10 +219,13 @@ class RunFolder:
         rows = ((kind, place) for kind, places in left_out.items() for place in places)
         write_table(self.left_out, ("kind", "place"), rows)
 
-    def save_relabeling(self, uerm: UERM, data: LabeledImages, classes: tuple[str, ...]) -> None:
-        """Write every label change so far, the labels that came of them, and UERM's state."""
+    def save_relabeling(self, uerm: UERM, splits: Splits, held_out: Sequence[Row]) -> None:
+        """Write every label change so far, the labels that came of them, and UERM's state.
+
+        Decisions about validation and test samples are among the labels.
+        """
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
-        rows = rows_of(uerm.ledger, data, classes)
+        rows = [*rows_of(uerm.ledger, splits.train, splits.classes), *held_out]
         write_table(self.path / "relabeled.csv", Row._fields, rows)
         write_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 

@@ -111,7 +111,7 @@ def load_split(
             f"{', '.join(trained.classes)}"
         )
     if data is None and (decisions := trained.folder.decisions(splits)):
-        decisions.apply(splits)
+        decisions.apply(splits.parts())
     return as_input(trained, splits.parts()[split])
 
 

@@ -50,7 +50,7 @@ def load_data(
             raise UsageError(f"--data {spec}: expected {name}:PATH")
         root = user_path("--data", argument)
         if not root.is_dir():
-            raise UsageError(f"--data {spec}: no such folder: {root}")
+            raise UsageError(f"--data {spec}: no such folder: {root}; if it has moved, give --data")
         problems = Problems(skip_unreadable=skip_unreadable)
         splits = _ON_DISK[name](root, image_size, seed, problems)
         splits.left_out = problems.left_out

@@ -20,6 +20,18 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
     off to select on and a tenth to test, at random by the seed. Without `val` alone, a tenth of
     `train` is.
     """
+    parts, classes, size = read_folder(root, image_size, problems)
+    if "" in parts:
+        parts["train"], parts["test"] = split_off(parts.pop(""), seed, classes, "test")
+    if "val" not in parts:
+        parts["train"], parts["val"] = split_off(parts["train"], seed, classes, "validation")
+    return Splits(parts["train"], parts["val"], parts["test"], classes, size)
+
+
+def read_folder(
+    root: Path, image_size: int | None, problems: Problems
+) -> tuple[dict[str, LabeledImages], tuple[str, ...], int]:
+    """Return images by the name of their split, "" if there are none, classes, and the size."""
     is_split = any((root / name).is_dir() for name in ("train", "test"))
     names = [name for name in SPLITS if (root / name).is_dir()] if is_split else [""]
     for needed in ("train", "test"):
@@ -45,11 +57,7 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
     for name in parts[names[0]].without_images(classes):
         problems.add("class without images", str(first / name))
     problems.raise_if_any(root)
-    if not is_split:
-        parts["train"], parts["test"] = split_off(parts.pop(""), seed, classes, "test")
-    if "val" not in parts:
-        parts["train"], parts["val"] = split_off(parts["train"], seed, classes, "validation")
-    return Splits(parts["train"], parts["val"], parts["test"], tuple(classes), size)
+    return parts, tuple(classes), size
 
 
 def _is_class(entry: Path) -> bool:

@@ -148,7 +148,7 @@ def used_run() -> None:
         (empty_folder, ["--data", "affectnet:empty"], "empty"),
         (empty_folder, ["--data", "fer2013:empty"], "fer2013.csv"),
         (empty_folder, ["--data", "ferplus:empty"], "FER2013Train"),
-        (empty_folder, ["--data", "folder:empty"], "missing folder: 2"),
+        (empty_folder, ["--data", "folder:empty"], "empty: expected at least 2 class folders, got 0"),
         (None, ["--noise", "pair:much"], "expected none, file:PATH, symmetric:P or pair:P"),
         (None, ["--data", "digits", "--noise", "file:no.csv"], "no.csv"),
         (noise_by_names_that_repeat, ["--data", "folder:faces", "--noise", "file:noise.csv"], "name of several images; give the folder too: 1"),

@@ -123,7 +123,7 @@ def test_decisions_are_trained_on_and_left_alone(
         TrainConfig(**options, out=str(tmp_path / "again"), labels=str(tmp_path / "labels.csv"))
     )
     (tmp_path / "labels.csv").unlink()
-    assert "test" in {row["split"] for row in csv.DictReader((again / "relabeled.csv").open())}
+    assert ",test," in (again / "relabeled.csv").read_text()
     assert "labels.csv: 3 decisions (2 of train, 1 of test)" in capsys.readouterr().out.replace(
         "\n", ""
     )

@@ -54,11 +54,11 @@ def test_expressions_move_the_pixels_where_they_should() -> None:
     assert change[14:20, 10:18].mean() > 5
 
 
-def test_item_is_image_label_and_stable_id() -> None:
+def test_item_is_image_and_label() -> None:
     train = load_data("digits").train
-    image, label, sample = train[5]
+    image, label = train[5]
     assert (image.shape, image.dtype) == ((3, 8, 8), torch.uint8)
-    assert (label, sample) == (int(train.labels[5]), 5)
+    assert label == int(train.labels[5])
 
 
 def test_digits_test_part_does_not_depend_on_the_seed() -> None:

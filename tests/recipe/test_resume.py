@@ -22,6 +22,7 @@ from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import load_data
 from unmuddle.recipe.data.noise import add_noise
+from unmuddle.recipe.decisions import Row, write_rows
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.train import train, train_epochs
@@ -131,7 +132,7 @@ def stopped(out: Path) -> Path:
 
 def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(tmp_path: Path) -> None:
     run, labels = tmp_path / "run", tmp_path / "labels.csv"
-    labels.write_text("sample,source,label,suggested,decision\n0,,{},{},accept\n".format(*given(0)))
+    write_rows(labels, [given(0)])
     config = dataclasses.replace(
         QUICK, out=str(run), labels=str(labels), relabel_policy="scn_all",
         relabel_evidence="batches",
@@ -222,12 +223,13 @@ def test_a_damaged_summary_is_named(text: str, tmp_path: Path) -> None:
         train(dataclasses.replace(QUICK, out=str(run)), resume=True)
 
 
-def given(sample: int) -> tuple[str, str]:
-    """Names of the label that a sample of QUICK is given, and of another."""
+def given(sample: int) -> Row:
+    """Decision for another label than the one that a sample of QUICK is given."""
     splits = load_data(QUICK.data, seed=QUICK.seed)
     add_noise(splits.train, splits.classes, QUICK.noise, QUICK.seed)
     label = int(splits.train.labels[sample])
-    return splits.classes[label], splits.classes[label - 1]
+    names = (splits.classes[label], splits.classes[label - 1])
+    return Row(sample, "train", "", *names, "accept", splits.train.content(sample))
 
 
 def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> None:

@@ -398,7 +398,10 @@ def test_duplicates_are_told_and_listed(tmp_path: Path) -> None:
         ),
         Console(file=told),
     )  # fmt: skip
-    assert "1 images occur more than once, 1 of them in several splits" in told.getvalue()
+    assert (
+        "1 images occur more than once, 0 nearly, 1 of these groups in several splits"
+        in told.getvalue()
+    )
     with (run / "duplicates.csv").open() as file:
         assert [row["split"] for row in csv.DictReader(file)] == ["train", "test"]
 

@@ -212,7 +212,7 @@ def test_half_a_run_is_told(broken: str, folder_run: Path, tmp_path: Path, capsy
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / broken).write_bytes(b"{}")
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
-    assert f"{broken} is not readable" in capsys.readouterr().err
+    assert f"{broken}: is not readable" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_is_told(folder_run: Path, tmp_path: Path, capsys) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from argparse import REMAINDER
+from argparse import REMAINDER, Namespace
 from importlib import import_module
 
 from unmuddle import __version__
@@ -33,7 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"unmuddle {__version__}")
     parser.add_argument("command", choices=COMMANDS, help="one of the above")
     parser.add_argument("options", nargs=REMAINDER, help="of the command")
-    chosen = parser.parse_args(arguments)
+    try:
+        return _run(parser.parse_args(arguments))
+    except SystemExit as stop:  # of the parser: help, or a wrong input
+        return int(stop.code or 0)
+
+
+def _run(chosen: Namespace) -> int:
     try:
         command = import_module(f"unmuddle.cli.{chosen.command}")
     except ModuleNotFoundError as error:

@@ -91,7 +91,6 @@ def test_flipped_labels_are_found_repaired_and_kept(tmp_path: Path, monkeypatch,
         for r in rows
         if r["new_label"] == truth[Path(r["source"]).name] != r["label"]
     ]
-    print(f"{len(repaired)} of {len(flipped)} flipped labels repaired")
     assert {*repaired} <= flipped
     assert len(repaired) >= 0.95 * len(flipped)
 

@@ -160,6 +160,7 @@ def used_run() -> None:
         (weights_of_another_network, ["--data", "digits", "--weights", "w.pt"], "--weights w.pt: lacks"),
         (None, ["--resume", "nowhere"], "--resume nowhere: is not there"),
         (lambda: make_folder(Path("faces")), ["--data", "folder:faces", "--out", "faces/r"], "--out faces/r: is in the folder of --data folder:faces"),
+        (None, ["--data", "folder:~nobody_here/x"], "--data '~nobody_here/x': not a usable path"),
         (None, ["--prese", "rafdb", "--data", "digits"], "unrecognized arguments: --prese"),
     ],
 )  # fmt: skip
@@ -255,6 +256,37 @@ def test_printed_config_can_be_given_back(capsys: pytest.CaptureFixture[str]) ->
     assert run(["train", "--config", "again.yaml", "--lr", "3e-3", "--print_config"]) == 0
     again = yaml.safe_load(capsys.readouterr().out)
     assert (again["epochs"], again["lr"]) == (7, 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("out: 0123", "out", "0123"),
+        ("out: 12:30", "out", "12:30"),
+        ("out: yes", "out", "yes"),
+        ("seed: 010", "seed", 10),
+        ("precision: no", "precision", "no"),
+        ("lr: 1e-3", "lr", 1e-3),
+        ("pretrained: true", "pretrained", True),
+        ("image-size: 96", "image_size", 96),
+        ("image_size: null", "image_size", None),
+    ],
+)
+def test_a_file_of_options_says_what_is_written(text: str, name: str, expected, capsys) -> None:
+    Path("mine.yaml").write_text(text + "\n")
+    assert run(["train", "--preset", "rafdb", "--config", "mine.yaml", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)[name] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["config: mine.yaml", "lables: null", "null: null", "quiet: true", "parts: [supcon]", "- a", "resume: r"]
+)  # fmt: skip
+def test_a_file_of_other_things_is_refused(text: str, capsys) -> None:
+    Path("mine.yaml").write_text(text + "\n")
+    assert run(["train", "--config", "mine.yaml", "--print_config"]) == 2
+    shown = capsys.readouterr()
+    assert "--config mine.yaml" in shown.err
+    assert not shown.out
 
 
 def small_net() -> torch.nn.Module:

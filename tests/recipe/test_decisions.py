@@ -96,6 +96,28 @@ def test_equal_images_are_told_apart_by_the_end_of_their_path(labels: Path) -> N
     assert ("a", "glad", True) in names(labels, data)
 
 
+def test_equal_images_without_files_are_told_apart_by_their_number(labels: Path) -> None:
+    data = splits("aab|d|e")
+    data.train.sources = None
+    write_rows(labels, [ROWS[0]._replace(source="", sample=1)])
+    assert [d[:2] for d in read(labels, data).found] == [("train", 1)]
+
+
+def test_of_two_equal_images_decided_differently_one_may_go(labels: Path) -> None:
+    other = ROWS[0]._replace(source="faces/calm/copy.png", decision="reject")
+    for rows in ([ROWS[0], other], [other, ROWS[0]]):
+        write_rows(labels, rows)
+        assert names(labels, DATA) == {("a", "glad", True)}
+        assert [*read(labels, DATA).conflicts] == ["equal image that is not there any more"]
+
+
+def test_paths_of_another_system_are_compared(labels: Path) -> None:
+    data = splits("aab|d|e")
+    data.train.sources = ["x/calm/copy.png", "x/calm/a.png", "x/glad/b.png"]
+    write_rows(labels, [ROWS[0]._replace(source=r"C:\faces\calm\a.png")])
+    assert [d[:2] for d in read(labels, data).found] == [("train", 1)]
+
+
 def test_a_label_that_is_repaired_already_is_no_conflict(labels: Path) -> None:
     data = splits("abc|d|e", labels=LABELS | {"a": 1, "d": 0})
     assert names(labels, data) == EXPECTED
@@ -170,7 +192,7 @@ def test_decisions_that_are_not_understood_are_refused(
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ("lacks the columns content; its first row holds", "sample,source,label,suggested,decision\n"),
+        ("lacks the columns split, content; its first row holds", "sample,source,label,suggested,decision\n"),
         ("not readable", "\xe9\n"),
         ("no row holds a decision", ",".join(Row._fields) + "\n0,train,x,calm,glad,,00\n"),
     ],

@@ -111,6 +111,56 @@ def test_a_class_of_one_image_is_repaired(tmp_path: Path) -> None:
     assert {*tree(tmp_path / "repaired")} == {"a/0.png", "a/1.png", "b/0.png", "manifest.csv"}
 
 
+def test_no_two_images_take_one_place(tmp_path: Path) -> None:
+    names = ("glad/03.png", "glad/03-from-sad.png", "sad/03.png", "calm/03.png", "sad/A.png", "glad/a.png",
+             "sad/x.png", "glad/x.png/deep.png", "sad/deep/1.png", "calm/deep/1.png")  # fmt: skip
+    for shade, name in enumerate(names):
+        (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (20 * shade, 0, 0)).save(tmp_path / "faces" / name)
+    part = read_folder(tmp_path / "faces", 8, Problems())[0][""]
+    rows = [
+        Row(i, "", part.source(i), CLASSES[label], "glad", "accept", part.content(i))
+        for i, label in enumerate(part.labels.tolist())
+        if CLASSES[label] != "glad"
+    ]
+    write_rows(tmp_path / "labels.csv", rows)
+    for _ in range(2):  # the second repairs the same folder again
+        assert repair(tmp_path / "faces", tmp_path) == 0
+        found = tree(tmp_path / "repaired")
+        found.pop("manifest.csv")
+        assert sorted(found.values()) == sorted(tree(tmp_path / "faces").values())
+        assert all(name.startswith("glad/") for name in found)
+        assert len({name.casefold() for name in found}) == len(names)
+
+
+def test_a_stopped_repair_goes_on(faces: Path, tmp_path: Path, capsys) -> None:
+    splits, out = load_data(f"folder:{faces}", image_size=8), tmp_path / "repaired"
+    decide(tmp_path / "labels.csv", splits, {"sad/03.png": "accept"})
+    assert repair(faces, tmp_path) == 0
+    for path in [*out.rglob("0[1-9]*.png")]:  # as if stopped before these were copied
+        path.unlink()
+    decide(tmp_path / "labels.csv", splits, {"sad/04.png": "accept"})
+    assert repair(faces, tmp_path) == 0
+    assert {row["target"] for row in manifest(out)} == {*tree(out)} - {"manifest.csv"}
+    assert repair(faces, tmp_path, "--by", "list") == 2
+    assert "holds a copy; give another folder for a list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["name,size\na,1\n", "target\n../victim.txt\n", "target\n/etc/passwd\n", "\xff\xfe\x00"]
+)
+def test_a_manifest_of_something_else_is_refused(
+    text: str, faces: Path, tmp_path: Path, capsys
+) -> None:
+    decide(tmp_path / "labels.csv", load_data(f"folder:{faces}"), {"sad/03.png": "accept"})
+    (tmp_path / "repaired").mkdir()
+    (tmp_path / "repaired" / "manifest.csv").write_text(text, encoding="latin-1")
+    before = tree(tmp_path)
+    assert repair(faces, tmp_path) == 2
+    assert "exists and is no repaired folder" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("way", ["link", "list"])
 def test_links_and_lists_copy_nothing(way: str, faces: Path, tmp_path: Path) -> None:
     decide(tmp_path / "labels.csv", load_data(f"folder:{faces}"), {"sad/03.png": "accept"})

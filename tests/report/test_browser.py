@@ -163,6 +163,8 @@ def test_keys_decide_and_move(tmp_path: Path) -> None:
     found = audited(tmp_path, """
         key("a"); key("ArrowRight"); key("k"); key("ArrowRight"); key("a"); key("u");
         choose("#label", "sad"); key("ArrowRight"); key("a"); key("ArrowLeft");
-        const found = [decided(), document.activeElement.id];
+        const focused = document.activeElement.id;
+        choose("#label", "glad"); key("k");
+        const found = [decided(), focused];
     """)  # fmt: skip
-    assert found == [["accept", "reject", "", "accept"], "card-1"]
+    assert found == [["accept", "reject", "reject", "accept"], "card-1"]

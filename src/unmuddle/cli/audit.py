@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from unmuddle.cli.outputs import check_report
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.atomic import make_folder, write_text, write_whole
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.decisions import check_undecided, write_rows
@@ -24,7 +24,7 @@ def parser() -> Parser:
         "  unmuddle audit --run runs/one\n"
         "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
     )
-    made.add_argument("--run", type=Path, required=True, help="folder of the run")
+    made.add_argument("--run", type=path_option, required=True, help="folder of the run")
     made.add_argument("--data", help="data set, as for train; default: the run's own")
     made.add_argument("--limit", type=int, default=200, help="how many labels [200]")
     made.add_argument(
@@ -34,10 +34,10 @@ def parser() -> Parser:
     )
     made.add_argument(
         "--pred_probs",
-        type=Path,
+        type=path_option,
         help=".npy file of predicted probabilities (n, K); default: the run's own",
     )
-    made.add_argument("--out", type=Path, help="folder to write; default: RUN/audit")
+    made.add_argument("--out", type=path_option, help="folder to write; default: RUN/audit")
     return made
 
 

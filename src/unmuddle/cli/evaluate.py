@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from unmuddle.cli.outputs import check_file
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.atomic import write_text
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.metrics import as_json
@@ -24,19 +24,19 @@ def parser() -> Parser:
         "  unmuddle evaluate --run runs/one --split val\n"
         "  unmuddle evaluate --run runs/one --images PATH --out classes.csv",
     )
-    made.add_argument("--run", type=Path, required=True, help="folder of the run")
+    made.add_argument("--run", type=path_option, required=True, help="folder of the run")
     made.add_argument("--data", help="data set, as for train; default: the run's own")
     made.add_argument(
         "--split",
         choices=("train", "val", "test"),
         help="part of the data set: train val test [test]",
     )
-    made.add_argument("--json", type=Path, help="file to write the figures to")
-    made.add_argument("--images", type=Path, help="folder of images without labels")
+    made.add_argument("--json", type=path_option, help="file to write the figures to")
+    made.add_argument("--images", type=path_option, help="folder of images without labels")
     made.add_argument(
         "--skip_unreadable", action="store_true", help="leave out images that cannot be read"
     )
-    made.add_argument("--out", type=Path, help="CSV of their classes; default: RUN/predictions.csv")
+    made.add_argument("--out", type=path_option, help="CSV to write; default: RUN/predictions.csv")
     return made
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unmuddle.cli.outputs import check_file
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.export import export_run
 
 
@@ -17,8 +17,8 @@ def parser() -> Parser:
         "  unmuddle export --run runs/one --out faces.onnx\n"
         "  unmuddle export --run runs/one --out faces.pt2   # for torch.export.load",
     )
-    made.add_argument("--run", type=Path, required=True, help="folder of the run")
-    made.add_argument("--out", type=Path, required=True, help="file to write")
+    made.add_argument("--run", type=path_option, required=True, help="folder of the run")
+    made.add_argument("--out", type=path_option, required=True, help="file to write")
     return made
 
 

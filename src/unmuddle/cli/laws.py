@@ -41,7 +41,7 @@ def run(loss: str, kinds: list[Any], profile: Any) -> int:
         found = attrgetter(name)(import_module(module))
         fn = found() if isinstance(found, type) else found
         report = check_loss(fn, kinds=kinds, profile=profile)
-    except Exception as error:  # the user's module can fail in any way
+    except (Exception, SystemExit) as error:  # the user's module can fail in any way
         raise UsageError(f"{loss}: {type(error).__name__}: {error}") from error
     print(report)
     return int(bool(report.of("failed")))

@@ -1,6 +1,7 @@
 """Parser of a command."""
 
-from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -32,3 +33,11 @@ def make_parser(prog: str, usage: str, description: str, examples: str = "") -> 
         formatter_class=Help,
         allow_abbrev=False,
     )
+
+
+def path_option(text: str) -> Path:
+    """Return a path, with `~` expanded."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.repair import Way, repair
 
 
@@ -16,8 +16,8 @@ def parser() -> Parser:
         "  unmuddle repair --data folder:PATH --labels labels.csv --out repaired",
     )
     made.add_argument("--data", required=True, help="folder:PATH, as for train")
-    made.add_argument("--labels", type=Path, required=True, help="decisions, as for train")
-    made.add_argument("--out", type=Path, required=True, help="folder to write")
+    made.add_argument("--labels", type=path_option, required=True, help="decisions, as for train")
+    made.add_argument("--out", type=path_option, required=True, help="folder to write")
     made.add_argument(
         "--by",
         choices=("copy", "link", "list"),

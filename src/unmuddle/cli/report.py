@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from unmuddle.cli.outputs import check_file, check_report
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.atomic import write_text
 from unmuddle.report import comparison_table, read_runs, report_page
 
@@ -19,10 +19,10 @@ def parser() -> Parser:
         "options. It is one file, and loads nothing.",
         "  unmuddle report runs/one\n  unmuddle report runs/one runs/two --out comparison.html",
     )
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    made.add_argument("runs", nargs="+", type=path_option, metavar="RUN", help="run folders")
     made.add_argument(
         "--out",
-        type=Path,
+        type=path_option,
         help="file to write; default: report.html in RUN, or here for several",
     )
     return made

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from unmuddle.cli import INTERRUPTED, report
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.presets import PRESETS
@@ -41,7 +41,7 @@ def parser() -> Parser:
         default=SUPPRESS,
         help="file of options, as in a run folder",
     )
-    made.add_argument("--resume", type=Path, help="run to continue, which was stopped")
+    made.add_argument("--resume", type=path_option, help="run to continue, which was stopped")
     made.add_argument("--quiet", action="store_true", help="print the folder of the run alone")
     made.add_argument(
         "--print_config", action="store_true", help="print all options, train nothing"
@@ -82,16 +82,20 @@ class _FromFile(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, _: str | None = None
     ) -> None:
-        try:
-            options = yaml.safe_load(Path(values).read_text(encoding="utf-8")) or {}
-            given = [
-                f"--{name}={'null' if value is None else value}"
-                for name, value in options.items()
-                if value is not None or getattr(TrainConfig, name, None) is not None
-            ]
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        try:  # values as they are written, which the parser reads as on the command line
+            text = Path(values).expanduser().read_text(encoding="utf-8")
+            options = yaml.load(text, yaml.BaseLoader) or {}
+            items = [(name.replace("-", "_"), value) for name, value in options.items()]
+        except (OSError, ValueError, RuntimeError, AttributeError, yaml.YAMLError) as error:
             parser.error(f"--config {values}: {error}")
-        parser.parse_args(given, namespace)
+        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        for name, value in items:
+            if name not in defaults or not isinstance(value, str):
+                parser.error(f"--config {values}: {name}: expected an option and one value")
+            if value in ("null", "~", "") and defaults[name] is None:
+                setattr(namespace, name, None)
+            else:
+                parser.parse_args([f"--{name}={value}"], namespace)
 
 
 def run(

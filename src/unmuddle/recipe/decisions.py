@@ -21,7 +21,8 @@ from unmuddle.uerm import LabelLedger
 ACCEPT, REJECT = "accept", "reject"
 KEEP = "keep"  # the suggested label, which a run chose and nobody verified
 TO = "to "  # a third class
-_NEEDED = ("source", "label", "suggested", "decision", "content")
+_WORDS = (ACCEPT, REJECT, KEEP, TO)
+_NEEDED = ("sample", "split", "source", "label", "suggested", "decision", "content")
 
 
 class Row(NamedTuple):
@@ -154,7 +155,7 @@ def read_decisions(
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
     images, problems = _Images(parts), Problems()
-    found: dict[tuple[str, int], tuple[Decision, Row]] = {}
+    found: dict[tuple[str, int], tuple[Decision, Row, str]] = {}
     conflicts: dict[str, list[str]] = defaultdict(list)
     for line, row in rows:
         if None in row or None in row.values():
@@ -162,30 +163,52 @@ def read_decisions(
             continue
         if row["decision"] == "":
             continue
-        place = images.find(row)
-        if isinstance(place, str):
-            conflicts[place].append(f"line {line}: {row['source'] or row['content']}")
-            continue
-        chosen = _chosen(row, classes)
-        if chosen is None:
+        place, chosen = images.find(row), _chosen(row, classes)
+        if chosen is None and (isinstance(place, tuple) or _word(row) not in _WORDS):
             what = f"line {line}: {row['decision']!r}, suggested {row['suggested']!r}"
             problems.add(f"decision that is none of {ACCEPT}, {REJECT}, to CLASS", what)
             continue
+        where = f"line {line}: {row['source'] or row['content']}"
+        if isinstance(place, str) or chosen is None:
+            conflicts[str(place)].append(where)
+            continue
+        source = parts[place[0]].source(place[1])
         now = classes[int(parts[place[0]].labels[place[1]])]
         if now not in (row["label"], classes[chosen]):
-            conflicts["label that is another one now"].append(f"line {line}: {row['source']}")
+            conflicts["label that is another one now"].append(where)
             continue
         decision = Decision(*place, chosen, row["decision"] != KEEP)
         word = ACCEPT if decision.verified else KEEP
-        source = parts[place[0]].source(place[1])
         kept = Row(place[1], place[0], source, row["label"], classes[chosen], word, row["content"])
-        if found.setdefault(place, (decision, kept))[0] != decision:
-            problems.add("image decided twice, differently", f"line {line}: {row['source']}")
+        earlier = found.get(place)
+        if earlier is None or earlier[0] == decision:
+            found[place] = decision, kept, row["source"]
+        elif earlier[2] == row["source"]:
+            problems.add("image decided twice, differently", where)
+        else:  # of two equal images one is gone
+            if _agreement(row["source"], source) > _agreement(earlier[2], source):
+                found[place] = decision, kept, row["source"]
+            conflicts["equal image that is not there any more"].append(where)
     problems.raise_if_any(option)
     if rows and not found and not conflicts:
         raise UsageError(f"{option}: no row holds a decision")
-    held_out = [row for decision, row in found.values() if decision.split != "train"]
-    return Decisions([decision for decision, _ in found.values()], conflicts, held_out)
+    held_out = [row for decision, row, _ in found.values() if decision.split != "train"]
+    return Decisions([decision for decision, _, _ in found.values()], conflicts, held_out)
+
+
+def _word(row: Mapping[str | None, Any]) -> str:
+    return TO if row["decision"].startswith(TO) else row["decision"]
+
+
+def _ends(source: str) -> list[str]:
+    """Return the parts of a path from its end, also of one written on another system."""
+    return source.replace("\\", "/").split("/")[::-1]
+
+
+def _agreement(source: str, other: str) -> int:
+    """Return how many parts two paths share, counted from the end."""
+    pairs = zip(_ends(source), _ends(other), strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None:
@@ -205,24 +228,21 @@ class _Images:
         for name, part in parts.items():
             for sample in range(len(part)):
                 self.by_content[part.content(sample)].append((name, sample))
-                self.places.add(Path(part.source(sample)).parts[-2:])
+                self.places.add((*_ends(part.source(sample))[:2],))
 
     def find(self, row: Mapping[str | None, Any]) -> tuple[str, int] | str:
         """Return the split and id of a row's image, or what is wrong."""
         content, source = row["content"], row["source"]
         alike = self.by_content.get(content, [])
         if not alike:
-            is_there = source and Path(source).parts[-2:] in self.places
+            is_there = source and (*_ends(source)[:2],) in self.places
             return "image that has changed" if is_there else "image that is not there any more"
-        wanted = Path(source).parts[::-1]
-
-        def agreeing(place: tuple[str, int]) -> int:
-            parts = Path(self.parts[place[0]].source(place[1])).parts[::-1]
-            pairs = zip(wanted, parts, strict=False)
-            return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
-
-        best = max(map(agreeing, alike))
-        nearest = [place for place in alike if agreeing(place) == best]
+        of_place = {
+            place: _agreement(source, self.parts[place[0]].source(place[1])) for place in alike
+        }
+        nearest = [place for place in alike if of_place[place] == max(of_place.values())]
+        if len(nearest) > 1 and not source and str(row["sample"]).isdecimal():
+            nearest = [place for place in nearest if place == (row["split"], int(row["sample"]))]
         return nearest[0] if len(nearest) == 1 else "one of several equal images, unclear which"
 
 

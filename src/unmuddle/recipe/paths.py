@@ -17,6 +17,6 @@ def user_path(option: str, text: str) -> Path:
 
 def check_outside(option: str, path: Path, data: str) -> None:
     """Raise a UsageError if a path to write is in the folder of a data set."""
-    _, colon, root = data.partition(":")
-    if colon and path.resolve().is_relative_to(Path(root).expanduser().resolve()):
+    _, _, root = data.partition(":")
+    if root and path.resolve().is_relative_to(user_path("--data", root).resolve()):
         raise UsageError(f"{option} {path}: is in the folder of --data {data}")

@@ -43,13 +43,13 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
         UsageError: the data, the noise or the decisions do not fit, or a resumed run had others.
     """
     check_noise(config.noise)
-    check_outside("--out", run.path, config.data)
     splits = load_data(
         config.data,
         image_size=config.image_size,
         seed=config.seed,
         skip_unreadable=config.skip_unreadable,
     )
+    check_outside("--out", run.path, config.data)
     copies = find_duplicates(splits)
     noise_left_out = add_noise(splits.train, splits.classes, config.noise, config.seed)
     if is_resumed:

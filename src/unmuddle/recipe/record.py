@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unmuddle.recipe.atomic import write_whole
-from unmuddle.recipe.data.duplicates import describe
+from unmuddle.recipe.data.duplicates import MOST, describe
 from unmuddle.recipe.data.files import listing
 from unmuddle.recipe.evaluate import Score
 from unmuddle.recipe.paths import user_path
@@ -100,7 +100,10 @@ class Record:
             console.print(*lines, sep="\n", soft_wrap=True, markup=False)
         if data.copies:
             self.run.save_duplicates(data.copies)
-            console.print(f"{describe(data.copies)}: {self.run.duplicates}", soft_wrap=True)
+            line = f"{describe(data.copies)}: {self.run.duplicates}"
+            console.print(line, soft_wrap=True, markup=False)
+        if sum(map(len, data.splits.parts().values())) > MOST:
+            console.print(f"nearly equal images: not looked for among more than {MOST:,}")
 
     def _save_relabeling(self) -> None:
         data = self.training.data

@@ -3,6 +3,7 @@
 import csv
 import filecmp
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,17 +60,24 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
         raise UsageError(f"--data {data}: expected folder:PATH with a folder of classes")
     check_outside("--out", out, data)
     before = _earlier(out)
+    if way == "list" and any((out / target).exists() for target in before):
+        raise UsageError(f"--out {out}: holds a copy; give another folder for a list")
     problems = Problems(skip_unreadable=True)
     parts, classes, _ = read_folder(root, 8, problems)  # digests are of the whole image
     decisions = read_decisions(labels, parts, classes)
     decisions.check_any(f"--labels {labels}")
     placed = list(_place(root, parts, classes, decisions))
     make_folder("--out", out)
-    gone = sorted(before - {place.target for place in placed})
+    unread = {
+        str(Path(place).relative_to(root))
+        for places in problems.left_out.values()
+        for place in places
+    }
+    gone = sorted(before - {place.target for place in placed} - unread)
     for target in gone:
         (out / target).unlink(missing_ok=True)
+    write_table(out / MANIFEST, Placed._fields, placed)  # first: a stopped repair can go on
     written = sum(_put(Path(place.source), out / place.target, way) for place in placed)
-    write_table(out / MANIFEST, Placed._fields, placed)
     moved = sum(place.label != place.new_label for place in placed)
     done = {"copy": f"{written} copied", "link": f"{written} linked", "list": "none written"}[way]
     lines = [f"{len(placed)} images, {moved} of them in another class, {done}"]
@@ -89,10 +97,14 @@ def _earlier(out: Path) -> set[str]:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
     try:
-        lines = (out / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"--out {out}: exists and is no repaired folder") from error
-    return {row["target"] for row in csv.DictReader(lines)}
+        with (out / MANIFEST).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            targets = {row["target"] for row in reader}
+        if any(Path(target).is_absolute() or ".." in Path(target).parts for target in targets):
+            raise ValueError("a target is outside")
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UsageError(f"--out {out}: exists and is no repaired folder: {error}") from error
+    return targets
 
 
 def _place(
@@ -114,12 +126,25 @@ def _place(
         new = given if decided is None else decided
         target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
         places.append((source, Path(*target), given, new))
-    taken = Counter(target for _, target, _, _ in places)
+    # Images that stay keep their names; a moved one takes no name of another file or folder.
+    wanted = Counter(_folded(target) for _, target, _, _ in places)
+    used = {_folded(target) for _, target, given, new in places if new == given}
+    used |= {_folded(folder) for _, target, _, _ in places for folder in target.parents}
     for source, target, given, new in places:
-        label = classes[given]
-        if new != given and taken[target] > 1:
-            target = target.with_stem(f"{target.stem}-from-{label}")
-        yield Placed(source, str(target), label, classes[new])
+        label, name, number = classes[given], target, 0
+        is_contested = new != given and wanted[_folded(target)] > 1
+        while new != given and (_folded(name) in used or (is_contested and not number)):
+            number += 1
+            name = target.with_stem(
+                f"{target.stem}-from-{label}" + (f"-{number}" if number > 1 else "")
+            )
+        used.add(_folded(name))
+        yield Placed(source, str(name), label, classes[new])
+
+
+def _folded(path: Path) -> str:
+    """Return what file systems that ignore case compare."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _put(source: Path, target: Path, way: Way) -> bool:

@@ -131,14 +131,14 @@ def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step
     with t.accelerator.accumulate(t.network):
         logits, features, embeddings = t.network(images)
         out = t.uerm(features, logits, ids, observe=t.config.relabel_evidence == "batches")
-        y, w = out.targets if t.votes is None else t.votes[ids], out.weight
+        y = out.targets if t.votes is None else t.votes[ids]  # (N · views, K)
         losses = cross_entropy(
             logits, y, reduction="none", label_smoothing=t.config.label_smoothing
         )
         loss = out.weighted_mean(losses, gather=True) + out.regularizer
         if embeddings is not None:
             views = embeddings.unflatten(0, (-1, t.views))  # (N, views, D)
-            y, w = y[:: t.views], w[:: t.views]  # of each sample once
+            y, w = y[:: t.views], out.weight[:: t.views]  # of each sample once
             # A label that is not trusted pulls no samples together.
             loss = loss + t.config.supcon_weight * t.supcon(views, w[:, None] * y, weight=w)
         t.accelerator.backward(loss)

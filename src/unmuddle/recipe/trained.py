@@ -110,7 +110,8 @@ def load_split(
             f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
             f"{', '.join(trained.classes)}"
         )
-    if data is None and (decisions := trained.folder.decisions(splits)):
+    decisions = trained.folder.decisions(splits)
+    if decisions is not None:
         decisions.apply(splits.parts())
     return as_input(trained, splits.parts()[split])
 

@@ -55,7 +55,7 @@ def find_duplicates(splits: Splits) -> list[Copy]:
     of_image = list(places.values())
     exact = [group for group in of_image if len(group) > 1]
     near: list[list[tuple[str, int]]] = []
-    if len(of_image) <= MOST:
+    if sum(map(len, parts.values())) <= MOST:
         firsts = [
             parts[name].images[sample].permute(1, 2, 0).numpy() for (name, sample), *_ in of_image
         ]
@@ -77,7 +77,8 @@ def find_duplicates(splits: Splits) -> list[Copy]:
 def _near(images: Sequence[np.ndarray]) -> list[list[int]]:
     """Return groups of images linked by perceptual hashes that differ in a few bits."""
     hashes = [imagehash.phash(Image.fromarray(image), hash_size=SIDE).hash for image in images]
-    signs = torch.from_numpy(np.array(hashes)).flatten(1).float() * 2 - 1
+    bits = torch.from_numpy(np.array(hashes)).flatten(1).float()
+    signs, hash_of = (2 * bits - 1).unique(dim=0, return_inverse=True)
     # The product of two hashes of signs is the number of equal bits less that of different ones.
     pairs = torch.cat(
         [
@@ -85,9 +86,9 @@ def _near(images: Sequence[np.ndarray]) -> list[list[int]]:
             for start, block in zip(range(0, len(signs), _BLOCK), signs.split(_BLOCK), strict=True)
         ]
     ).numpy()
-    graph = coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(images),) * 2)
+    graph = coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(signs),) * 2)
     members: dict[int, list[int]] = defaultdict(list)
-    for image, component in enumerate(connected_components(graph)[1].tolist()):
+    for image, component in enumerate(connected_components(graph)[1][hash_of].tolist()):
         members[component].append(image)
     return [group for group in members.values() if len(group) > 1]
 

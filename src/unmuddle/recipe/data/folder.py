@@ -17,8 +17,8 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
     """Read classes and images; split off what there is no folder for.
 
     Without `train` and `test`, the folders of `PATH` are the classes, and a tenth of each is split
-    off to select on and a tenth to test, at random by the seed. Without `val` alone, a tenth of
-    `train` is.
+    off to test and a tenth of the rest to select on, at random by the seed. Without `val` alone, a
+    tenth of `train` is.
     """
     parts, classes, size = read_folder(root, image_size, problems)
     if "" in parts:

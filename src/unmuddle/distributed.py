@@ -1,4 +1,4 @@
-"""What the parts share about several processes."""
+"""Helpers for several processes, shared by the parts."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ SECONDS = 1.0  # that a timing may take
 
 
 class Check(NamedTuple):
-    """One thing that has to hold; `error` says what is wrong, and is empty if nothing is."""
+    """Check of a machine; `error` says what is wrong, and is empty if nothing is."""
 
     name: str
     error: str

@@ -47,7 +47,7 @@ def test_suspects_are_ranked_and_say_why(run: Path) -> None:
     assert suspects
     wrong = [s.wrong for s in suspects]
     assert wrong == sorted(wrong, reverse=True)
-    assert all(0 < s.confidence <= s.wrong + 1e-6 <= 1 + 1e-6 for s in suspects)
+    assert 0 < min(wrong) <= max(wrong) <= 1
     with (run / "samples.csv").open() as file:
         samples = {int(row["sample"]): row for row in csv.DictReader(file)}
     assert {s.row.split for s in suspects} == {"train", "val", "test"}
@@ -191,7 +191,7 @@ def test_a_run_that_has_seen_nothing_yet_has_no_clean_labels(run: Path, tmp_path
     state = safetensors.torch.load_file(copy / "uerm.safetensors")
     state["predictions.seen"].zero_()
     safetensors.torch.save_file(state, copy / "uerm.safetensors")
-    with pytest.raises(UsageError, match="has no predictions of training samples yet"):
+    with pytest.raises(UsageError, match="has no predictions of training samples$"):
         audit(None, copy)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unmuddle.cli.outputs import check_report
 from unmuddle.cli.parser import Parser, make_parser, path_option
-from unmuddle.recipe.atomic import make_folder, write_text, write_whole
+from unmuddle.recipe.atomic import make_folder, write_text
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.decisions import check_undecided, write_rows
 from unmuddle.recipe.paths import check_outside
@@ -50,13 +50,13 @@ def run(
     out: Path | None,
 ) -> None:
     """Write the page and the file of suspects."""
-    suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
     out = out or run / "audit"
     check_outside("--out", out, data or RunFolder(run).config().data)
-    make_folder("--out", out)
     check_undecided(out / "suspects.csv")
     check_report("--out", out / "index.html")
-    write_whole(out / "suspects.csv", lambda file: write_rows(file, [s.row for s in suspects]))
+    suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
+    make_folder("--out", out)
+    write_rows(out / "suspects.csv", [s.row for s in suspects])
     cards = [
         Card(
             s.row.sample, s.row.split, s.row.source, s.row.label, s.row.suggested, s.row.content,

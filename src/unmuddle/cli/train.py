@@ -109,15 +109,15 @@ def run(
     """Train, and write the report."""
     given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
     chosen = TrainConfig(**given | options)
+    if resume is not None:
+        if chosen != TrainConfig():
+            raise UsageError("--resume: goes on with the options of the run; give no other")
+        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
     if print_config:
         print(yaml.safe_dump(asdict(chosen), sort_keys=False), end="")
         return 0
     if preset is not None and "data" not in options:
         raise UsageError(f"--preset {preset}: needs --data {preset}:PATH")
-    if resume is not None:
-        if chosen != TrainConfig():
-            raise UsageError("--resume: goes on with the options of the run; give no other")
-        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
     path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
     if not PartialState().is_main_process:

@@ -29,14 +29,12 @@ class Suspect:
     Attributes:
         row: what a file of decisions says of it.
         wrong: probability that it is wrong, by the noise model that fits the run's predictions.
-        confidence: probability of the suggested label, by the same.
         why: the reason in words.
         image: `(3, H, W)` uint8.
     """
 
     row: Row
     wrong: float
-    confidence: float
     why: str
     image: Tensor
 
@@ -123,7 +121,7 @@ def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
     given, evidence = part.given[one], part.evidence
     posterior, predictions = evidence.posterior.rows(one), evidence.predictions.rows(one)
     wrong = 1 - float(posterior.prob_of(given))
-    confidence, rival = posterior.rival(given)
+    rival = posterior.rival(given)[1]
     label, suggested = splits.classes[int(given)], splits.classes[int(rival)]
     as_rival, as_given = (float(predictions.prob_of(y)) for y in (rival, given))
     why = (
@@ -133,7 +131,7 @@ def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
     if part.now[i] != part.given[i]:
         why += f"; the run relabeled it {splits.classes[int(part.now[i])]}"
     row = Row(sample, split, data.source(sample), label, suggested, "", data.content(sample))
-    return Suspect(row, wrong, float(confidence), why, data.images[sample])
+    return Suspect(row, wrong, why, data.images[sample])
 
 
 def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
@@ -144,10 +142,8 @@ def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = predictions.probabilities.any(1)
     elif not seen.any():
-        raise UsageError(
-            f"--run {run.path}: has no predictions of training samples yet; "
-            f"unmuddle train --resume {run.path} continues it"
-        )
+        hint = "" if run.status() else f"; unmuddle train --resume {run.path} continues it"
+        raise UsageError(f"--run {run.path}: has no predictions of training samples{hint}")
     now, verified = ledger.current_labels, seen & ledger.human_verified()
     evidence = gather_evidence(predictions, given, classes, current=now, verified=verified)
     places = [("train", i) for i in range(len(given))]

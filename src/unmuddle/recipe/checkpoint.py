@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -96,7 +97,7 @@ class Checkpoint:
         try:
             with safe_open(path, "pt") as file:
                 told = json.loads(file.metadata()["state"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = load_file(path)
             for name, module in self.modules.items():
                 module.load_state_dict(_below(f"{name}.", tensors))
             self._load_optimizer(_below("optimizer.", tensors), told["groups"])

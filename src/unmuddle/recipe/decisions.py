@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unmuddle.recipe.atomic import write_table
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.files import Problems, listing
 from unmuddle.recipe.errors import UsageError
@@ -26,7 +27,7 @@ _NEEDED = ("sample", "split", "source", "label", "suggested", "decision", "conte
 
 
 class Row(NamedTuple):
-    """One label in question.
+    """Label in question.
 
     Attributes:
         sample: its id in the split.
@@ -104,10 +105,7 @@ class Decisions(NamedTuple):
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a header and the rows."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+    write_table(path, Row._fields, rows)
 
 
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
@@ -219,7 +217,7 @@ def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None
 
 
 class _Images:
-    """All samples by content, and the ends of their paths."""
+    """Index of all samples by content, and of the ends of their paths."""
 
     def __init__(self, parts: Mapping[str, LabeledImages]) -> None:
         self.parts = parts

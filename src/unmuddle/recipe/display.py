@@ -18,7 +18,7 @@ SECONDS = 30.0  # between lines of a log within an epoch
 
 
 class Display:
-    """Open while training runs.
+    """Display of a training while it runs.
 
     Args:
         console: to write on.

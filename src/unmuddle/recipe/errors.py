@@ -2,4 +2,4 @@
 
 
 class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says what and why."""
+    """Error about a request that cannot be met; the message says what and why."""

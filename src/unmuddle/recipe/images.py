@@ -77,7 +77,7 @@ def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 
 
 
 def _boxes(chances: Tensor, share: float, height: int, width: int) -> Tensor:
-    """`(N, 1, H, W)` True in a random box of a share of the images."""
+    """Return `(N, 1, H, W)`, True in a random box of a share of the images."""
     erased, *box = chances.unbind(1)
     inside = (erased < share)[:, None, None]
     for dim, side, centre, length in ((1, height, *box[:2]), (2, width, *box[2:])):

@@ -14,8 +14,8 @@ from unmuddle.recipe.data import LabeledImages
 from unmuddle.uerm import LedgerDataset
 
 
-class Use(IntEnum):
-    """What random numbers are for; one use does not repeat another's."""
+class RngStream(IntEnum):
+    """Purpose of random numbers; no two purposes share a sequence."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -23,13 +23,13 @@ class Use(IntEnum):
     SNAPSHOT = 4
 
 
-def seed_for(use: Use, *numbers: int) -> int:
-    """A seed that the use and the numbers decide."""
+def seed_for(use: RngStream, *numbers: int) -> int:
+    """Return a seed determined by the purpose and the numbers."""
     return int(np.random.SeedSequence((use, *numbers)).generate_state(1, np.uint64)[0])
 
 
 class Order(Sampler[int]):
-    """Ids of an epoch.
+    """Sampler of the ids of an epoch.
 
     Args:
         size: how many; without weights each of them once.
@@ -51,7 +51,7 @@ class Order(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(seed_for(Use.ORDER, self.seed, self.epoch))
+        random = torch.Generator().manual_seed(seed_for(RngStream.ORDER, self.seed, self.epoch))
         if self.weights is None:
             order = torch.randperm(self.size, generator=random)
         else:
@@ -74,7 +74,7 @@ def training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> D
 
 
 def ordered_loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
-    """Every sample once, in order."""
+    """Return batches of every sample once, in order."""
     return _loader(data, config)
 
 

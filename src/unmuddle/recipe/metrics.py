@@ -1,4 +1,4 @@
-"""How well samples were classified, with intervals that say how sure one can be of it."""
+"""Metrics of a classification, with confidence intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class ClassMetrics(NamedTuple):
-    """Of one class; a figure that is undefined, as of a class never predicted, is NaN."""
+    """Metrics of one class; NaN where undefined, as for a class that is never predicted."""
 
     samples: int
     precision: float
@@ -34,7 +34,7 @@ class ClassMetrics(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of N samples in K classes.
+    """Metrics of N samples in K classes.
 
     Attributes:
         samples: N.
@@ -54,7 +54,7 @@ class Metrics(NamedTuple):
 
 
 def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
-    """All figures of predictions `(N, K)` for labels `(N,)`, on the CPU.
+    """Compute all metrics of predictions `(N, K)` for labels `(N,)`, on the CPU.
 
     Args:
         probabilities: of the classes.
@@ -65,7 +65,7 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
     confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, count)
 
     def interval(figure: Callable[[Tensor], float]) -> Interval:
-        """Of a figure of chosen samples."""
+        """Bootstrap a metric of chosen samples."""
         everything = figure(torch.arange(len(labels)))
         if len(labels) < 2:
             return Interval(everything, math.nan, math.nan)

@@ -1,4 +1,4 @@
-"""Several processes that train as one would on the same batches."""
+"""Training in several processes, equal to training in one on the same batches."""
 
 from typing import Literal, cast
 
@@ -59,7 +59,7 @@ class JoinedBatchNorm(nn.BatchNorm2d):
 
     process_group = None  # the default one, as of nn.SyncBatchNorm
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise `(N, C)` or `(N, C, H, W)`."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
@@ -79,5 +79,5 @@ class JoinedBatchNorm(nn.BatchNorm2d):
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+    def _check_input_dim(self, input: Tensor) -> None:
         """Take any number of dimensions."""

@@ -1,4 +1,4 @@
-"""What a training writes to its run folder and prints about its data and model."""
+"""Record of a training: files of its run folder, and lines about its data and model."""
 
 import time
 from collections.abc import Mapping

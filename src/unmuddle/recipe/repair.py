@@ -4,7 +4,6 @@ import csv
 import filecmp
 import shutil
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -127,13 +126,11 @@ def _place(
         target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
         places.append((source, Path(*target), given, new))
     # Images that stay keep their names; a moved one takes no name of another file or folder.
-    wanted = Counter(_folded(target) for _, target, _, _ in places)
     used = {_folded(target) for _, target, given, new in places if new == given}
     used |= {_folded(folder) for _, target, _, _ in places for folder in target.parents}
     for source, target, given, new in places:
         label, name, number = classes[given], target, 0
-        is_contested = new != given and wanted[_folded(target)] > 1
-        while new != given and (_folded(name) in used or (is_contested and not number)):
+        while new != given and _folded(name) in used:
             number += 1
             name = target.with_stem(
                 f"{target.stem}-from-{label}" + (f"-{number}" if number > 1 else "")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 import yaml
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from unmuddle.recipe.atomic import (
     PARTIAL,
-    make_folder,
     write_table,
     write_tensors,
     write_text,
@@ -25,7 +24,7 @@ from unmuddle.recipe.atomic import (
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, Splits
 from unmuddle.recipe.data.duplicates import Copy
-from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of
+from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of, write_rows
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import UERM
 
@@ -101,24 +100,21 @@ class RunFolder:
         """Raise a UsageError unless the folder holds a run that has ended."""
         self.check_run(option)
         if not (self.path / "summary.json").exists():
-            hint = f"was stopped; unmuddle train --resume {self.path} goes on"
-            raise UsageError(f"{option} {self.path}: {hint}".lstrip())
+            self._refuse(option, f"was stopped; unmuddle train --resume {self.path} goes on")
 
     def check_run(self, option: str = "--run") -> None:
         """Raise a UsageError unless the folder holds a run."""
         if not (self.path / "config.yaml").is_file():
             what = "holds no run: no config.yaml" if self.path.exists() else "is not there"
-            raise UsageError(f"{option} {self.path}: {what}".lstrip())
+            self._refuse(option, what)
+
+    def _refuse(self, option: str, what: str) -> NoReturn:
+        raise UsageError(f"{option} {self.path}: {what}".lstrip())
 
     # Options, and how the run ended
 
     def save_config(self, config: TrainConfig) -> None:
-        """Write the options that the run was started with.
-
-        Raises:
-            UsageError: the folder cannot be created.
-        """
-        make_folder("--out", self.path)
+        """Write the options that the run was started with."""
         text = yaml.safe_dump(asdict(config) | {"out": str(self.path)}, sort_keys=False)
         write_text(self.path / "config.yaml", text)
 
@@ -226,7 +222,7 @@ class RunFolder:
         """
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         rows = [*rows_of(uerm.ledger, splits.train, splits.classes), *held_out]
-        write_table(self.path / "relabeled.csv", Row._fields, rows)
+        write_rows(self.path / "relabeled.csv", rows)
         write_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
     def ledger(self) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ COLUMNS = 8
 
 
 def sample_sheet(data: LabeledImages, labels: Tensor, classes: tuple[str, ...]) -> Image.Image:
-    """One row a class by `labels`; a red frame marks a label that is not the true one."""
+    """Draw one row a class by `labels`; a red frame marks a label that is not the true one."""
     rows: list[Tensor] = []
     for label in range(len(classes)):
         ids = (labels == label).nonzero()[:COLUMNS, 0].tolist()

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from unmuddle.recipe.data import LabeledImages
-from unmuddle.recipe.loaders import Use, seed_for
+from unmuddle.recipe.loaders import RngStream, seed_for
 from unmuddle.recipe.model import Classifier
 from unmuddle.uerm import LabelLedger
 
@@ -24,7 +24,7 @@ def snapshot(
         `mapped` `(m,)` ids and their `features` `(m, F)` by the model in eval mode; `pictured`
         `(p,)` ids of relabeled samples and their `thumbnails` `(p, 3, s, s)` uint8.
     """
-    random = torch.Generator().manual_seed(seed_for(Use.SNAPSHOT, seed))
+    random = torch.Generator().manual_seed(seed_for(RngStream.SNAPSHOT, seed))
 
     def draw(ids: Tensor, most: int) -> Tensor:
         chosen = torch.randperm(len(ids), generator=random)[:most]

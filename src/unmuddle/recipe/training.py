@@ -1,4 +1,4 @@
-"""Everything that training reads and changes, built from the options."""
+"""State of a training, built from the options."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.evaluate import Score, evaluate, observe
 from unmuddle.recipe.images import CHANCES, augment
-from unmuddle.recipe.loaders import Use, ordered_loader, seed_for, training_loader
+from unmuddle.recipe.loaders import RngStream, ordered_loader, seed_for, training_loader
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.prepare import Prepared, prepare
 from unmuddle.recipe.processes import check_shares, synchronize_norms
@@ -101,7 +101,7 @@ class Training:
     def seed_step(self, number: int) -> None:
         """Seed what the network draws in a step, so that a resumed run draws the same."""
         torch.manual_seed(
-            seed_for(Use.NETWORK, self.config.seed, number, self.accelerator.process_index)
+            seed_for(RngStream.NETWORK, self.config.seed, number, self.accelerator.process_index)
         )
 
     def augment(self, images: Tensor, number: int) -> Tensor:
@@ -111,7 +111,9 @@ class Training:
         """
         images = self.model.standardize(images).repeat_interleave(self.views, 0)
         rows, processes = len(images), self.accelerator.num_processes
-        random = torch.Generator().manual_seed(seed_for(Use.AUGMENTATION, self.config.seed, number))
+        random = torch.Generator().manual_seed(
+            seed_for(RngStream.AUGMENTATION, self.config.seed, number)
+        )
         chances = torch.rand(rows * processes, CHANCES, generator=random, dtype=torch.float32)
         return augment(
             images,

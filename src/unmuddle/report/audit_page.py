@@ -11,7 +11,7 @@ THUMBNAIL = 112  # pixels a side
 
 
 class Card(NamedTuple):
-    """One label in question.
+    """Label in question.
 
     Attributes:
         sample: its id in the split.

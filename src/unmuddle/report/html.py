@@ -23,7 +23,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a page of ours, which another one may take the place of."""
+    """Return whether a file is a page of this package, which may be overwritten."""
     try:
         with path.open(encoding="utf-8") as file:
             return f'content="{GENERATOR}"' in file.read(1000)

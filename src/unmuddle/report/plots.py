@@ -60,7 +60,7 @@ def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) 
 
 
 def color(number: int) -> str:
-    """Of a run."""
+    """Return the colour of a run."""
     return _COLORS[number % len(_COLORS)]
 
 
@@ -122,12 +122,12 @@ def matrix(
 
 
 def count_pairs(rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
-    """`(K, K)` how often each pair of labels occurs."""
+    """Count how often each pair of labels occurs, `(K, K)`."""
     return np.bincount(rows * size + columns, minlength=size**2).reshape(size, size)
 
 
 def embedding(samples: Samples, classes: Sequence[str]) -> str:
-    """Where the samples of the snapshot lie in feature space, by t-SNE; relabeled ones ringed."""
+    """Plot the samples of the snapshot in feature space by t-SNE, relabeled ones ringed."""
     ids = samples.snapshot["mapped"]
     points = _flatten(samples.snapshot["features"])
     changed = np.isin(ids, list(samples.changes))
@@ -150,7 +150,7 @@ def embedding(samples: Samples, classes: Sequence[str]) -> str:
 
 
 def _flatten(features: np.ndarray) -> np.ndarray:
-    """`(m, F)` to the plane."""
+    """Embed features `(m, F)` in the plane."""
     from sklearn.manifold import TSNE  # takes longer to import than all else here
 
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
@@ -160,7 +160,7 @@ def _flatten(features: np.ndarray) -> np.ndarray:
 
 
 def uncertainties(samples: Samples) -> str:
-    """How uncertain the labels are, right and wrong ones apart where the truth is known."""
+    """Plot the uncertainty of labels, right and wrong ones apart where the truth is known."""
     if samples.true is None:
         changed = samples.now != samples.given
         groups = {"label kept": ~changed, "label changed": changed}

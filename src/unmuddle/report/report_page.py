@@ -167,7 +167,7 @@ def _differ(cells: Sequence[str]) -> bool:
 
 
 def _written(value: Any) -> str:
-    """As one gives it on the command line."""
+    """Format a value as on the command line."""
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,7 +12,7 @@ from unmuddle.recipe.run_folder import RunFolder
 
 
 class Change(NamedTuple):
-    """Why a sample has its label."""
+    """Reason for the label of a sample."""
 
     epoch: int
     new: int

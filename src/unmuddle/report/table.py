@@ -1,4 +1,4 @@
-"""Several runs side by side."""
+"""Tables of runs, side by side."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 
 
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
-    """One column a run, one row a figure; a dash where a run has no such figure."""
+    """Build a table of one column a run and one row a figure; a dash where there is none."""
     table = Table()
     table.add_column("run")
     for run in runs:
@@ -64,7 +64,7 @@ def _percent(summary: dict[str, Any], group: str, key: str) -> str:
 
 
 def metrics_table(figures: dict[str, Any], title: str) -> Table:
-    """What `unmuddle evaluate` found: class by class, and below it the whole split."""
+    """Build the table of `unmuddle evaluate`: classes, and below them the whole split."""
     whole = [f"{figures['samples']} samples, 95 % intervals by bootstrap:"]
     for name in ("accuracy", "mean_class_accuracy", "calibration_error"):
         value, low, high = (_share(figures[name][key]) for key in ("value", "low", "high"))

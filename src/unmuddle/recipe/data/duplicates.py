@@ -23,7 +23,7 @@ Likeness = Literal["exact", "near"]
 
 
 class Copy(NamedTuple):
-    """One of several equal images.
+    """Image of a group of equal images.
 
     Attributes:
         group: number of the group of equal images.

@@ -91,7 +91,7 @@ def tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
 
 
 class ImageFiles:
-    """Item i is the decoded file i, `(3, size, size)` uint8.
+    """Images decoded from files; item i is `(3, size, size)` uint8.
 
     Args:
         paths: the files.
@@ -264,7 +264,7 @@ def _decode(image: Image.Image, box: Box | None) -> Image.Image:
 
 
 def _scaled(rgb: Image.Image, size: int) -> np.ndarray:
-    """`(size, size, 3)` uint8."""
+    """Return the pixels `(size, size, 3)` uint8."""
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.array(rgb)

@@ -27,7 +27,7 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Muscles:
-    """How a face departs from rest; 0 is relaxed, 1 is strong."""
+    """Departure of a face from rest; 0 is relaxed, 1 is strong."""
 
     brow_inner: float = 0.0  # up
     brow_outer: float = 0.0  # up
@@ -89,7 +89,7 @@ def _draw_split(split: int, size: int) -> LabeledImages:
 
 
 def draw_sample(rng: np.random.Generator) -> tuple[Tensor, int, Tensor]:
-    """One face `(3, 48, 48)` uint8, its true label, and its votes `(7,)` as a distribution."""
+    """Draw one face `(3, 48, 48)` uint8, its true label, and its votes `(7,)` as a distribution."""
     main = int(rng.integers(len(CLASSES)))
     other = int((main + rng.integers(1, len(CLASSES))) % len(CLASSES))
     strength = rng.uniform(0.6, 1.0)
@@ -112,7 +112,7 @@ def _vector(label: int) -> np.ndarray:
 
 
 def _draw_face(muscles: Muscles, rng: np.random.Generator) -> np.ndarray:
-    """`(48, 48, 3)` uint8: one person, drawn at random, with this expression."""
+    """Draw a random person with this expression, `(48, 48, 3)` uint8."""
     person = _Person(rng)
     canvas = Image.new("RGB", (_CANVAS, _CANVAS), person.background)
     draw = ImageDraw.Draw(canvas)
@@ -142,7 +142,7 @@ def _draw_face(muscles: Muscles, rng: np.random.Generator) -> np.ndarray:
 
 
 class _Person:
-    """What does not depend on the expression: colours and proportions, in canvas pixels."""
+    """Traits that do not depend on the expression: colours and proportions, in canvas pixels."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         tone = rng.uniform(0.35, 1.0)

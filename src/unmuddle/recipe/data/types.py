@@ -17,7 +17,7 @@ def digest(pixels: np.ndarray) -> bytes:
 
 
 class Images(Protocol):
-    """Item i is an image, `(3, H, W)` uint8; `digests` are equal for equal images."""
+    """Images `(3, H, W)` uint8; `digests` are equal for equal images."""
 
     digests: Sequence[bytes]
 

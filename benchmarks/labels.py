@@ -38,11 +38,11 @@ from label_figures import Problem, of_cleanlab, of_uerm
 from label_tables import SECTIONS
 from pages import write_section
 from timing import extra_megabytes, take_turns
-from unmuddle.recipe.atomic import write_table
 from unmuddle.recipe.backbones import build_backbone
 from unmuddle.recipe.data import load_data
 from unmuddle.recipe.data.noise import pair_noise, symmetric_noise
 from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.tables import write_table
 from unmuddle.recipe.trained import load_split, load_trained
 from unmuddle.uerm import Distribution, bayes, gather_evidence
 

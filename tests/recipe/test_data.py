@@ -257,7 +257,7 @@ def broken_fer2013(root: Path) -> None:
                 "expression that is not from 0 to 10: 1",
                 "image path that leaves the data set: 1",
                 "row without a box and an expression, as numbers: 2",
-                "missing column: 1",
+                "list that cannot be used: 1",
                 "missing image: 1",
                 "no images: 1",
             ],
@@ -322,7 +322,7 @@ def test_an_empty_folder_is_told_what_was_expected(name: str, message: str, tmp_
 
 def test_fer2013_needs_its_columns_and_text(tmp_path: Path) -> None:
     (tmp_path / "fer2013.csv").write_text("emotion,Usage\n0,Training\n")
-    with pytest.raises(UsageError, match=r"fer2013.csv: missing columns: pixels"):
+    with pytest.raises(UsageError, match=r"fer2013.csv: lacks the columns pixels"):
         load_data(f"fer2013:{tmp_path}")
     (tmp_path / "fer2013.csv").write_bytes("é".encode("latin-1"))
     with pytest.raises(UsageError, match=r"fer2013.csv: not readable"):
@@ -811,7 +811,7 @@ def test_labels_of_a_file_become_noise(tmp_path: Path) -> None:
     ("message", "text"),
     [
         ("not readable", None),
-        ("expected the columns name and label", "name,class\n0.png,calm\n"),
+        ("lacks the columns label; its first row holds name, class", "name,class\n0.png,calm\n"),
         ("label that is none of calm, glad: 1", "name,label\n0.png,sad\n"),
         ("image listed twice: 1", "name,label\n0.png,calm\n0.png,glad\n"),
         ("file without any of the training images: 1", "name,label\nother.png,calm\n"),

@@ -5,20 +5,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from safetensors.numpy import save_file
+
+from unmuddle.uerm import LabelLedger
 
 CLASSES = ["a", "b$<i>"]
 GIVEN = [0, 1] * 10
 TRUE = [0, 1] * 8 + [1] * 4  # two labels are wrong
-EVENTS = [
-    # sample, epoch, old, new, uncertainty, margin, threshold, rule
-    (16, 1, 0, 1, 0.9, 0.75, 0.5, "bayes"),
-    (0, 1, 0, 1, 0.8, 0.625, 0.5, "bayes"),
-    (17, 2, 1, 0, float("nan"), float("nan"), float("nan"), "decide"),
-    (2, 2, 0, 1, 0.7, 0.6, 0.5, "bayes"),
-    (2, 2, 1, 0, float("nan"), float("nan"), float("nan"), "revert"),
-]
+# sample, epoch, new label, uncertainty, margin
+RELABELS = [(16, 1, 1, 0.9, 0.75), (0, 1, 1, 0.8, 0.625), (2, 2, 1, 0.7, 0.6)]
 
 
 def write_csv(path: Path, columns: str, rows: list[tuple[object, ...]]) -> None:
@@ -50,11 +47,17 @@ def write_run(path: Path, *, finished: bool = True, truth: bool = True) -> Path:
         (i, f"{i}.png", y, CLASSES[y], t) for i, (y, t) in enumerate(zip(GIVEN, known, strict=True))
     ]
     write_csv(path / "samples.csv", "sample source label label_name true_label", rows)
-    events = [(i, *event) for i, event in enumerate(EVENTS)]
-    write_csv(
-        path / "ledger.csv", "event sample epoch old new uncertainty margin threshold rule", events
-    )
-    save_file({"uncertainty": np.linspace(0, 1, 20, dtype=np.float32)}, path / "uerm.safetensors")
+    ledger = LabelLedger(torch.tensor(GIVEN), len(CLASSES))
+    for sample, epoch, new, uncertainty, margin in RELABELS:
+        ledger.record(
+            torch.tensor([sample]), torch.tensor([new]), epoch=epoch, rule="bayes", threshold=0.5,
+            uncertainty=torch.tensor([uncertainty]), margin=torch.tensor([margin]),
+        )  # fmt: skip
+    ledger.decide(torch.tensor([17]), torch.tensor([0]))
+    ledger.revert(ids=torch.tensor([2]))
+    state = {f"ledger.{name}": tensor.numpy() for name, tensor in ledger.state_dict().items()}
+    state["uncertainty"] = np.linspace(0, 1, 20, dtype=np.float32)
+    save_file(state, path / "uerm.safetensors")
     if finished:
         random = np.random.default_rng(0)
         save_file(

@@ -103,7 +103,7 @@ def test_matrices_have_the_truth_in_rows(tmp_path: Path) -> None:
 
 
 def test_uncertainty_is_of_the_label_that_was_replaced(tmp_path: Path) -> None:
-    found = read_samples(RunFolder(write_run(tmp_path / "run"))).uncertainty
+    found = read_samples(RunFolder(write_run(tmp_path / "run")), 2).uncertainty
     expected = np.linspace(0, 1, 20)
     expected[[0, 16]] = 0.8, 0.9
     assert found == pytest.approx(expected)
@@ -181,7 +181,7 @@ def test_many_classes_are_drawn_without_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "of another kind"])
 @pytest.mark.parametrize(
-    "name", ["samples.csv", "ledger.csv", "uerm.safetensors", "snapshot.safetensors", "config.yaml"]
+    "name", ["samples.csv", "uerm.safetensors", "snapshot.safetensors", "config.yaml"]
 )
 def test_unreadable_files_are_told(tmp_path: Path, name: str, damage: str) -> None:
     file = write_run(tmp_path / "run") / name

@@ -1,10 +1,8 @@
 """Files that are written whole or not at all."""
 
-import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -36,18 +34,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file whole."""
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-
-    write_whole(path, write)
 
 
 def write_tensors(

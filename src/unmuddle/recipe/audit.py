@@ -196,20 +196,9 @@ def _read_state(
     run: RunFolder, data: LabeledImages, num_classes: int
 ) -> tuple[Distribution, Tensor, LabelLedger]:
     """Return mean predictions, whether each sample was seen, and the ledger of a run."""
-    state = run.uerm()
-    try:
-        mean, seen = state["predictions.mean"], state["predictions.seen"]
-        given = state["ledger.original_labels"]
-        if not torch.equal(given, data.labels) or mean.shape != (len(data), num_classes):
-            raise UsageError(
-                f"--run {run.path}: was trained on other labels: {len(given)} of {mean.shape[1]} "
-                f"classes, not the {len(data)} of {num_classes} classes of this data set"
-            )
-        ledger = LabelLedger(given, num_classes)
-        ledger.load_state_dict(
-            {k.removeprefix("ledger."): v for k, v in state.items() if k.startswith("ledger.")}
-        )
-        was_seen = seen.view_as(given) > 0
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise UsageError(f"--run {run.path}: uerm.safetensors does not fit: {error}") from error
-    return Distribution(mean), was_seen, ledger
+    ledger, state = run.uerm(data.labels, num_classes)
+    nothing = torch.zeros(0)
+    mean, seen = (state.get(f"predictions.{name}", nothing) for name in ("mean", "seen"))
+    if mean.shape != (len(data), num_classes) or seen.numel() != len(data):
+        raise UsageError(f"--run {run.path}: uerm.safetensors is of other samples or classes")
+    return Distribution(mean), seen.view(-1) > 0, ledger

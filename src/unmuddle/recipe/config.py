@@ -1,14 +1,19 @@
 """Options of `unmuddle train`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.paths import user_path
 
 PARTS = ("supcon", "arm", "published_arm", "uerm")
+_AT_LEAST = {
+    "epochs": 1, "batch_size": 2, "accumulate": 1, "workers": 0, "freeze_epochs": 0, "views": 1,
+    "image_size": 8, "lr_backbone": 0, "weight_decay": 0, "supcon_weight": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -160,40 +165,23 @@ class TrainConfig:
             if isinstance(field.default, str) and not isinstance(value, str):
                 raise UsageError(f"--{field.name}: expected text, got {value!r}")
         self.chosen_parts()
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 2),
-            ("accumulate", 1),
-            ("workers", 0),
-            ("freeze_epochs", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
-        if self.image_size is not None and self.image_size < 8:
-            raise UsageError(f"--image_size: expected at least 8, got {self.image_size}")
-        if self.views is not None and self.views < 1:
-            raise UsageError(f"--views: expected at least 1, got {self.views}")
+        for name, least in _AT_LEAST.items():
+            self._expect(name, f"at least {least}", lambda value, least=least: value >= least)
+        for name in ("lr", "temperature"):
+            self._expect(name, "more than 0", lambda value: value > 0)
+        for name in ("warmup", "augment", "label_smoothing"):
+            self._expect(name, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+        self._expect("average", "0 <= average < 1", lambda value: 0 <= value < 1)
+        self._expect("seed", "0 <= seed < 2**32", lambda value: 0 <= value < 2**32)
         changes_labels = "uerm" in self.chosen_parts() or self.noise != "none" or self.labels
         if self.targets == "votes" and changes_labels:
             raise UsageError(
                 "--targets votes: no label is trained on then; leave out uerm, --noise and --labels"
             )
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name}: expected more than 0, got {getattr(self, name)}")
-        if self.lr_backbone is not None and not self.lr_backbone >= 0:
-            raise UsageError(f"--lr_backbone: expected at least 0, got {self.lr_backbone}")
-        for name in ("weight_decay", "supcon_weight"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name}: expected at least 0, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed: expected 0 <= seed < 2**32, got {self.seed}")
-        for name in ("warmup", "augment", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(
-                    f"--{name}: expected a number from 0 to 1, got {getattr(self, name)}"
-                )
-        if not 0 <= self.average < 1:
-            raise UsageError(f"--average: expected 0 <= average < 1, got {self.average}")
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")
+
+    def _expect(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise UsageError(f"--{name}: expected {expected}, got {value}")

@@ -4,7 +4,6 @@
 relabeled. `unmuddle train --labels` and `unmuddle repair` read it.
 """
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unmuddle.recipe.atomic import write_table
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.files import Problems, listing
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import LabelLedger
 
 ACCEPT, REJECT = "accept", "reject"
@@ -251,20 +250,12 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
         ValueError: the file cannot be read, or lacks a column.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             header = file.readline()
-            file.seek(0)
-            # Spreadsheets write what their country separates by.
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
-            found, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
+    except OSError as error:
         raise ValueError(f"not readable: {error}") from error
-    missing = [name for name in _NEEDED if name not in found]
-    if missing:
-        raise ValueError(
-            f"lacks the columns {', '.join(missing)}; "
-            f"its first row holds {', '.join(found) or 'nothing'}"
-        )
+    # Spreadsheets write what their country separates by.
+    rows = [*read_table(path, _NEEDED, delimiter=max(",;\t", key=header.count))]
     for _, row in rows:
         if isinstance(row["decision"], str):
             row["decision"] = row["decision"].strip()

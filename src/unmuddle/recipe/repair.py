@@ -1,6 +1,5 @@
 """A repaired copy of a folder of images; the original is never changed."""
 
-import csv
 import filecmp
 import shutil
 import unicodedata
@@ -8,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unmuddle.recipe.atomic import make_folder, write_table
+from unmuddle.recipe.atomic import make_folder
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.files import Problems, listing
 from unmuddle.recipe.data.folder import read_folder
 from unmuddle.recipe.decisions import Decisions, read_decisions
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.paths import check_outside, user_path
+from unmuddle.recipe.tables import read_table, write_table
 
 MANIFEST = "manifest.csv"
 Way = Literal["copy", "link", "list"]
@@ -96,12 +96,10 @@ def _earlier(out: Path) -> set[str]:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
     try:
-        with (out / MANIFEST).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            targets = {row["target"] for row in reader}
+        targets = {row["target"] or "" for _, row in read_table(out / MANIFEST, ("target",))}
         if any(Path(target).is_absolute() or ".." in Path(target).parts for target in targets):
             raise ValueError("a target is outside")
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+    except ValueError as error:
         raise UsageError(f"--out {out}: exists and is no repaired folder: {error}") from error
     return targets
 

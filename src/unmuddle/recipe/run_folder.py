@@ -1,6 +1,5 @@
 """The files of a run: how each is written, and how it is read."""
 
-import csv
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,25 +13,22 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unmuddle.recipe.atomic import (
-    PARTIAL,
-    write_table,
-    write_tensors,
-    write_text,
-    write_whole,
-)
+from unmuddle.recipe.atomic import PARTIAL, write_tensors, write_text, write_whole
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, Splits
 from unmuddle.recipe.data.duplicates import Copy
 from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of, write_rows
 from unmuddle.recipe.errors import UsageError
-from unmuddle.uerm import UERM
+from unmuddle.recipe.tables import read_table, write_table
+from unmuddle.uerm import UERM, LabelLedger
 
 _SUMMARY = (
     "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
 )  # fmt: skip
 _METRICS = ("epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_right")
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError, SafetensorError)
+_DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError, SafetensorError
+)  # fmt: skip
 
 
 class RunFolder:
@@ -181,9 +177,15 @@ class RunFolder:
         rows = zip(range(len(data)), sources, labels, names, true, strict=True)
         write_table(self.path / "samples.csv", columns, rows)
 
-    def samples(self) -> list[dict[str, str]]:
+    def samples(self) -> list[dict[str | None, Any]]:
         """Read the rows of `samples.csv`."""
-        return _read_table(self.path / "samples.csv", ("source", "label", "true_label"))
+        path = self.path / "samples.csv"
+        with _reading(path):
+            path.stat()
+            rows = [*read_table(path, ("source", "label", "true_label"))]
+            if odd := next((line for line, row in rows if None in (*row, *row.values())), None):
+                raise ValueError(f"line {odd} is not of as many columns as the first")
+        return [row for _, row in rows]
 
     def check_images(self, option: str, data: LabeledImages) -> None:
         """Raise a UsageError unless the images have the names of the run's, wherever they are."""
@@ -225,14 +227,15 @@ class RunFolder:
         write_rows(self.path / "relabeled.csv", rows)
         write_tensors(self.path / "uerm.safetensors", uerm.state_dict())
 
-    def ledger(self) -> list[dict[str, str]]:
-        """Read the label changes, in order."""
-        columns = ("sample", "epoch", "new", "uncertainty", "margin", "threshold", "rule")
-        return _read_table(self.path / "ledger.csv", columns)
-
-    def uerm(self) -> dict[str, Tensor]:
-        """Read UERM's state."""
-        return _read_tensors(self.path / "uerm.safetensors")
+    def uerm(self, labels: Tensor, num_classes: int) -> tuple[LabelLedger, dict[str, Tensor]]:
+        """Read the ledger of the training labels, and the other tensors of UERM's state."""
+        path = self.path / "uerm.safetensors"
+        state = _read_tensors(path)
+        of_ledger = {k.removeprefix("ledger."): state.pop(k) for k in {*state} if "ledger." in k}
+        ledger = LabelLedger(labels, num_classes)
+        with _reading(path):
+            ledger.load_state_dict(of_ledger)
+        return ledger, state
 
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:
         """Write what a report shows of the training samples."""
@@ -253,17 +256,6 @@ def _reading(path: Path) -> Generator[None]:
         raise UsageError(f"{path}: is not there") from error
     except _DAMAGE as error:
         raise UsageError(f"{path}: is not readable: {error}") from error
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with _reading(path), path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        _check_keys(dict.fromkeys(reader.fieldnames or ()), columns)
-        for number, row in enumerate(rows, start=1):
-            if None in row or None in row.values():
-                raise ValueError(f"row {number} is not of as many columns as the first")
-    return rows
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from unmuddle.recipe.atomic import write_table
 from unmuddle.recipe.backbones import build_backbone, saved_pixels
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
@@ -19,6 +18,7 @@ from unmuddle.recipe.loaders import ordered_loader
 from unmuddle.recipe.metrics import Metrics, measure
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.tables import write_table
 
 
 class Trained(NamedTuple):

@@ -44,38 +44,30 @@ def report_page(runs: Sequence[RunFiles]) -> str:
         names=[run.name for run in runs],
         colors=[plots.color(number) for number in range(len(runs))],
         comparison=[(name, cells, _differ(cells)) for name, cells in comparison(runs)],
-        curves=list(_curves(runs)),
+        curves=_curves(runs),
         sections=[_section(run) for run in runs],
         options=_options(runs),
     )
 
 
-def _curves(runs: Sequence[RunFiles]) -> Iterator[Plot]:
-    for title, caption, svg in (
-        (
-            "Training loss",
-            "Mean over the epoch, of all parts together.",
-            plots.curves(runs, "train_loss"),
-        ),
-        (
-            "Accuracy",
-            "Solid: validation, a ring at the selected epoch. Dashed: training, on augmented "
-            "images against the labels trained on.",
-            plots.curves(runs, "val_accuracy", "train_accuracy", share=True),
-        ),
-        (
-            "Training labels right",
-            "Share that agrees with the labels known to be better.",
-            plots.curves(runs, "labels_right", share=True),
-        ),
-    ):
-        if svg is not None:
-            yield Plot(title, caption, svg)
+def _curves(runs: Sequence[RunFiles]) -> list[Plot]:
+    accuracy = (
+        "Solid: validation, a ring at the selected epoch. Dashed: training, on augmented images "
+        "against the labels trained on."
+    )
+    right = "Share that agrees with the labels known to be better."
+    found = (
+        ("Training loss", "Mean over the epoch, of all parts together.", ("train_loss",), False),
+        ("Accuracy", accuracy, ("val_accuracy", "train_accuracy"), True),
+        ("Training labels right", right, ("labels_right",), True),
+    )
+    drawn = [(title, text, plots.curves(runs, *keys, share=s)) for title, text, keys, s in found]
+    return [Plot(title, text, svg) for title, text, svg in drawn if svg]
 
 
 def _section(run: RunFiles) -> dict[str, Any]:
-    samples = read_samples(run.folder)
     classes: list[str] = run.summary["classes"]
+    samples = read_samples(run.folder, len(classes))
     try:
         return {
             "name": run.name,
@@ -93,44 +85,34 @@ def _section(run: RunFiles) -> dict[str, Any]:
 def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[Plot]:
     size = len(classes)
     if "test" in run.summary:
-        yield Plot(
-            "Test confusion",
-            "Percent of each true class.",
-            plots.matrix(np.array(run.summary["test"]["confusion"]), classes, "true", "predicted"),
-        )
+        svg = plots.matrix(np.array(run.summary["test"]["confusion"]), classes, "true", "predicted")
+        yield Plot("Test confusion", "Percent of each true class.", svg)
     if samples.changes:
         flow = plots.count_pairs(samples.given, samples.now, size)
         np.fill_diagonal(flow, 0)
-        yield Plot(
-            "Relabel flow",
-            f"{len(samples.changes)} of {len(samples.now)} training labels, counted.",
-            plots.matrix(flow, classes, "given label", "new label", shares=False),
-        )
+        svg = plots.matrix(flow, classes, "given label", "new label", shares=False)
+        text = f"{len(samples.changes)} of {len(samples.now)} training labels, counted."
+        yield Plot("Relabel flow", text, svg)
     if samples.true is not None:
-        for title, labels in (("as given", samples.given), ("after relabeling", samples.now)):
+        after = [("after relabeling", samples.now)] if samples.changes else []
+        for title, labels in [("as given", samples.given), *after]:
             right = (labels == samples.true).mean()
+            counts = plots.count_pairs(samples.true, labels, size)
             yield Plot(
                 f"Training labels {title}",
                 f"Percent of each true class; {right:.1%} are right.",
-                plots.matrix(
-                    plots.count_pairs(samples.true, labels, size), classes, "true", "label"
-                ),
+                plots.matrix(counts, classes, "true", "label"),
             )
-            if not samples.changes:
-                break
     if samples.uncertainty.any():
-        yield Plot(
-            "Uncertainty",
-            "Of the label when the run ended, or when it was changed; logarithmic scale.",
-            plots.uncertainties(samples),
+        text = "Of the label when the run ended, or when it was changed; logarithmic scale."
+        yield Plot("Uncertainty", text, plots.uncertainties(samples))
+    mapped = len(samples.snapshot.get("mapped", ()))
+    if mapped >= plots.FEWEST_MAPPED:
+        text = (
+            f"Features of {mapped}, drawn by chance, by t-SNE, "
+            "in the colour of the label when the run ended."
         )
-    if len(samples.snapshot.get("mapped", ())) >= plots.FEWEST_MAPPED:
-        yield Plot(
-            "Map of the training samples",
-            f"Features of {len(samples.snapshot['mapped'])}, drawn by chance, by t-SNE, "
-            "in the colour of the label when the run ended.",
-            plots.embedding(samples, classes),
-        )
+        yield Plot("Map of the training samples", text, plots.embedding(samples, classes))
 
 
 def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:

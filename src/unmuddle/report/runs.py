@@ -3,23 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.run_folder import RunFolder
-
-
-class Change(NamedTuple):
-    """Reason for the label of a sample."""
-
-    epoch: int
-    new: int
-    uncertainty: float
-    margin: float
-    threshold: float
-    rule: str
+from unmuddle.uerm import Event
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Samples:
     now: np.ndarray
     true: np.ndarray | None
     uncertainty: np.ndarray
-    changes: dict[int, Change]
+    changes: dict[int, Event]
     snapshot: dict[str, np.ndarray]
 
 
@@ -99,39 +90,29 @@ def _name(folder: Path, folders: list[Path]) -> str:
     )
 
 
-def read_samples(folder: RunFolder) -> Samples:
+def read_samples(folder: RunFolder, num_classes: int) -> Samples:
     """Read the training samples of a run, their labels and the snapshot.
 
     Raises:
         UsageError: a file cannot be read, or does not fit the others.
     """
-    rows, events = folder.samples(), folder.ledger()
+    rows = folder.samples()
     try:
         given = np.array([int(row["label"]) for row in rows])
         known = all(row["true_label"] for row in rows)
         true = np.array([int(row["true_label"]) for row in rows]) if known else None
-        now, changes = _replay(events, given)
-        uncertainty = folder.uerm()["uncertainty"].numpy().copy()
-        if len(uncertainty) != len(given):
-            raise ValueError(f"{len(uncertainty)} uncertainties for {len(given)} samples")
+        ledger, state = folder.uerm(torch.from_numpy(given), num_classes)
+        now = ledger.current_labels.numpy()
+        changes = {event.sample: event for event in ledger.events()}  # the last of each
+        changes = {i: event for i, event in changes.items() if now[i] != given[i]}
+        uncertainty = state["uncertainty"].numpy().copy()
         for sample, change in changes.items():
             if not np.isnan(change.uncertainty):
                 uncertainty[sample] = change.uncertainty
     except (LookupError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{folder.path}: its files do not fit one another: {error!r}") from error
     snapshot = {name: tensor.numpy() for name, tensor in folder.snapshot().items()}
     sources = [row["source"] for row in rows]
     return Samples(sources, given, now, true, uncertainty, changes, snapshot)
-
-
-def _replay(
-    events: Sequence[dict[str, str]], given: np.ndarray
-) -> tuple[np.ndarray, dict[int, Change]]:
-    """Return the labels after all events, and the last change of each that is not as given."""
-    now, last = given.copy(), dict[int, Change]()
-    for row in events:
-        sample, new = int(row["sample"]), int(row["new"])
-        scores = (float(row[name]) for name in ("uncertainty", "margin", "threshold"))
-        last[sample] = Change(int(row["epoch"]), new, *scores, rule=row["rule"])
-        now[sample] = new
-    return now, {i: change for i, change in last.items() if now[i] != given[i]}

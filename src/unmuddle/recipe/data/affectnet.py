@@ -1,6 +1,5 @@
 """AffectNet: 290,000 real faces of eight expressions (Mollahosseini et al. 2017)."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,17 +11,9 @@ from unmuddle.recipe.data.files import Box, Problems, find_images, read_labeled
 from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.tables import read_table
 
-CLASSES = (
-    "neutral",
-    "happiness",
-    "sadness",
-    "surprise",
-    "fear",
-    "disgust",
-    "anger",
-    "contempt",
-)
+CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 SIZE = 224
 _LISTS = Path("Manually_Annotated_file_lists")
 _IMAGES = Path("Manually_Annotated_Images")
@@ -76,35 +67,30 @@ def _read_list(root: Path, name: str, problems: Problems) -> list[_Face]:
     path = root / _LISTS / f"{name}.csv"
     faces: dict[str, _Face] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = {"subDirectory_filePath", *_COLUMNS} - set(reader.fieldnames or ())
-            if missing:
-                problems.add("missing column", f"{path}: {', '.join(sorted(missing))}")
-                return []
-            for number, row in enumerate(reader, start=2):
-                where = f"{path}:{number}"
-                image = Path(row["subDirectory_filePath"] or "")
-                try:
-                    x, y, width, height, label = (int(float(row[column])) for column in _COLUMNS)
-                except (TypeError, ValueError, OverflowError):
-                    problems.add("row without a box and an expression, as numbers", where)
-                    continue
-                if not 0 <= label <= _LAST_LABEL:
-                    problems.add(f"expression that is not from 0 to {_LAST_LABEL}", where)
-                elif image.is_absolute() or ".." in image.parts:
-                    problems.add("image path that leaves the data set", where)
-                elif label >= len(CLASSES):
-                    problems.leave_out("face of no expression", str(root / _IMAGES / image))
-                elif str(image) in faces:
-                    problems.add("image listed twice", where)
-                elif min(width, height) <= 0:
-                    problems.leave_out("face with an empty box", str(root / _IMAGES / image))
-                else:
-                    box = (x, y, x + width, y + height)
-                    faces[str(image)] = _Face(root / _IMAGES / image, label, box)
-    except (OSError, ValueError, csv.Error) as error:
-        problems.add("list that is not readable", f"{path}: {error}")
+        rows = read_table(path, ("subDirectory_filePath", *_COLUMNS), skipinitialspace=True)
+        for number, row in rows:
+            where = f"{path}:{number}"
+            image = Path(row["subDirectory_filePath"] or "")
+            try:
+                x, y, width, height, label = (int(float(row[column])) for column in _COLUMNS)
+            except (TypeError, ValueError, OverflowError):
+                problems.add("row without a box and an expression, as numbers", where)
+                continue
+            if not 0 <= label <= _LAST_LABEL:
+                problems.add(f"expression that is not from 0 to {_LAST_LABEL}", where)
+            elif image.is_absolute() or ".." in image.parts:
+                problems.add("image path that leaves the data set", where)
+            elif label >= len(CLASSES):
+                problems.leave_out("face of no expression", str(root / _IMAGES / image))
+            elif str(image) in faces:
+                problems.add("image listed twice", where)
+            elif min(width, height) <= 0:
+                problems.leave_out("face with an empty box", str(root / _IMAGES / image))
+            else:
+                box = (x, y, x + width, y + height)
+                faces[str(image)] = _Face(root / _IMAGES / image, label, box)
+    except ValueError as error:
+        problems.add("list that cannot be used", f"{path}: {error}")
     return list(faces.values())
 
 

@@ -1,6 +1,5 @@
 """FER2013: 35,887 real faces of seven expressions in one table (Goodfellow et al. 2013)."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from unmuddle.recipe.data.files import Problems
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.tables import read_table
 
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 SIZE = 48
@@ -24,27 +24,20 @@ def load_fer2013(root: Path, image_size: int | None, _seed: int, problems: Probl
     labels: dict[str, list[int]] = {part: [] for part in _PARTS}
     pixels: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames or ())
-            if missing:
-                raise UsageError(f"{table}: missing columns: {', '.join(sorted(missing))}")
-            for number, row in enumerate(reader, start=2):
-                where = f"{table}:{number}"
-                grey = _parse_pixels(row["pixels"])
-                if row["Usage"] not in _PARTS:
-                    problems.add(f"Usage that is none of {', '.join(_PARTS)}", where)
-                elif row["emotion"] not in ("0", "1", "2", "3", "4", "5", "6"):
-                    problems.add("emotion that is not from 0 to 6", where)
-                elif grey is None:
-                    problems.add(f"row without {SIZE} x {SIZE} pixels from 0 to 255", where)
-                else:
-                    labels[row["Usage"]].append(int(row["emotion"]))
-                    pixels[row["Usage"]].append(grey)
-    except (OSError, ValueError, csv.Error) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{table}: not readable: {error}") from error
+        for number, row in read_table(table, ("emotion", "pixels", "Usage"), skipinitialspace=True):
+            where = f"{table}:{number}"
+            grey = _parse_pixels(row["pixels"])
+            if row["Usage"] not in _PARTS:
+                problems.add(f"Usage that is none of {', '.join(_PARTS)}", where)
+            elif row["emotion"] not in ("0", "1", "2", "3", "4", "5", "6"):
+                problems.add("emotion that is not from 0 to 6", where)
+            elif grey is None:
+                problems.add(f"row without {SIZE} x {SIZE} pixels from 0 to 255", where)
+            else:
+                labels[row["Usage"]].append(int(row["emotion"]))
+                pixels[row["Usage"]].append(grey)
+    except ValueError as error:
+        raise UsageError(f"{table}: {error}") from error
     for part in _PARTS:
         if not labels[part]:
             problems.add("no images", part)

@@ -10,16 +10,7 @@ from unmuddle.recipe.data.files import Problems, read_labeled
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
-CLASSES = (
-    "neutral",
-    "happiness",
-    "surprise",
-    "sadness",
-    "anger",
-    "disgust",
-    "fear",
-    "contempt",
-)
+CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SIZE = 48
 _FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
 _VOTE_COLUMNS = 10  # the eight classes, unknown, not a face

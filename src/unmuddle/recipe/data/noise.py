@@ -1,6 +1,5 @@
 """Put noise into training labels and keep the truth, so that relabeling can be scored."""
 
-import csv
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from unmuddle.recipe.data.files import Problems
 from unmuddle.recipe.data.types import LabeledImages
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.paths import user_path
+from unmuddle.recipe.tables import read_table
 
 
 def add_noise(
@@ -81,8 +81,8 @@ def _read_labels(
 ) -> Tensor:
     try:
         rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"--noise file:{path}: not readable: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--noise file:{path}: {error}") from error
     samples_of: dict[str, list[int]] = defaultdict(list)
     for sample in range(len(data)):
         for name in _names(data.source(sample)):
@@ -112,13 +112,8 @@ _Rows = list[tuple[int, tuple[str, str]]]  # number of the row, name of the imag
 
 
 def _read_csv(path: Path) -> _Rows:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    columns = reader.fieldnames or ()
-    if not {"name", "label"} <= set(columns):
-        raise ValueError(f"expected the columns name and label, got {columns}")
-    return [(n, (row["name"] or "", row["label"])) for n, row in enumerate(rows, start=2)]
+    rows = read_table(path, ("name", "label"))
+    return [(number, (row["name"] or "", row["label"])) for number, row in rows]
 
 
 def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:

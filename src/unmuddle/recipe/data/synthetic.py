@@ -5,7 +5,7 @@ sample blends a main expression with some of another at some strength, so that w
 faces are ambiguous, and ten imagined annotators vote accordingly.
 """
 
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ _FACE_HALF = 72.0
 RGB = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Muscles:
+class Muscles(NamedTuple):
     """Departure of a face from rest; 0 is relaxed, 1 is strong."""
 
     brow_inner: float = 0.0  # up
@@ -42,32 +41,15 @@ class Muscles:
     cheeks: float = 0.0
 
 
-EXPRESSIONS = {
+EXPRESSIONS = {  # brows (3), eyes (2), nose, lip, mouth (3), cheeks
     "neutral": Muscles(),
-    "happiness": Muscles(
-        brow_outer=0.1, eye_open=-0.15, lower_lid=0.5, mouth_curve=1.0, mouth_open=0.35,
-        mouth_wide=0.5, cheeks=1.0,
-    ),
-    "surprise": Muscles(
-        brow_inner=0.9, brow_outer=1.0, eye_open=0.8, mouth_open=1.0, mouth_wide=-0.5,
-    ),
-    "sadness": Muscles(
-        brow_inner=0.9, brow_outer=-0.7, brow_knit=0.3, eye_open=-0.35, mouth_curve=-1.0,
-        mouth_wide=-0.1,
-    ),
-    "anger": Muscles(
-        brow_inner=-1.0, brow_outer=0.35, brow_knit=1.0, eye_open=0.1, lower_lid=0.4,
-        mouth_curve=-0.35, mouth_wide=-0.3,
-    ),
-    "disgust": Muscles(
-        brow_inner=-0.55, brow_outer=-0.3, brow_knit=0.4, eye_open=-0.6, lower_lid=0.5,
-        nose_wrinkle=1.0, lip_raise=1.0, mouth_curve=-0.6, mouth_open=0.2,
-    ),
-    "fear": Muscles(
-        brow_inner=1.0, brow_outer=0.1, brow_knit=0.7, eye_open=0.75, mouth_curve=-0.45,
-        mouth_open=0.4, mouth_wide=0.6, lip_raise=0.3,
-    ),
-}  # fmt: skip
+    "happiness": Muscles(0, 0.1, 0, -0.15, 0.5, 0, 0, 1, 0.35, 0.5, 1),
+    "surprise": Muscles(0.9, 1, 0, 0.8, 0, 0, 0, 0, 1, -0.5, 0),
+    "sadness": Muscles(0.9, -0.7, 0.3, -0.35, 0, 0, 0, -1, 0, -0.1, 0),
+    "anger": Muscles(-1, 0.35, 1, 0.1, 0.4, 0, 0, -0.35, 0, -0.3, 0),
+    "disgust": Muscles(-0.55, -0.3, 0.4, -0.6, 0.5, 1, 1, -0.6, 0.2, 0, 0),
+    "fear": Muscles(1, 0.1, 0.7, 0.75, 0, 0, 0.3, -0.45, 0.4, 0.6, 0),
+}
 
 
 def load_synthetic(train: int = 1600, val: int = 500, test: int = 1000) -> Splits:
@@ -101,14 +83,11 @@ def draw_sample(rng: np.random.Generator) -> tuple[Tensor, int, Tensor]:
     belief[0] += 0.5 * (1 - strength)
     votes = rng.multinomial(VOTERS, belief / belief.sum()) / VOTERS
 
-    blend = (1 - mix) * _vector(main) + mix * _vector(other)
+    of_main, of_other = (np.array(EXPRESSIONS[CLASSES[label]]) for label in (main, other))
+    blend = (1 - mix) * of_main + mix * of_other
     muscles = Muscles(*(strength * blend + rng.normal(0, 0.06, len(blend))))
     image = torch.from_numpy(_draw_face(muscles, rng)).permute(2, 0, 1)
     return image, main, torch.from_numpy(votes)
-
-
-def _vector(label: int) -> np.ndarray:
-    return np.array(astuple(EXPRESSIONS[CLASSES[label]]))
 
 
 def _draw_face(muscles: Muscles, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,50 @@
+"""Tables as CSV files: columns checked where one is read, written whole or not at all."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unmuddle.recipe.atomic import write_whole
+
+
+def read_table(
+    path: Path, columns: Sequence[str], **dialect: Any
+) -> Iterator[tuple[int, dict[str | None, Any]]]:
+    """Yield the rows by column, each with the number of its line.
+
+    A row of another length than the header holds `None`, as `csv.DictReader` makes it.
+
+    Args:
+        path: CSV file with a header.
+        columns: that it needs.
+        **dialect: of `csv.reader`.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, **dialect)
+            found = reader.fieldnames or ()
+            if missing := [name for name in columns if name not in found]:
+                raise ValueError(
+                    f"lacks the columns {', '.join(missing)}; "
+                    f"its first row holds {', '.join(found) or 'nothing'}"
+                )
+            for row in reader:
+                yield reader.line_num, row
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"not readable: {error}") from error
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a header and rows."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    write_whole(path, write)

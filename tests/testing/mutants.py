@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+import gathers
+import zoo
 from unmuddle import supcon_loss
 from unmuddle.testing.loss import Kind
 
@@ -22,6 +24,7 @@ class Mutant(NamedTuple):
     fn: Callable[..., Tensor]
     kinds: tuple[Kind, ...]
     fault: str
+    processes: int | None = None
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -452,3 +455,44 @@ class Secretive(Honest):
 
 MUTANTS["deep_copy"] = Mutant(Forgetful(), SUPCON, "a copy is hotter")
 MUTANTS["state_is_all"] = Mutant(Secretive(), SUPCON, "a buffer is not part of the state")
+
+
+# --- those of the collection of wrong losses
+
+FOUND = {
+    "far_from_origin": "triplet_cancels",
+    "near_negative": "triplet_minus_margin",
+    "far_negative": "triplet_without_relu",
+    "own_pairs": "triplet_own_positive",
+    "larger_margin": "triplet_margin_divides",
+    "score_shift": "extra_term",
+    "equal_scores": "smoothing_beyond_one",
+    "proper": "double_softmax",
+    "proper_gradient": "log_of_softmax_plus",
+    "proper_sigmoid": "double_sigmoid",
+    "proper_sigmoid_gradient": "softmax_then_sigmoid",
+    "certain_prediction": "hinge_with_itself",
+    "rare_class": "weights_by_count",
+    "repeated_batch": "sum_for_mean",
+    "repeated_batch_sum": "mean_for_sum",
+    "perfect_mask": "dice_without_two",
+    "disjoint_mask": "dice_coefficient",
+    "swapped_masks": "dice_precision",
+    "tensors_are_state": "PlainTensor",
+}
+MUTANTS |= {law: Mutant(*zoo.WRONG[name]) for law, name in FOUND.items()}
+
+
+@mutant("rows are pulled to the origin a little", ("distances",))
+def translation(features, labels):
+    return zoo.triplet(features, labels) + 0.01 * features.square().mean()
+
+
+GATHERED = {
+    "equal_shares": gathers.own_rows_live,
+    "unequal_shares": gathers.mean_of_own_samples,
+    "empty_share": gathers.busy_processes,
+}
+MUTANTS |= {
+    law: Mutant(fn, ("supervised",), gathers.FAULTS[fn.__name__], 2) for law, fn in GATHERED.items()
+}

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import json
+import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,21 +34,39 @@ from unmuddle.testing import (
 pytest_plugins = ["pytester"]
 
 
-def test_a_counter_example_is_small_and_its_code_shows_it() -> None:
+def printed_by(code: str, **names: object) -> list[float]:
+    """Numbers that the code prints, one a line."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, names)
+    return [float(number) for number in re.findall(r"tensor\((-?[\d.]+|nan)", printed.getvalue())]
+
+
+def test_a_counter_example_is_small_and_its_code_needs_the_loss_alone() -> None:
     (result,) = check_loss(MUTANTS["rotation"].fn, laws=[LAWS["rotation"]]).results
     assert (result.batch.n, result.batch.structure) == (2, "random")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(result.code, {"rotation": mutants.rotation})
-    assert printed.getvalue().strip() == result.numbers
+    assert "unmuddle" not in result.code
+    assert "from mutants import rotation as loss\n" in result.code
+    assert "x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)" in result.code
+    assert "# rotated: x @ q" in result.code
+    printed = printed_by(result.code)
+    assert printed == pytest.approx([result.expected, result.found], abs=1e-4)
 
 
 def test_a_loss_without_a_name_is_called_loss() -> None:
     loss = partial(mutants.padding)
     (result,) = check_loss(loss, kinds=["pairwise"], laws=[LAWS["padding"]]).results
-    assert "Loss(loss, ['pairwise'])" in result.code
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(result.code, {"loss": loss})
-    assert printed.getvalue().strip() == result.numbers
+    assert "# loss: what was checked" in result.code
+    printed = printed_by(result.code, loss=loss)
+    assert printed == pytest.approx([result.expected, result.found], abs=1e-4)
+
+
+def test_losses_of_samples_are_averaged_in_the_code() -> None:
+    def loss(features, labels):
+        return features[:, 0]
+
+    (result,) = check_loss(loss, laws=["rotation"]).results
+    printed = printed_by(result.code, loss=loss)
+    assert printed == pytest.approx([result.expected, result.found], abs=1e-4)
 
 
 def test_a_report_says_what_failed_with_both_numbers() -> None:
@@ -54,10 +75,24 @@ def test_a_report_says_what_failed_with_both_numbers() -> None:
     assert text.startswith("padding: 1 failed, ")
     assert "found " in text
     assert ", expected == " in text
-    assert "Loss(padding, ['pairwise']), Batch(n=3, dim=1, " in text
+    assert "(a column of zeros for each column)" in text
+    assert "\npassed: finite_value, " in text
+    assert "\n    needs kinds=['normalised']: rescaling, " in text
     with pytest.raises(BrokenLawError, match="padding breaks 1 laws\npadding: Features that are"):
         report.raise_if_failed()
-    assert {result.status for result in report.results} == {"passed", "failed", "not applicable"}
+    assert {result.status for result in report.results} == {"passed", "failed", "not asked"}
+
+
+def test_a_report_is_json() -> None:
+    def undefined(features, labels):
+        return features.sum() * math.nan
+
+    told = json.loads(json.dumps(check_loss(undefined, kinds=["pairwise"]).to_dict()))
+    assert sum(told["counts"].values()) == len(told["laws"]) == len(LAWS)
+    (entry,) = [entry for entry in told["laws"] if entry["name"] == "finite_value"]
+    assert (entry["status"], entry["found"], entry["relation"]) == ("failed", "nan", "is finite")
+    (entry,) = [entry for entry in told["laws"] if entry["name"] == "one_hot"]
+    assert (entry["status"], entry["reason"]) == ("not asked", "needs kinds=['soft']")
 
 
 def test_laws_ask_only_what_a_loss_is_meant_to_keep() -> None:
@@ -112,7 +147,7 @@ def test_options_mean_nothing_but_for_a_contrastive_loss() -> None:
         return mutants.supcon(features, labels)
 
     assert Loss(loss).traits == {"pairwise", "supervised"}
-    assert Loss(loss, ["contrastive"]).traits == {"contrastive"}
+    assert Loss(loss, ["contrastive"]).traits == {"contrastive", "negatives"}
 
 
 def test_a_law_may_measure_what_it_likes() -> None:
@@ -140,7 +175,7 @@ def test_where_a_loss_is_nan_only_the_law_about_that_is_broken() -> None:
     batch = Batch(n=4, dim=3, classes=2)
     status = {name: try_law(LAWS[name], Loss(undefined), batch).status for name in LAWS}
     assert status["finite_value"] == "failed"
-    assert status["rotation"] == status["permutation"] == "not applicable"
+    assert status["rotation"] == status["permutation"] == "not asked"
     assert LAWS["rotation"].applies(Loss(undefined))
 
 
@@ -149,7 +184,7 @@ def never(features, labels):
 
 
 def test_a_loss_without_a_value_is_neither_right_nor_wrong(pytester: pytest.Pytester) -> None:
-    assert {result.status for result in check_loss(never).results} == {"not applicable"}
+    assert {result.status for result in check_loss(never).results} == {"not asked"}
     pytester.makepyfile(
         """
         from unmuddle.testing import NotApplicable, parametrize_with_laws
@@ -190,22 +225,56 @@ def test_what_a_law_does_wrong_is_not_blamed_on_the_loss() -> None:
         return Finding(torch.tensor(1.0), ">=", torch.tensor(5.0))
 
     for wrong, got in ((nothing, "got None"), (above, "got Finding")):
-        with pytest.raises(TypeError, match=rf"expected a Finding of \('==', '<=', '<'\), {got}"):
+        with pytest.raises(TypeError, match=rf"expected a Finding of \('==', .*\), {got}"):
             check_loss(mutants.supcon, laws=[wrong])
     with pytest.raises(TypeError, match=r"law: expected names of kinds and options, as law\(\)"):
         law(lambda loss, batch: None)
 
 
-def test_the_code_names_a_law_of_ones_own_and_where_the_loss_is() -> None:
-    @law()
+def test_a_law_of_ones_own_is_shown_by_its_calls() -> None:
+    @law(change="as it is")
     def positive(loss, batch):
         """A loss is above 1."""
         return Finding(torch.tensor(1.0), "<=", loss.value(batch.features, batch.labels))
 
     (result,) = check_loss(mutants.zero_row, kinds=[], laws=[positive]).results
-    assert "from mutants import zero_row\nprint(try_law(positive, Loss(zero_row, [])" in result.code
+    assert "from mutants import zero_row as loss\nx = torch.tensor(" in result.code
     (result,) = check_loss(partial(mutants.zero_row), kinds=[], laws=[positive]).results
-    assert "# loss: what was checked\nprint(try_law(positive, Loss(loss, [])" in result.code
+    assert "# loss: what was checked\nx = torch.tensor(" in result.code
+
+
+def test_finite_and_nan_are_said_in_words() -> None:
+    (result,) = check_loss(MUTANTS["one_sample"].fn, laws=["one_sample"]).results
+    assert result.numbers == "found nan, expected a finite number"
+    (result,) = check_loss(MUTANTS["nan_is_not_hidden"].fn, laws=["nan_is_not_hidden"]).results
+    assert result.numbers.endswith(", expected NaN")
+
+
+@pytest.mark.parametrize("processes", [1, 0, True, 2.0])
+def test_processes_are_two_or_more(processes) -> None:
+    with pytest.raises(ValueError, match="processes: expected a whole number from 2 on, got"):
+        check_loss(mutants.supcon, processes=processes)
+
+
+def test_the_plugin_has_an_option_and_a_fixture(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_right(assert_laws):
+            import torch
+
+            assert os.environ["UNMUDDLE_HYPOTHESIS_PROFILE"] == "fast"
+            report = assert_laws(torch.nn.CrossEntropyLoss(), kinds=["proper"], laws=["proper"])
+            assert report.of("passed")
+
+        def test_wrong(assert_laws):
+            assert_laws(lambda x, y: x.mean(), kinds=["pairwise"], laws=["padding"])
+        """
+    )
+    found = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--laws-profile=fast")
+    found.assert_outcomes(passed=1, failed=1)
+    found.stdout.fnmatch_lines(["*BrokenLawError: * breaks 1 laws*"])
 
 
 def test_numbers_that_look_alike_are_shown_in_full() -> None:
@@ -321,10 +390,13 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the folder it runs in
-    assert main(["laws", "my_losses:honest", "--kinds", "logits"]) == 0
+    assert main(["laws", "my_losses:honest", "--kinds", "logits", "--json", "told.json"]) == 0
     assert "CrossEntropyLoss: 0 failed" in capsys.readouterr().out
+    assert json.loads(Path("told.json").read_text())["counts"]["failed"] == 0
     assert main(["laws", "my_losses:Spread"]) == 1
-    assert "failed  one_sample" in capsys.readouterr().out
+    assert "\none_sample: " in capsys.readouterr().out
+    assert main(["laws", "gathers:scaled_twice", "--kinds", "supervised", "--processes", "2"]) == 1
+    assert "\nequal_shares: " in capsys.readouterr().out
     for wrong in ("my_losses:nothing", "nowhere:loss", "my_losses", "my_losses:torch"):
         assert main(["laws", wrong]) == 2
         assert f"unmuddle laws: error: {wrong}: " in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_loss_that_is_nan_everywhere_passes_no_law() -> None:
 
     _, result = check_loss(nowhere, laws=["inputs_untouched", shifted]).results
     assert (result.status, result.numbers) == ("failed", "NaN on both sides")
-    assert "# loss: what was checked\nprint(try_law(shifted, Loss(loss, [" in result.code
+    assert "# loss: what was checked" in result.code
     test = parametrize_with_laws(nowhere, laws=[shifted]).args[1][0].values[0]
     with pytest.raises(AssertionError, match="NaN on both sides"):
         test()

@@ -1,5 +1,8 @@
 """Each law lives: it kills the mutant made for it and lets honest losses pass."""
 
+import contextlib
+import io
+
 import pytest
 import torch
 
@@ -14,10 +17,19 @@ def test_there_are_enough_laws_and_each_has_its_mutant() -> None:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_law_kills_its_mutant(name: str) -> None:
+def test_a_law_kills_its_mutant_and_shows_it_without_this_package(name: str) -> None:
     mutant = MUTANTS[name]
-    (result,) = check_loss(mutant.fn, kinds=mutant.kinds, laws=[LAWS[name]]).results
+    (result,) = check_loss(
+        mutant.fn, kinds=mutant.kinds, laws=[LAWS[name]], processes=mutant.processes
+    ).results
     assert result.status == "failed"
+    code = result.code.replace("unmuddle.testing.saved_bytes", "")
+    assert "unmuddle" not in code
+    compile(code, name, "exec")
+    if mutant.processes is None and result.error is None:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, {"loss": mutant.fn})
+        assert printed.getvalue() or name == "linear_memory"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 METRIC = ("pairwise", "supervised", "distances", "negatives", "mean")
 HINGE = (*METRIC, "hinge", "margin")
@@ -414,9 +414,44 @@ def balanced(x, y):
     return F.cross_entropy(x, y, weight=1 / counts.clamp(min=1))
 
 
-@right("logits", "sum", "shift_invariant", "proper", "certain")
+@right("sum", "proper", "certain")
 def summed(x, y):
     return F.cross_entropy(x, y, reduction="sum")
+
+
+@right("sum", "cross_entropy")
+def summed_smoothing(x, y):
+    return F.cross_entropy(x, y, reduction="sum", label_smoothing=0.2)
+
+
+@right("sum", "shift_invariant", "certain")
+def summed_focal(x, y):
+    return focal(x, y) * len(x)
+
+
+@right(*BINARY)
+def sigmoid_brier(x, y):
+    return (x.sigmoid() - one_hot(x, y)).square().mean()
+
+
+@right(*BINARY)
+def sum_over_classes(x, y):
+    target = one_hot(x, y)
+    return -(target * F.logsigmoid(x) + (1 - target) * F.logsigmoid(-x)).sum(1).mean()
+
+
+@right(*SCORES, "shift_invariant", "balanced")
+def balanced_focal(x, y, gamma=2.0):
+    log_p = x.log_softmax(1).gather(1, y[:, None])[:, 0]
+    weight = 1 / y.bincount(minlength=x.shape[1]).to(x)[y]
+    return (-weight * (1 - log_p.exp()) ** gamma * log_p).sum() / weight.sum()
+
+
+@right("shift_invariant", "balanced", "certain")
+def effective_number(x, y, beta=0.9):  # Cui et al. 2019
+    counts = y.bincount(minlength=x.shape[1]).to(x)[y]
+    weight = (1 - beta) / (1 - beta**counts)
+    return (weight * F.cross_entropy(x, y, reduction="none")).sum() / weight.sum()
 
 
 @right(*SCORES, "shift_invariant", "margin")
@@ -543,6 +578,11 @@ def jaccard(p, m):
     return 1 - (both + 1e-6) / (p.sum() + m.sum() - both + 1e-6)
 
 
+@right(*MASKS)
+def dice_of_squares(p, m):  # Milletari et al. 2016
+    return 1 - 2 * (p * m).sum() / (p.square().sum() + m.square().sum() + 1e-6)
+
+
 @wrong("the factor 2 is missing", *MASKS)
 def dice_without_two(p, m):
     return 1 - (p * m).sum() / (p.sum() + m.sum() + 1e-6)
@@ -586,6 +626,22 @@ class RunningMean(nn.Module):
         value = F.cross_entropy(x, y)
         self.mean.lerp_(value.detach().to(self.mean), 0.1)
         return value - self.mean.to(x)
+
+
+@right("pairwise", "supervised")
+class Centred(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, y):
+        return self.scale.to(x) * triplet(x - x.mean(0), y)
+
+
+@right("cross_entropy", "mean")
+class Smoothing(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__(label_smoothing=0.1)
 
 
 @right(*PROPER)

@@ -1,5 +1,7 @@
 """`check_loss`: try the laws that apply to a loss, and say what came of each."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,12 +9,14 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from unmuddle.testing.counterexample import explained
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Law, LawError
 from unmuddle.testing.laws import LAWS
-from unmuddle.testing.loss import PROBES, Kind, Loss, NotApplicable
+from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicable
 
-Status = Literal["passed", "failed", "not applicable"]
+Status = Literal["passed", "failed", "not asked"]
+EXPECTED = {"is finite": "a finite number", "is NaN": "NaN"}
 
 
 class BrokenLawError(AssertionError):
@@ -25,14 +29,14 @@ class Result:
 
     Attributes:
         law: which one.
-        status: `"passed"`, `"failed"` or `"not applicable"`.
+        status: `"passed"`, `"failed"` or `"not asked"`.
         batch: the smallest counter-example, or one on which the loss is NaN.
         found: what the loss gave there.
-        relation: `"=="`, `"<="` or `"<"`.
+        relation: as of a `Finding`.
         expected: what that should be compared with.
         error: what the loss raised instead.
-        loss: code for it.
-        setup: code that comes before.
+        reason: why it was not asked.
+        code: Python that shows a failure, given the loss; it needs torch and the loss alone.
     """
 
     law: Law
@@ -42,21 +46,8 @@ class Result:
     relation: str = "=="
     expected: float | None = None
     error: str | None = None
-    loss: str = "loss"
-    setup: str = ""
-
-    @property
-    def code(self) -> str:
-        """Python that shows the counter-example, given the loss as `loss` or by its name."""
-        if self.batch is None:
-            return ""
-        law = f"LAWS[{self.law.name!r}]" if self.law in LAWS.values() else self.law.name
-        lines = [
-            "from unmuddle.testing import LAWS, Batch, Loss, try_law",
-            self.setup,
-            f"print(try_law({law}, {self.loss}, {self.batch!r}).numbers)",
-        ]
-        return "\n".join(filter(None, lines))
+    reason: str = ""
+    code: str = ""
 
     @property
     def numbers(self) -> str:
@@ -65,15 +56,24 @@ class Result:
             return self.error
         if self.found is None:
             return ""
+        if self.relation in EXPECTED:
+            return f"found {self.found:.9g}, expected {EXPECTED[self.relation]}"
         digits = 9 if f"{self.found:.9g}" != f"{self.expected:.9g}" else 17
         return f"found {self.found:.{digits}g}, expected {self.relation} {self.expected:.{digits}g}"
 
     def raise_if_failed(self) -> None:
         """Raise a BrokenLawError that names the law, both numbers and the counter-example."""
         if self.status == "failed":
-            raise BrokenLawError(
-                f"{self.law.name}: {self.law.statement}\n{self.numbers}\n{self.code}"
-            )
+            raise BrokenLawError("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """Return the law, both numbers, what was changed between them, and the code."""
+        change = f" ({self.law.change})" if self.law.change else ""
+        return [
+            f"{self.law.name}: {self.law.statement}",
+            f"    {self.numbers}{change}",
+            *(f"    {line}" for line in self.code.splitlines()),
+        ]
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,50 @@ class Report:
         """Raise a BrokenLawError with every law that failed."""
         failed = self.of("failed")
         if failed:
-            messages: list[str] = []
-            for result in failed:
-                messages.append(f"{result.law.name}: {result.law.statement}")
-                messages += [f"    {line}" for line in (result.numbers, *result.code.splitlines())]
+            messages = [line for result in failed for line in result.lines()]
             raise BrokenLawError(f"{self.loss} breaks {len(failed)} laws\n" + "\n".join(messages))
 
     def __str__(self) -> str:
-        """A line a law, those that failed first, then a counter-example of each."""
-        failed, passed, others = map(self.of, ("failed", "passed", "not applicable"))
-        width = max((len(result.law.name) for result in failed + passed), default=0)
+        """Counts, a counter-example of each law that failed, and why others were not asked."""
+        failed, passed, others = map(self.of, ("failed", "passed", "not asked"))
         lines = [
-            f"{self.loss}: {len(failed)} failed, {len(passed)} passed, "
-            f"{len(others)} not applicable",
-            "",
-            *(f"{r.status}  {r.law.name:{width}}  {r.law.statement}" for r in failed + passed),
+            f"{self.loss}: {len(failed)} failed, {len(passed)} passed, {len(others)} not asked"
         ]
-        if others:
-            lines.append("not applicable: " + ", ".join(result.law.name for result in others))
         for result in failed:
-            lines += ["", f"{result.law.name}: {result.numbers}", *result.code.splitlines()]
+            lines += ["", *result.lines()]
+        if passed:
+            lines += ["", "passed: " + ", ".join(result.law.name for result in passed)]
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for result in others:
+            reasons[result.reason].append(result.law.name)
+        if reasons:
+            lines += ["", "not asked:"]
+            lines += [f"    {reason}: {', '.join(names)}" for reason, names in reasons.items()]
         return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types: `loss`, `counts`, and one entry a law in `laws`."""
+        counts = {status: len(self.of(status)) for status in get_args(Status)}
+        laws = [
+            {
+                "name": result.law.name,
+                "statement": result.law.statement,
+                "status": result.status,
+                "found": _json(result.found),
+                "relation": result.relation if result.found is not None else None,
+                "expected": _json(result.expected),
+                "error": result.error,
+                "reason": result.reason or None,
+                "code": result.code or None,
+            }
+            for result in self.results
+        ]
+        return {"loss": self.loss, "counts": counts, "laws": laws}
+
+
+def _json(value: float | None) -> float | str | None:
+    """Return a number, or the name of one that JSON lacks."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def check_loss(
@@ -127,6 +150,7 @@ def check_loss(
     kinds: Collection[Kind] = ("pairwise", "supervised"),
     laws: Iterable[Law | str] | None = None,
     profile: str | None = None,
+    processes: int | None = None,
 ) -> Report:
     """Try every law that applies to a loss on many batches.
 
@@ -136,6 +160,8 @@ def check_loss(
         laws: those to try, or their names; `None`: all.
         profile: `"fast"`, `"ci"` or `"thorough"`; `None`: that of the environment variable
             `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
+        processes: run a loss that gathers the batches of all processes in so many, under gloo, and
+            compare the mean gradient with that of one process.
 
     Raises:
         ImportError: hypothesis is not installed.
@@ -151,6 +177,7 @@ def check_loss(
         2
     """
     loss, chosen = _working(fn, kinds), _chosen(laws)
+    loss = loss if processes is None else loss.in_processes(processes)
     return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
 
 
@@ -161,6 +188,7 @@ def parametrize_with_laws(
     laws: Iterable[Law | str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     profile: str | None = None,
+    processes: int | None = None,
 ) -> Any:
     """A pytest decorator: one test for every law that applies to a loss.
 
@@ -171,6 +199,7 @@ def parametrize_with_laws(
         expected_failures: names of laws that it breaks, each with the reason. Strict: a law that
             is kept all the same fails its test.
         profile: as for `check_loss`.
+        processes: as for `check_loss`.
 
     Raises:
         ValueError: an expected failure is no law that applies.
@@ -188,6 +217,7 @@ def parametrize_with_laws(
     if not isinstance(expected_failures, Mapping | None):
         raise TypeError(f"expected_failures: expected names and reasons, got {expected_failures!r}")
     loss, reasons = _working(fn, kinds), dict(expected_failures or {})
+    loss = loss if processes is None else loss.in_processes(processes)
     strategies.profile(profile)  # a wrong name is told here
     applying = [law for law in _chosen(laws) if law.applies(loss)]
     unknown = reasons.keys() - {law.name for law in applying}
@@ -198,8 +228,8 @@ def parametrize_with_laws(
         def check() -> None:
             result = _try(law, loss, profile)
             result.raise_if_failed()
-            if result.status == "not applicable":
-                pytest.skip("it says nothing about any batch that this loss has a value for")
+            if result.status == "not asked":
+                pytest.skip(result.reason)
 
         reason = reasons.get(law.name)
         expected = pytest.mark.xfail(raises=BrokenLawError, strict=True, reason=reason or "")
@@ -233,11 +263,32 @@ def _chosen(laws: Iterable[Law | str] | None) -> list[Law]:
 
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     if not law.applies(loss):
-        return Result(law, "not applicable")
+        return _not_asked(law, loss)
     from unmuddle.testing.search import search  # loaded for a search only: it needs hypothesis
 
     own = loss.copy()
-    return search(lambda batch: try_law(law, own, batch), profile)
+
+    def attempt(batch: Batch) -> Result:
+        return try_law(law, own, batch)
+
+    result = search(attempt, profile)
+    return explained(law, own, result, attempt) if result.status == "failed" else result
+
+
+def _not_asked(law: Law, loss: Loss) -> Result:
+    """Say what a loss has to declare, or to be, for a law to be asked."""
+    needed = law.undeclared(loss)
+    kinds = [name for name in needed if name in KINDS]
+    others = [name for name in needed if name not in KINDS]
+    if "module" in others:
+        reason = "needs a module"
+    elif "processes" in others:
+        reason = "needs processes=2"
+    elif kinds:
+        reason = f"needs kinds={kinds}"
+    else:
+        reason = f"needs {', '.join(others)} in the signature"
+    return Result(law, "not asked", reason=reason)
 
 
 def _is_at_fault(law: Law, error: Exception) -> bool:
@@ -249,7 +300,7 @@ def _is_at_fault(law: Law, error: Exception) -> bool:
         codes.add(traceback.tb_frame.f_code)
         files += traceback.tb_frame.f_code.co_filename
         traceback = traceback.tb_next
-    of_loss = {Loss.__call__.__code__, Loss.gradient.__code__}
+    of_loss = {Loss.raw.__code__, Loss.gradient.__code__}
     is_in_backward = "torch/autograd" in files.replace("\\", "/")
     in_law = getattr(law.function, "__code__", None) in codes
     return in_law and codes.isdisjoint(of_loss) and not is_in_backward
@@ -268,37 +319,22 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
         'passed'
     """
     if not law.applies(loss):
-        return Result(law, "not applicable")
+        return _not_asked(law, loss)
+    nothing = "it says nothing about the batches that were tried"
     try:
         finding = law(loss, batch)
         if finding.says_nothing:
-            return Result(
-                law,
-                "not applicable",
-                batch,
-                error="NaN on both sides",
-                loss=loss.code,
-                setup=loss.setup,
-            )
+            return Result(law, "not asked", batch, error="NaN on both sides", reason=nothing)
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst
     except NotApplicable:
-        return Result(law, "not applicable")
+        return Result(law, "not asked", reason=nothing)
     except LawError:
         raise
     except Exception as error:  # whatever a loss raises breaks the law
         if law not in LAWS.values() and _is_at_fault(law, error):
             raise LawError(f"{law.name}: {type(error).__name__}: {error}") from error
         message = str(error).partition("\n")[0]
-        return Result(
-            law,
-            "failed",
-            batch,
-            error=f"{type(error).__name__}: {message}",
-            loss=loss.code,
-            setup=loss.setup,
-        )
-    return Result(
-        law, "failed", batch, found, finding.relation, expected, loss=loss.code, setup=loss.setup
-    )
+        return Result(law, "failed", batch, error=f"{type(error).__name__}: {message}")
+    return Result(law, "failed", batch, found, finding.relation, expected)

@@ -17,7 +17,7 @@ from unmuddle.testing.loss import EPS, KINDS, Loss
 SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
 
 
-Relation = Literal["==", "<=", "<"]
+Relation = Literal["==", "<=", "<", "is finite", "is NaN"]
 
 
 class LawError(TypeError):
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
     Attributes:
         found: what the loss gave; a tensor or a number.
-        relation: `"=="`, `"<="` or `"<"`.
+        relation: `"=="`, `"<="`, `"<"`; or `"is finite"`, `"is NaN"`, of `found` alone.
         expected: what that is compared with; a tensor or a number.
         budget: how far the two may be apart; with `"<="`, how far `found` may be above `expected`;
             with `"<"`, how far it has to be below.
@@ -37,12 +37,14 @@ class Finding(NamedTuple):
 
     found: Tensor | float
     relation: Relation
-    expected: Tensor | float
+    expected: Tensor | float = 0.0
     budget: float = 0.0
 
     @property
     def holds(self) -> bool:
-        """Return whether the law holds here; a NaN on either side breaks it."""
+        """Return whether the law holds here; a NaN on either side breaks a comparison."""
+        if self.relation in ("is finite", "is NaN"):
+            return bool(self._fits().all())
         excess = self._excess(*self._both())
         allowed = excess < -self.budget if self.relation == "<" else excess <= self.budget
         return bool(allowed.all())
@@ -50,6 +52,8 @@ class Finding(NamedTuple):
     @property
     def says_nothing(self) -> bool:
         """NaN on both sides: the loss has no value for the batch."""
+        if self.relation in ("is finite", "is NaN"):
+            return False
         found, expected = self._both()
         return bool((found.isnan() & expected.isnan()).any())
 
@@ -57,11 +61,18 @@ class Finding(NamedTuple):
     def worst(self) -> tuple[float, float]:
         """The two numbers that fit least."""
         found, expected = self._both()
-        excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
+        if self.relation in ("is finite", "is NaN"):
+            excess = (~self._fits()).double().flatten()
+        else:
+            excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
         if not len(excess):
             return math.nan, math.nan
         place = int(excess.argmax())
         return float(found.flatten()[place]), float(expected.flatten()[place])
+
+    def _fits(self) -> Tensor:
+        found, _ = self._both()
+        return found.isfinite() if self.relation == "is finite" else found.isnan()
 
     def _both(self) -> tuple[Tensor, Tensor]:
         found, expected = (
@@ -89,10 +100,16 @@ class Law:
         name: of its function.
         needs: kinds and options of the losses that it is about; empty: any loss.
         statement: first line of its docstring.
+        change: what it does to the batch, in words, before it calls the loss again.
+        show: code that shows it, given `loss`, `x` and `y`; empty: the calls that it makes.
     """
 
-    def __init__(self, function: Statement, needs: Collection[str]) -> None:
+    def __init__(
+        self, function: Statement, needs: Collection[str], change: str = "", show: str = ""
+    ) -> None:
         self.function = function
+        self.change = change
+        self.show = show
         self.name = function.__name__
         self.needs = frozenset(needs)
         self.__doc__ = function.__doc__
@@ -128,9 +145,18 @@ class Law:
         """Return whether the law is about this loss."""
         return self.needs <= loss.traits
 
+    def undeclared(self, loss: Loss) -> list[str]:
+        """Return what a loss would have to declare, or to take, for the law to be asked."""
+        return sorted(self.needs - loss.traits)
 
-def law(*needs: str) -> Callable[[Statement], Law]:
+
+def law(*needs: str, change: str = "", show: str = "") -> Callable[[Statement], Law]:
     """Make a function a law, for losses of these kinds and options.
+
+    Args:
+        *needs: kinds and options.
+        change: what the law does to the batch before it calls the loss again, in words.
+        show: code that shows the law, given `loss`, `x` and `y`; default: the calls that it makes.
 
     Examples:
         >>> @law("pairwise")
@@ -149,7 +175,7 @@ def law(*needs: str) -> Callable[[Statement], Law]:
             warnings.warn(
                 f"law: no kind is called {name!r}; did you mean {meant[0]!r}?", stacklevel=2
             )
-    return lambda function: Law(function, needs)
+    return lambda function: Law(function, needs, change, show)
 
 
 def measured(

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from unmuddle.testing.examples import Batch
 
 Kind = Literal[
-    "pairwise", "normalised", "supervised", "logits", "contrastive", "soft", "views", "linear"
-]
+    "pairwise", "distances", "normalised",
+    "supervised", "negatives", "hinge", "margin",
+    "logits", "shift_invariant", "cross_entropy", "proper", "proper_sigmoid", "certain", "balanced",
+    "mean", "sum", "overlap",
+    "contrastive", "soft", "views", "linear",
+]  # fmt: skip
 EPS, EPS_32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
 PROBES = [
     Batch(n=n, dim=dim, classes=classes, seed=seed)
@@ -29,7 +34,27 @@ class NotApplicable(Exception):  # noqa: N818  nothing went wrong
 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+IMPLIED: dict[str, set[str]] = {
+    "distances": {"pairwise"},
+    "negatives": {"supervised"},
+    "hinge": {"negatives", "supervised"},
+    "contrastive": {"negatives"},
+    "cross_entropy": {"shift_invariant", "logits"},
+    "proper": {"shift_invariant", "logits"},
+    **{kind: {"logits"} for kind in ("shift_invariant", "proper_sigmoid", "certain", "balanced")},
+}
 Traits = frozenset[str]
+
+
+@dataclass
+class Call:
+    """Call of a loss: what it was given, and the value or gradient that it gave."""
+
+    of: Literal["value", "gradient"]
+    features: Tensor
+    labels: Tensor | None
+    options: dict[str, Any]
+    result: Tensor | None = None
 
 
 class Loss:
@@ -40,10 +65,37 @@ class Loss:
             function or a module.
         kinds: what holds for it, which decides what laws are asked of it.
 
+            Rows:
+
             - `"pairwise"`: depends on products or distances of rows, not on their coordinates
+            - `"distances"`: depends on differences of rows alone; `"pairwise"` too
             - `"normalised"`: depends on the directions of rows, not on their lengths
-            - `"supervised"`: labels say which rows belong together, and nothing else
+
+            Labels that say which rows belong together:
+
+            - `"supervised"`: labels say that, and nothing else
+            - `"negatives"`: rows of other classes are pushed away; `"supervised"` too
+            - `"hinge"`: pairs or triplets beyond a margin cost nothing; `"negatives"` too
+            - `"margin"`: has an option `margin`; more of it never costs less
+
+            Scores of classes; each of these is `"logits"` too:
+
             - `"logits"`: rows are scores of D classes, which labels name; they are taken modulo D
+            - `"shift_invariant"`: a constant added to all scores of a row changes nothing
+            - `"cross_entropy"`: softmax cross-entropy with targets that sum to one, such as
+              smoothed labels; `"shift_invariant"` too
+            - `"proper"`: the expected loss is least where the softmax of the scores is the
+              distribution of the labels; `"shift_invariant"` too
+            - `"proper_sigmoid"`: the same where the sigmoid of each score is the share of its class
+            - `"certain"`: a certain right prediction costs nothing
+            - `"balanced"`: a class that is rare in the batch weighs more
+
+            Any:
+
+            - `"mean"`: a mean over samples, pairs or triplets
+            - `"sum"`: a sum over samples
+            - `"overlap"`: Dice, Jaccard and the like: takes predicted probabilities `(N, D)` and
+              masks `(N, D)` of 0 and 1 in place of features and labels
             - `"contrastive"`: the supervised contrastive loss of Khosla et al., mean over anchors
             - `"soft"`: takes `(N, C)` memberships as labels
             - `"views"`: takes `(B, V, D)` features as well
@@ -73,35 +125,40 @@ class Loss:
                 raise ValueError(f"kinds: expected some of {KINDS}, got {kind!r}")
         self.fn = fn
         self._cast: dict[torch.dtype, nn.Module] = {}
-        self.measurements: dict[Hashable, tuple[Tensor, float]] = {}  # see `law.measured`
+        self.measurements: dict[Hashable, Any] = {}  # see `law.measured`
+        self.calls: list[Call] | None = None  # recorded if it is a list
+        self.processes = 1
         module: set[str] = {"module"} if isinstance(fn, nn.Module) else set()
-        options = _options(fn).difference(KINDS, ["module"]) if "contrastive" in kinds else ()
-        self.traits: Traits = frozenset({*kinds, *module, *options})
+        options = _options(fn).difference(KINDS, ["module"]) if "contrastive" in kinds else set()
+        if "margin" in kinds and "margin" in _options(fn):
+            options.add("option margin")
+        implied = {kind for given in kinds for kind in IMPLIED.get(given, ())}
+        self.traits: Traits = frozenset({*kinds, *implied, *module, *options})
 
     def __repr__(self) -> str:
         """As `check_loss` names it."""
         fn = self.fn.func if isinstance(self.fn, partial) else self.fn
         return getattr(fn, "__qualname__", type(fn).__name__)
 
-    @property
-    def setup(self) -> str:
-        """Python that imports it, or says that it has to be there."""
-        name, module = getattr(self.fn, "__qualname__", ""), getattr(self.fn, "__module__", None)
-        if not (name.isidentifier() and module):
-            return "# loss: what was checked"
-        return "" if module == "__main__" else f"from {module} import {name}"
-
-    @property
-    def code(self) -> str:
-        """Python for it: its name, or `loss` where it has none of its own."""
-        name = getattr(self.fn, "__qualname__", "loss")
-        kinds = [kind for kind in KINDS if kind in self.traits]
-        return f"Loss({name if name.isidentifier() else 'loss'}, {kinds})"
-
     def __call__(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
         """The loss as it is."""
-        if "logits" in self.traits and isinstance(labels, Tensor):
-            labels = labels % features.shape[1]
+        return self.raw(*self.given(features, labels), **options)
+
+    def given(self, features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features and labels as the function takes them."""
+        if not isinstance(labels, Tensor):
+            return features, labels
+        if "logits" in self.traits:
+            return features, labels % features.shape[1]
+        if "overlap" in self.traits:
+            pixels = torch.arange(features.shape[1])
+            return features.sigmoid(), ((labels[:, None] + pixels) % 2).to(features.dtype)
+        return features, labels
+
+    def raw(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+        """The function, its result checked; masks in place of labels for `"overlap"`."""
+        if self.calls is not None:
+            self.calls.append(Call("value", features.detach().clone(), labels, options))
         found: Any = self._in(features.dtype)(features, labels, **options)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss: expected a tensor, got {type(found).__name__}")
@@ -110,6 +167,8 @@ class Loss:
         one_each = (features.shape[0],), (features.shape[0], 1), features.shape[:-1]
         if found.ndim and tuple(found.shape) not in map(tuple, one_each):
             raise ValueError(f"loss: expected a scalar or (N,), got {tuple(found.shape)}")
+        if self.calls is not None:
+            self.calls[-1].result = found.detach()
         return found
 
     def _in(self, dtype: torch.dtype) -> Callable[..., Any]:
@@ -144,7 +203,15 @@ class Loss:
     def like(self, fn: Callable[..., Tensor]) -> "Loss":
         """Another loss of which the same is known."""
         other = Loss(fn)
-        other.traits = self.traits
+        other.traits, other.processes = self.traits, self.processes
+        return other
+
+    def in_processes(self, number: int) -> "Loss":
+        """The loss with the laws of so many processes."""
+        if isinstance(number, bool) or not isinstance(number, int) or number < 2:
+            raise ValueError(f"processes: expected a whole number from 2 on, got {number!r}")
+        other = self.copy()
+        other.traits, other.processes = self.traits | {"processes"}, number
         return other
 
     def value(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -158,7 +225,10 @@ class Loss:
             value = self.value(leaf, labels, **options)
         if not value.requires_grad:
             return torch.zeros_like(leaf)
-        return torch.autograd.grad(value, leaf, materialize_grads=True)[0]
+        gradient = torch.autograd.grad(value, leaf, materialize_grads=True)[0]
+        if self.calls:
+            self.calls[-1].of, self.calls[-1].result = "gradient", gradient
+        return gradient
 
 
 def _options(fn: Callable[..., Tensor]) -> set[str]:

@@ -5,11 +5,20 @@ as the measure (`measured`): how far its fp32 result is from its fp64 result, sc
 """
 
 from unmuddle.testing.law import Law
-from unmuddle.testing.laws import any_loss, classes, contrastive, geometry, options
+from unmuddle.testing.laws import (
+    any_loss,
+    classes,
+    contrastive,
+    geometry,
+    masks,
+    metric,
+    options,
+    processes,
+)
 
 LAWS: dict[str, Law] = {
     name: found
-    for module in (any_loss, geometry, classes, contrastive, options)
+    for module in (any_loss, geometry, metric, classes, masks, contrastive, options, processes)
     for name, found in vars(module).items()
     if isinstance(found, Law)
 }

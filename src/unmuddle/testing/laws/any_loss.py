@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
@@ -29,7 +28,7 @@ def finite_gradient(loss: Loss, batch: Batch) -> Finding:
     return finite(loss.gradient(batch.features, batch.labels))
 
 
-@law()
+@law(change="the first row alone")
 def one_sample(loss: Loss, batch: Batch) -> Finding:
     """A batch of one sample has a finite loss and gradient.
 
@@ -39,14 +38,14 @@ def one_sample(loss: Loss, batch: Batch) -> Finding:
     return finite(torch.cat([loss(x, labels).flatten(), loss.gradient(x, labels).flatten()]))
 
 
-@law()
+@law(show="print(loss(x, y), loss(x, y))")
 def deterministic(loss: Loss, batch: Batch) -> Finding:
     """Called twice, a loss gives the same bits."""
     x, labels = batch.features, batch.labels
     return Finding(loss(x, labels), "==", loss(x, labels))
 
 
-@law()
+@law(show=("before = loss(x, y)\nloss(-3 * x.flip(0) + 1, y.flip(0))\nprint(before, loss(x, y))"))
 def stateless(loss: Loss, batch: Batch) -> Finding:
     """Earlier calls change nothing.
 
@@ -58,7 +57,13 @@ def stateless(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss(x, labels), "==", before)
 
 
-@law()
+@law(
+    show=(
+        "before = x.clone()\n"
+        "loss(x.requires_grad_(), y).backward()\n"
+        "print((x - before).abs().max())"
+    )
+)
 def inputs_untouched(loss: Loss, batch: Batch) -> Finding:
     """Features and labels are not written to.
 
@@ -74,7 +79,15 @@ def inputs_untouched(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", torch.cat([x.flatten(), labels.double()]))
 
 
-@law()
+@law(
+    show=(
+        "torch.manual_seed(0)\n"
+        "loss(x, y)\n"
+        "after = torch.rand(1)\n"
+        "torch.manual_seed(0)\n"
+        "print(after, torch.rand(1))"
+    )
+)
 def random_state_untouched(loss: Loss, batch: Batch) -> Finding:
     """Random numbers after the call are those there would have been without it.
 
@@ -87,7 +100,7 @@ def random_state_untouched(loss: Loss, batch: Batch) -> Finding:
         return Finding(torch.get_rng_state(), "==", expected)
 
 
-@law()
+@law(change="rows and labels in another order")
 def permutation(loss: Loss, batch: Batch) -> Finding:
     """The order of the samples does not matter: `L(Px, Py) = L(x, y)`, for each sample too.
 
@@ -100,7 +113,7 @@ def permutation(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss(x[order], labels[order]), "==", expected, budget)
 
 
-@law()
+@law(change="rows and labels in another order")
 def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient is permuted with the samples: `∇L(Px, Py) = P ∇L(x, y)`.
 
@@ -115,7 +128,14 @@ def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.gradient(x[order], labels[order]), "==", gradient[order], budget)
 
 
-@law()
+@law(
+    show=(
+        "wide = torch.full((x.shape[1], 2 * len(x) + 1), torch.nan, dtype=x.dtype)\n"
+        "view = wide[:, 1::2].T\n"
+        "view.copy_(x)\n"
+        "print(loss(x, y), loss(view, y))  # the same rows, in other memory"
+    )
+)
 def strides(loss: Loss, batch: Batch) -> Finding:
     """The memory layout of the features does not matter.
 
@@ -128,7 +148,7 @@ def strides(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, view, batch.labels)
 
 
-@law()
+@law(show="print(loss(x, y).dtype, loss(x.float(), y).dtype)  # found and expected are bits")
 def result_dtype(loss: Loss, batch: Batch) -> Finding:
     """fp32 features have an fp32 loss and gradient, fp64 features those in fp64.
 
@@ -143,7 +163,12 @@ def result_dtype(loss: Loss, batch: Batch) -> Finding:
     return Finding(torch.tensor(found), "==", torch.tensor(expected))
 
 
-@law()
+@law(
+    show=(
+        "value = loss(x, y)\n"
+        "print(value, value.float().double())  # fp64 with the digits of fp32 only"
+    )
+)
 def double_precision(loss: Loss, batch: Batch) -> Finding:
     """fp64 features are worked on in fp64: the result has digits that fp32 has not.
 
@@ -153,7 +178,7 @@ def double_precision(loss: Loss, batch: Batch) -> Finding:
     return Finding(number(loss.eps), "<=", number(EPS))
 
 
-@law()
+@law(change="300 x, in fp32")
 def large_features(loss: Loss, batch: Batch) -> Finding:
     """fp32 features of some hundreds have a finite loss and gradient.
 
@@ -164,7 +189,15 @@ def large_features(loss: Loss, batch: Batch) -> Finding:
     return finite(torch.cat(both))
 
 
-@law()
+@law(
+    show=(
+        "torch.manual_seed(0)\n"
+        "v, h = torch.randn_like(x), 1e-4\n"
+        "print((loss(x + h * v, y) - loss(x - h * v, y)) / (2 * h))  # the slope along v\n"
+        "gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+        "print((gradient * v).sum())  # by the gradient"
+    )
+)
 def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     """The gradient is the derivative: `⟨∇L, v⟩ = lim (L(x + hv) - L(x - hv)) / 2h`.
 
@@ -193,23 +226,29 @@ def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     return Finding((loss.gradient(x, labels) * v).sum(), "==", number(slope), budget)
 
 
-@law()
+@law(
+    show=(
+        "x.requires_grad_()\n"
+        "print(torch.autograd.grad(loss(x, y), x)[0])\n"
+        "print(torch.autograd.grad(3 * loss(x, y), x)[0])  # three times as much"
+    )
+)
 def upstream_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient of 3 L is three times that of L.
 
     A backward pass of one's own has to multiply by what comes from above.
     """
-    x, labels = batch.features, batch.labels
+    gradient, budget = measured(loss, loss.gradient, batch.features, batch.labels)
+    leaf = batch.features.requires_grad_()
+    tripled = torch.zeros_like(leaf)
+    with torch.enable_grad():
+        value = 3 * loss.value(leaf, batch.labels)
+    if value.requires_grad:
+        (tripled,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+    return Finding(tripled, "==", 3 * gradient, 3 * budget)
 
-    def three_times(features: Tensor, labels: Tensor) -> Tensor:
-        return 3 * loss.value(features, labels)
 
-    tripled = loss.like(three_times)
-    gradient, budget = measured(loss, loss.gradient, x, labels)
-    return Finding(tripled.gradient(x, labels), "==", 3 * gradient, 3 * budget)
-
-
-@law()
+@law(show="print(loss(x, y), loss(x.requires_grad_(), y))")
 def without_gradient(loss: Loss, batch: Batch) -> Finding:
     """The value is the same under `no_grad`, in inference mode, and for features that need none."""
     x, labels = batch.features, batch.labels
@@ -223,7 +262,7 @@ def without_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding(torch.stack([value.clone() for value in values]), "==", expected, budget)
 
 
-@law()
+@law(change="one entry is NaN")
 def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
     """A NaN among the features makes the loss NaN.
 
@@ -236,10 +275,10 @@ def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
     if torch.equal(loss.value(moved, batch.labels), loss.value(x, batch.labels)):
         raise NotApplicable
     x[batch.n // 2, batch.dim // 2] = math.nan
-    return Finding(loss.value(x, batch.labels).isnan(), "==", torch.tensor(True))
+    return Finding(loss.value(x, batch.labels), "is NaN")
 
 
-@law()
+@law(change="in fp32")
 def single_precision(loss: Loss, batch: Batch) -> Finding:
     """The fp32 value is as good as its input: within what rounding the features changes.
 
@@ -251,7 +290,7 @@ def single_precision(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(x, labels), "==", exact, budget)
 
 
-@law()
+@law(change="in fp32")
 def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
     """The fp32 gradient is as good as its input: as `single_precision`, of the gradient.
 
@@ -264,7 +303,7 @@ def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.gradient(x, labels), "==", exact, budget)
 
 
-@law()
+@law(change="in bf16")
 def half_precision(loss: Loss, batch: Batch) -> Finding:
     """The bf16 value is as good as its input: as `single_precision`, in bf16.
 

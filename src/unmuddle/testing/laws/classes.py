@@ -1,14 +1,18 @@
 """Laws of losses of the scores of classes, and of those that compare labels."""
 
+import math
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, law, measured
-from unmuddle.testing.laws.findings import same_value
+from unmuddle.testing.laws.findings import number, same_value
 from unmuddle.testing.loss import Loss, NotApplicable
 
 
-@law("logits")
+@law("logits", change="classes renumbered, scores and labels")
 def renamed_scores(loss: Loss, batch: Batch) -> Finding:
     """Classes may be numbered in any order, if scores and labels both are."""
     order = torch.randperm(batch.dim, generator=batch.generator(27))
@@ -17,7 +21,7 @@ def renamed_scores(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, x, order[batch.labels % batch.dim])
 
 
-@law("logits")
+@law("logits", change="scores that favour another class")
 def informative_scores(loss: Loss, batch: Batch) -> Finding:
     """Scores that clearly favour the label cost less than scores that clearly favour another class.
 
@@ -32,7 +36,118 @@ def informative_scores(loss: Loss, batch: Batch) -> Finding:
     return Finding(value, "<", loss.value(x + of_label.roll(1, 1), batch.labels), budget)
 
 
-@law("supervised")
+@law("shift_invariant", change="a constant added to each row")
+def score_shift(loss: Loss, batch: Batch) -> Finding:
+    """A constant added to all scores of a sample changes nothing: `L(x + c) = L(x)`."""
+    moved = batch.features + batch.normal(batch.n, 1, purpose=32)
+    return same_value(loss, batch, moved, batch.labels)
+
+
+@law("cross_entropy")
+def equal_scores(loss: Loss, batch: Batch) -> Finding:
+    """Equal scores of D classes cost `log D`, whatever the targets, if these sum to one."""
+    x = batch.normal(batch.n, 1, purpose=33).expand(-1, batch.dim).clone()
+    value, budget = measured(loss, loss.value, x, batch.labels)
+    samples = batch.n if "sum" in loss.traits else 1
+    return Finding(value, "==", samples * number(math.log(batch.dim)), budget)
+
+
+@law("proper", change="scores a step away from the truth")
+def proper(loss: Loss, batch: Batch) -> Finding:
+    """The expected loss is least where the softmax of the scores is the labels' distribution."""
+    x, labels = _scores_of_truth(batch, lambda shares: shares.log())
+    return _least(loss, batch, x, labels)
+
+
+@law(
+    "proper",
+    show="gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+    "print(gradient.sum(0))  # zero where the expected loss is least",
+)
+def proper_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The expected loss has no slope where the softmax is the labels' distribution."""
+    x, labels = _scores_of_truth(batch, lambda shares: shares.log())
+    return _flat(loss, x, labels)
+
+
+@law("proper_sigmoid", change="scores a step away from the truth")
+def proper_sigmoid(loss: Loss, batch: Batch) -> Finding:
+    """The expected loss is least where the sigmoid of each score is the share of its class."""
+    x, labels = _scores_of_truth(batch, torch.logit)
+    return _least(loss, batch, x, labels)
+
+
+@law(
+    "proper_sigmoid",
+    show="gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+    "print(gradient.sum(0))  # zero where the expected loss is least",
+)
+def proper_sigmoid_gradient(loss: Loss, batch: Batch) -> Finding:
+    """The expected loss has no slope where each sigmoid is the share of its class."""
+    x, labels = _scores_of_truth(batch, torch.logit)
+    return _flat(loss, x, labels)
+
+
+def _scores_of_truth(batch: Batch, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Every class at least once; all samples have the scores of the shares of the classes."""
+    if batch.dim < 2:
+        raise NotApplicable
+    labels = torch.cat([torch.arange(batch.dim), batch.labels % batch.dim])
+    shares = labels.bincount(minlength=batch.dim).double() / len(labels)
+    return scores(shares).expand(len(labels), -1).clone(), labels
+
+
+def _least(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
+    value, budget = measured(loss, loss.value, x, labels)
+    steps = [size * batch.normal(batch.dim, purpose=34 + i) for i, size in enumerate((0.1, 1, 3))]
+    return Finding(value, "<=", torch.stack([loss.value(x + s, labels) for s in steps]), budget)
+
+
+def _flat(loss: Loss, x: Tensor, labels: Tensor) -> Finding:
+    gradient, budget = measured(loss, loss.gradient, x, labels)
+    return Finding(gradient.sum(0), "==", 0.0, len(x) * budget)
+
+
+@law("certain")
+def certain_prediction(loss: Loss, batch: Batch) -> Finding:
+    """A certain right prediction costs nothing."""
+    of_label = torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
+    return Finding(loss.value(200 * (2 * of_label - 1), batch.labels), "==", 0.0, 1e-6)
+
+
+@law("balanced")
+def rare_class(loss: Loss, batch: Batch) -> Finding:
+    """A sample of a rare class pulls harder than one of a frequent class.
+
+    Six samples of equal scores, one of them of another class than the others: the length of the
+    gradient of each row.
+    """
+    if batch.dim < 2:
+        raise NotApplicable
+    rare = batch.seed % batch.dim
+    labels = torch.tensor([rare] + 5 * [(rare + 1) % batch.dim])
+    x = torch.zeros(6, batch.dim, dtype=torch.float64)
+    gradient, budget = measured(loss, loss.gradient, x, labels)
+    pull = gradient.norm(dim=1)
+    return Finding(pull[1:].max(), "<", pull[0], min(budget, 1e-9))
+
+
+@law("logits", "mean", change="the batch twice over")
+def repeated_batch(loss: Loss, batch: Batch) -> Finding:
+    """A batch twice over has the same mean."""
+    x, labels = torch.cat([batch.features] * 2), torch.cat([batch.labels] * 2)
+    return same_value(loss, batch, x, labels)
+
+
+@law("logits", "sum", change="the batch twice over")
+def repeated_batch_sum(loss: Loss, batch: Batch) -> Finding:
+    """A batch twice over has twice the sum."""
+    x, labels = torch.cat([batch.features] * 2), torch.cat([batch.labels] * 2)
+    value, budget = measured(loss, loss.value, batch.features, batch.labels)
+    return Finding(loss.value(x, labels), "==", 2 * value, 4 * budget)
+
+
+@law("supervised", change="classes renamed")
 def renaming(loss: Loss, batch: Batch) -> Finding:
     """The names of the classes do not matter: `L(x, f(y)) = L(x, y)` for every injective f.
 
@@ -42,7 +157,7 @@ def renaming(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, batch.features, names[batch.labels])
 
 
-@law("supervised")
+@law("supervised", change="classes renamed to large numbers")
 def large_labels(loss: Loss, batch: Batch) -> Finding:
     """Labels may be any int64, such as hashes: near 2^62, and 2^32 apart.
 
@@ -53,13 +168,13 @@ def large_labels(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, batch.features, labels)
 
 
-@law("supervised")
+@law("supervised", change="labels as int32")
 def label_dtype(loss: Loss, batch: Batch) -> Finding:
     """int32 labels are as good as int64."""
     return same_value(loss, batch, batch.features, batch.labels.int())
 
 
-@law("supervised")
+@law("supervised", change="labels that cut across the clusters")
 def informative(loss: Loss, batch: Batch) -> Finding:
     """Labels that fit tight clusters cost less than labels that cut across them.
 

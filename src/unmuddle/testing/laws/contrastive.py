@@ -69,7 +69,7 @@ def upper_bound(loss: Loss, batch: Batch) -> Finding:
     return Finding(value, "<=", number(2 / 0.5 + math.log(batch.n - 1)), budget)
 
 
-@law("contrastive")
+@law("contrastive", change="one more row, of a class of its own")
 def stranger(loss: Loss, batch: Batch) -> Finding:
     """A sample of a class of its own raises the loss of all others.
 
@@ -84,7 +84,7 @@ def stranger(loss: Loss, batch: Batch) -> Finding:
     return Finding(value, "<=", loss.value(more, more_labels), budget)
 
 
-@law("contrastive", "temperature", "normalize")
+@law("contrastive", "temperature", "normalize", change="2 x, and 4 times the temperature")
 def temperature_is_a_scale(loss: Loss, batch: Batch) -> Finding:
     """Without normalising, `L(c x, c^2 τ) = L(x, τ)`.
 
@@ -117,7 +117,7 @@ def temperature_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding(fine, "==", expected, 10 * abs(float(coarse - fine)) + 4 * rounding)
 
 
-@law("contrastive", "positives")
+@law("contrastive", "positives", change="positives inside the logarithm")
 def in_below_out(loss: Loss, batch: Batch) -> Finding:
     """The mean inside the logarithm is at most that outside: `L_in <= L_out`.
 

@@ -8,7 +8,7 @@ from unmuddle.testing.laws.findings import finite, same_value
 from unmuddle.testing.loss import Loss
 
 
-@law("pairwise")
+@law("pairwise", change="rotated: x @ q")
 def rotation(loss: Loss, batch: Batch) -> Finding:
     """Rotating or reflecting all rows together changes nothing: `L(xQ) = L(x)`, `QQᵀ = 1`.
 
@@ -18,7 +18,7 @@ def rotation(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, batch.features @ q, batch.labels)
 
 
-@law("pairwise")
+@law("pairwise", change="a column of zeros for each column")
 def padding(loss: Loss, batch: Batch) -> Finding:
     """Features that are zero everywhere change nothing: `L([x, 0]) = L(x)`.
 
@@ -29,7 +29,13 @@ def padding(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, torch.cat([x, torch.zeros_like(x)], 1), batch.labels)
 
 
-@law("pairwise")
+@law(
+    "pairwise",
+    show=(
+        "product = x.T @ torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+        "print(product - product.T)  # zero for a loss of products or distances"
+    ),
+)
 def no_torque(loss: Loss, batch: Batch) -> Finding:
     """`xᵀ ∇L` is symmetric.
 
@@ -41,14 +47,17 @@ def no_torque(loss: Loss, batch: Batch) -> Finding:
     return Finding(product, "==", product.T, batch.n * float(x.abs().max()) * budget)
 
 
-@law("normalised")
+@law("normalised", change="every row times a factor of its own")
 def rescaling(loss: Loss, batch: Batch) -> Finding:
     """The length of a row does not matter: `L(c x) = L(x)` for every row its own c > 0."""
     lengths = batch.normal(batch.n, 1, purpose=23).exp()
     return same_value(loss, batch, lengths * batch.features, batch.labels)
 
 
-@law("normalised")
+@law(
+    "normalised",
+    show="print((x * torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]).sum(1))  # zero",
+)
 def no_radial_gradient(loss: Loss, batch: Batch) -> Finding:
     """No row is pushed along itself: `⟨x_i, ∇_i L⟩ = 0`.
 
@@ -60,7 +69,7 @@ def no_radial_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding((x * gradient).sum(1), "==", torch.tensor(0.0), budget)
 
 
-@law("normalised")
+@law("normalised", change="8 x")
 def inverse_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient shrinks as the rows grow: `∇L(c x) = ∇L(x) / c`.
 
@@ -71,7 +80,7 @@ def inverse_gradient(loss: Loss, batch: Batch) -> Finding:
     return Finding(8 * loss.gradient(8 * x, labels), "==", gradient, 2 * budget)
 
 
-@law("normalised")
+@law("normalised", change="rows scaled to 1e-8 and 1e8")
 def extreme_lengths(loss: Loss, batch: Batch) -> Finding:
     """fp32 rows of length 1e-8 and 1e8 have the loss of others.
 
@@ -83,7 +92,7 @@ def extreme_lengths(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(scales * x, labels), "==", exact, budget)
 
 
-@law("normalised")
+@law("normalised", change="the first row is zero")
 def zero_row(loss: Loss, batch: Batch) -> Finding:
     """A row of zeros, which has no direction, leaves loss and gradient finite.
 

@@ -12,7 +12,7 @@ from unmuddle.testing.loss import Loss, NotApplicable
 from unmuddle.testing.tolerance import saved_bytes
 
 
-@law("views")
+@law("views", change="views in another order")
 def order_of_views(loss: Loss, batch: Batch) -> Finding:
     """The order of the views of each sample does not matter."""
     more = ContrastiveBatch(batch, views=3)
@@ -24,7 +24,7 @@ def order_of_views(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(shuffled, labels), "==", *measured(loss, loss.value, x, labels))
 
 
-@law("views")
+@law("views", change="views as rows")
 def views_are_rows(loss: Loss, batch: Batch) -> Finding:
     """V views of B samples are B·V samples, whose labels repeat."""
     more = ContrastiveBatch(batch, views=2)
@@ -33,14 +33,14 @@ def views_are_rows(loss: Loss, batch: Batch) -> Finding:
     return Finding(flat, "==", *measured(loss, loss.value, x, labels))
 
 
-@law("soft")
+@law("soft", change="labels as one-hot rows")
 def one_hot(loss: Loss, batch: Batch) -> Finding:
     """One-hot memberships are integer labels."""
     hot = torch.nn.functional.one_hot(batch.labels, max(batch.classes, 2)).double()
     return same_value(loss, batch, batch.features, hot)
 
 
-@law("soft")
+@law("soft", change="memberships times 2")
 def scale_of_memberships(loss: Loss, batch: Batch) -> Finding:
     """Memberships twice as large are the same: positives are weighed by their share."""
     soft = ContrastiveBatch(batch).soft_labels
@@ -48,7 +48,7 @@ def scale_of_memberships(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(x, 2 * soft), "==", *measured(loss, loss.value, x, soft))
 
 
-@law("contrastive", "mask")
+@law("contrastive", "mask", change="the mask of equal labels")
 def mask_of_labels(loss: Loss, batch: Batch) -> Finding:
     """The mask of equal labels is as good as the labels."""
     labels = batch.labels
@@ -58,7 +58,7 @@ def mask_of_labels(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", *measured(loss, loss.value, x, labels))
 
 
-@law("contrastive", "weight")
+@law("contrastive", "weight", change="all weights 0.3")
 def equal_weights(loss: Loss, batch: Batch) -> Finding:
     """Equal weights change nothing."""
     x, labels = batch.features, batch.labels
@@ -84,7 +84,7 @@ def shared_weights(loss: Loss, batch: Batch) -> Finding:
     return Finding(parts[0] + parts[1], "==", value * anchors.sum(), 4 * batch.n * budget)
 
 
-@law("contrastive", "weight", "reduction")
+@law("contrastive", "weight", "reduction", change="weights 0 and 1")
 def zero_weight(loss: Loss, batch: Batch) -> Finding:
     """Anchors of weight 0 are not in the mean."""
     x, labels = batch.features, batch.labels
@@ -96,7 +96,7 @@ def zero_weight(loss: Loss, batch: Batch) -> Finding:
     return Finding(value, "==", loss(x, labels, reduction="none")[counted].mean(), budget)
 
 
-@law("contrastive", "ignore_index")
+@law("contrastive", "ignore_index", change="ignored samples left out")
 def ignored_samples(loss: Loss, batch: Batch) -> Finding:
     """Ignored samples are as good as absent."""
     more = ContrastiveBatch(batch)
@@ -117,7 +117,7 @@ def reductions_agree(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", each.sum(), batch.n * budget)
 
 
-@law("contrastive", "keys", "key_labels", "contrast_mode", "views")
+@law("contrastive", "keys", "key_labels", "contrast_mode", "views", change="second views as keys")
 def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
     """Keys are rows that are contrasted with and are no anchors, as second views are.
 
@@ -130,7 +130,7 @@ def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", *measured(loss, loss.value, both, labels, contrast_mode="one"))
 
 
-@law("linear")
+@law("linear", show="# unmuddle.testing.saved_bytes(loss, x, y) of 8,192 rows against 4,096")
 def linear_memory(loss: Loss, batch: Batch) -> Finding:
     """What is kept for the backward grows no faster than the batch.
 
@@ -148,14 +148,48 @@ def linear_memory(loss: Loss, batch: Batch) -> Finding:
     return Finding(kept(8192), "<=", 2.2 * kept(4096))
 
 
-@law("module")
+@law("module", show=("import copy\nprint(loss(x, y), copy.deepcopy(loss)(x, y))"))
 def deep_copy(loss: Loss, batch: Batch) -> Finding:
     """A deep copy of the module is the same loss."""
     twin = loss.like(copy.deepcopy(loss.fn))
     return Finding(twin(batch.features, batch.labels), "==", loss(batch.features, batch.labels))
 
 
-@law("module")
+@law(
+    "module",
+    show=(
+        "for module in loss.modules():\n"
+        "    kept = vars(module).items()\n"
+        "    print([name for name, value in kept if isinstance(value, torch.Tensor)])"
+    ),
+)
+def tensors_are_state(loss: Loss, batch: Batch) -> Finding:
+    """Every tensor that a module keeps is a parameter or a buffer.
+
+    `to` does not move a plain attribute, and `state_dict` does not save it. The number of others.
+    """
+    assert isinstance(loss.fn, torch.nn.Module)  # what the law is for
+    loss(batch.features, batch.labels)
+    plain = [
+        value
+        for module in loss.fn.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
+    return Finding(float(len(plain)), "==", 0.0)
+
+
+@law(
+    "module",
+    show=(
+        "import copy\n"
+        "twin, state = copy.deepcopy(loss), {k: v.clone() for k, v in loss.state_dict().items()}\n"
+        "for tensor in (*twin.parameters(), *twin.buffers()):\n"
+        "    tensor.data.zero_()\n"
+        "twin.load_state_dict(state)\n"
+        "print(loss(x, y), twin(x, y))"
+    ),
+)
 def state_is_all(loss: Loss, batch: Batch) -> Finding:
     """A copy whose parameters and buffers were overwritten is whole again with `state_dict`."""
     twin = copy.deepcopy(loss.fn)

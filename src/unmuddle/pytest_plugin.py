@@ -1,0 +1,43 @@
+"""pytest plugin: `--laws-profile`, and a fixture that checks a loss.
+
+pytest loads it in every run where the package is installed, so it imports torch only when used.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unmuddle.testing import Report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.getgroup("unmuddle").addoption(
+        "--laws-profile",
+        choices=("fast", "ci", "thorough"),
+        help="batches that each law of a loss is tried on: fast (50), ci (200), thorough (2,000)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the option decide where a test names no profile."""
+    if profile := config.getoption("--laws-profile"):
+        os.environ["UNMUDDLE_HYPOTHESIS_PROFILE"] = profile
+
+
+@pytest.fixture
+def assert_laws() -> "Callable[..., Report]":
+    """`check_loss` that fails the test where a law is broken; returns the report."""
+
+    def check(fn: "Callable[..., Any]", **options: Any) -> "Report":
+        from unmuddle.testing import check_loss
+
+        report = check_loss(fn, **options)
+        report.raise_if_failed()
+        return report
+
+    return check

@@ -1,0 +1,52 @@
+"""Laws of losses of overlapping masks."""
+
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.law import Finding, law
+from unmuddle.testing.loss import Loss
+
+SMOOTHING = 0.01  # allowed, since many add a constant to numerator and denominator
+PIXELS = 400
+
+
+@law(
+    "overlap",
+    show="mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
+    "print(loss(mask, mask))  # 0 for a perfect mask",
+)
+def perfect_mask(loss: Loss, batch: Batch) -> Finding:
+    """A perfect mask costs nothing."""
+    mask, _ = _masks(batch)
+    return Finding(loss.raw(mask, mask).mean(), "==", 0.0, SMOOTHING)
+
+
+@law(
+    "overlap",
+    show="mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
+    "print(loss(1 - mask, mask))  # 1 without overlap",
+)
+def disjoint_mask(loss: Loss, batch: Batch) -> Finding:
+    """A mask without overlap costs 1."""
+    mask, _ = _masks(batch)
+    return Finding(loss.raw(1 - mask, mask).mean(), "==", 1.0, SMOOTHING)
+
+
+@law(
+    "overlap",
+    change="prediction and mask swapped",
+    show="mask = torch.arange(400).view(1, -1)\n"
+    "first, second = (mask % 2).double(), (mask % 3 > 0).double()\n"
+    "print(loss(first, second), loss(second, first))",
+)
+def swapped_masks(loss: Loss, batch: Batch) -> Finding:
+    """Prediction and mask may be swapped: `L(a, b) = L(b, a)` for masks of 0 and 1."""
+    first, second = _masks(batch)
+    value = loss.raw(first, second).mean()
+    return Finding(loss.raw(second, first).mean(), "==", value, 1e-9)
+
+
+def _masks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Two masks `(N, 400)` of different sizes."""
+    values = batch.normal(2, batch.n, PIXELS, purpose=31)
+    return (values[0] > 0).double(), (values[1] > 0.5).double()

@@ -1,0 +1,91 @@
+"""Laws of losses that pull rows of a class together and push others away."""
+
+import torch
+from torch import Tensor
+
+from unmuddle.testing.examples import Batch
+from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
+from unmuddle.testing.laws.findings import same_value
+from unmuddle.testing.loss import Loss
+
+FAR = 100.0  # beyond any margin
+
+
+@law("distances", change="all rows moved by the same vector")
+def translation(loss: Loss, batch: Batch) -> Finding:
+    """Moving all rows together changes nothing: `L(x + c) = L(x)`."""
+    moved = batch.features + batch.normal(batch.dim, purpose=28)
+    return same_value(loss, batch, moved, batch.labels)
+
+
+@law("distances", change="all rows moved by 1e4")
+def far_from_origin(loss: Loss, batch: Batch) -> Finding:
+    """fp32 rows far from the origin have a loss as good as their digits.
+
+    `|a|^2 + |b|^2 - 2 ab` loses the digits of a distance that `|a - b|^2` keeps.
+    """
+    x, labels = (batch.features + 1e4).float(), batch.labels
+    exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
+    return Finding(loss.value(x, labels), "==", exact, budget)
+
+
+@law("negatives", change="a class moved next to another")
+def near_negative(loss: Loss, batch: Batch) -> Finding:
+    """A negative that is near costs more than one that is far.
+
+    Three tight classes: far from one another, or two of them almost in one place. A margin of the
+    wrong sign, an anchor that is its own hardest negative, and the farthest negative taken for the
+    hardest show here.
+    """
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    near, far = (_classes(batch, places) for places in ((0, 0, 1), (0, 2, 1)))
+    value, budget = measured(loss, loss.value, far, labels)
+    return Finding(value, "<", loss.value(near, labels), budget)
+
+
+@law("hinge", change="the other class moved from beside to opposite")
+def far_negative(loss: Loss, batch: Batch) -> Finding:
+    """A negative beyond the margin does not matter: farther is not better."""
+    far, farther = (
+        torch.zeros(4, 3, dtype=torch.float64).index_put(
+            (torch.arange(4), torch.tensor([0, 0, axis, axis])),
+            FAR * torch.tensor([1.0, 1.0, sign, sign], dtype=torch.float64),
+        )
+        for axis, sign in ((1, 1.0), (0, -1.0))
+    )
+    turn = torch.linalg.qr(batch.normal(3, 3, purpose=29)).Q
+    labels = torch.tensor([0, 0, 1, 1])
+    value, budget = measured(loss, loss.value, far @ turn, labels)
+    return Finding(loss.value(farther @ turn, labels), "==", value, budget)
+
+
+@law("hinge", "mean", change="five classes of three in place of four of two")
+def own_pairs(loss: Loss, batch: Batch) -> Finding:
+    """A row is in no pair with itself: where all pairs are alike, their number does not matter.
+
+    Four classes of two and five classes of three have one positive pair for six negative ones. All
+    positive pairs are equally far apart, and all negative ones.
+    """
+
+    def alike(classes: int, members: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(classes).repeat_interleave(members)
+        of_class = 0.2 * torch.nn.functional.one_hot(labels, 5)
+        x = torch.cat([of_class, torch.eye(len(labels), 15)], 1)
+        return (0.1 + 0.02 * batch.seed % 0.1) * x.double(), labels
+
+    value, budget = measured(loss, loss.value, *alike(4, 2))
+    return Finding(loss.value(*alike(5, 3)), "==", value, budget)
+
+
+@law("margin", "option margin", change="margin 0.5 in place of 0.1")
+def larger_margin(loss: Loss, batch: Batch) -> Finding:
+    """A larger margin never costs less."""
+    x, labels = batch.features, batch.labels
+    value, budget = measured(loss, loss.value, x, labels, margin=0.1)
+    return Finding(value, "<=", loss.value(x, labels, margin=0.5), budget)
+
+
+def _classes(batch: Batch, places: tuple[int, ...]) -> Tensor:
+    """Two rows of each class near a corner of a large simplex."""
+    corners = FAR * torch.eye(3, dtype=torch.float64)[list(places)].repeat_interleave(2, 0)
+    return corners + (0.01 * batch.normal(6, 3, purpose=30).clamp(-3, 3)).round(decimals=2)

@@ -1,0 +1,68 @@
+"""Losses that people write: wrong ones are caught, right ones are not accused."""
+
+import pytest
+
+import gathers
+from unmuddle.testing import LAWS, check_loss
+from zoo import EXEMPT, RIGHT, WRONG
+
+GATHER_LAWS = ["equal_shares", "unequal_shares", "empty_share"]
+
+
+def test_there_are_enough() -> None:
+    assert (len(WRONG), len(RIGHT)) >= (40, 20)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_loss_is_caught(name: str) -> None:
+    found = check_loss(WRONG[name].fn, kinds=WRONG[name].kinds)
+    assert found.of("failed")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_loss_is_not_accused(name: str) -> None:
+    report = check_loss(RIGHT[name].fn, kinds=RIGHT[name].kinds)
+    assert {result.law.name for result in report.of("failed")} == EXEMPT.get(name, set())
+
+
+@pytest.mark.parametrize(
+    "name",
+    """translation far_from_origin near_negative far_negative own_pairs larger_margin score_shift
+    equal_scores proper proper_gradient proper_sigmoid proper_sigmoid_gradient certain_prediction
+    rare_class repeated_batch repeated_batch_sum perfect_mask disjoint_mask swapped_masks
+    tensors_are_state""".split(),
+)
+def test_a_law_passes_on_three_right_losses(name: str) -> None:
+    passed = 0
+    for specimen in RIGHT.values():
+        (result,) = check_loss(specimen.fn, kinds=specimen.kinds, laws=[name]).results
+        passed += result.status == "passed"
+        if passed == 3:
+            return
+    raise AssertionError(f"{name}: passed by {passed}")
+
+
+@pytest.mark.parametrize(
+    "fn", [gathers.gathered, gathers.gathered_inside, gathers.mean_of_all_samples]
+)
+def test_a_right_gather_has_the_gradient_of_one_process(fn) -> None:
+    report = check_loss(fn, kinds=["supervised"], laws=GATHER_LAWS, processes=2)
+    assert len(report.of("passed")) == len(GATHER_LAWS), str(report)
+
+
+@pytest.mark.parametrize("name", gathers.FAULTS)
+def test_a_wrong_gather_is_caught(name: str) -> None:
+    law = {"mean_of_own_samples": "unequal_shares", "busy_processes": "empty_share"}.get(
+        name, "equal_shares"
+    )
+    report = check_loss(getattr(gathers, name), kinds=["supervised"], laws=[law], processes=2)
+    assert report.of("failed"), str(report)
+
+
+def test_all_laws_that_are_not_asked_say_why() -> None:
+    report = check_loss(RIGHT["triplet"].fn, kinds=RIGHT["triplet"].kinds)
+    reasons = {result.law.name: result.reason for result in report.of("not asked")}
+    assert reasons["equal_scores"] == "needs kinds=['cross_entropy']"
+    assert reasons["equal_shares"] == "needs processes=2"
+    assert reasons["deep_copy"] == "needs a module"
+    assert len(report.results) == len(LAWS)

@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 import lightly.loss
 import pytorch_metric_learning.losses as metric_losses
+import timm.loss
 import torch
+import torchvision
+from monai.losses import DiceLoss
+from open_clip.loss import SigLipLoss
 from torch import Tensor
 
 from pages import ROOT, write_section
@@ -59,15 +63,44 @@ def in_triplets(features: Tensor, _: Tensor) -> Tensor:
     return torch.nn.TripletMarginLoss()(*parts)
 
 
+def siglip(features: Tensor, _: Tensor) -> Tensor:
+    """open_clip's SigLipLoss of the first and the second half of the rows, of unit length."""
+    half = len(features) // 2
+    if not half:
+        raise NotApplicable
+    rows = torch.nn.functional.normalize(features, eps=1e-30)
+    return SigLipLoss()(rows[:half], rows[half : 2 * half], 10.0, -10.0)
+
+
+def sigmoid_focal(scores: Tensor, labels: Tensor) -> Tensor:
+    """Torchvision's sigmoid_focal_loss, mean over samples and classes."""
+    targets = torch.nn.functional.one_hot(labels, scores.shape[1]).to(scores)
+    return torchvision.ops.sigmoid_focal_loss(scores, targets, reduction="mean")
+
+
+def dice(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """MONAI's DiceLoss of one image."""
+    return DiceLoss()(probabilities.reshape(1, 1, -1), masks.reshape(1, 1, -1))
+
+
+HINGE: tuple[Kind, ...] = (*SUPERVISED, "hinge")
 PEERS = (
     Peer("unmuddle SupCon", SupConLoss(), (*SUPERVISED, "contrastive", "soft", "views")),
     Peer("metric-learning SupCon", metric_losses.SupConLoss(), (*SUPERVISED, "contrastive")),
     Peer("metric-learning NTXent", metric_losses.NTXentLoss(), SUPERVISED),
-    Peer("metric-learning TripletMargin", metric_losses.TripletMarginLoss(), SUPERVISED),
+    Peer("metric-learning TripletMargin", metric_losses.TripletMarginLoss(), HINGE),
     Peer("metric-learning MultiSimilarity", metric_losses.MultiSimilarityLoss(), SUPERVISED),
     Peer("lightly NTXent", in_two_views, ("pairwise", "normalised"), ROLES),
     Peer("torch TripletMargin", in_triplets, ("pairwise",), ROLES),
-    Peer("torch CrossEntropy", torch.nn.CrossEntropyLoss(), ("logits",)),
+    Peer(
+        "torch CrossEntropy",
+        torch.nn.CrossEntropyLoss(),
+        ("mean", "cross_entropy", "proper", "certain"),
+    ),
+    Peer("timm LabelSmoothing", timm.loss.LabelSmoothingCrossEntropy(), ("mean", "cross_entropy")),
+    Peer("torchvision sigmoid focal", sigmoid_focal, ("mean", "certain")),
+    Peer("MONAI Dice", dice, ("overlap",)),
+    Peer("open_clip SigLIP", siglip, ("pairwise", "normalised", "linear"), ROLES),
 )
 NON_ZERO = (
     "A consequence of a convention: the mean is over the losses that are not 0 "
@@ -86,6 +119,10 @@ VERDICTS = {
     ("metric-learning TripletMargin", "nan_is_not_hidden"): (
         "Worth knowing: comparing with NaN is false, so its triplets count as none that violate "
         "the margin, and the loss of the others hides it."
+    ),
+    ("open_clip SigLIP", "linear_memory"): (
+        "It builds the matrix of all pairs of a process. Only pairs of different processes are "
+        "taken in parts."
     ),
     ("torch TripletMargin", "rotation"): ADDED,
     ("torch TripletMargin", "padding"): ADDED,
@@ -145,6 +182,8 @@ def all_laws() -> str:
     for name, law in LAWS.items():
         mutant = MUTANTS[name]
         loss = Loss(mutant.fn, mutant.kinds)
+        if mutant.processes is not None:
+            loss = loss.in_processes(mutant.processes)
         killers = {
             killer
             for killer, other in LAWS.items()

@@ -43,7 +43,7 @@ def test_less_means_by_more_than_the_budget() -> None:
     assert not Finding(numbers(math.inf), "<", numbers(math.inf)).holds
     assert not Finding(numbers(math.nan), "<", numbers(1.0)).holds
     result = try_law(LAWS["informative_scores"], Loss(flat, ["logits"]), BATCH)
-    assert result.numbers == "found 0, expected < 0"
+    assert result.numbers == "found 0, expected less than 0"
 
 
 def flat(scores, labels):

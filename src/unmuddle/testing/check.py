@@ -17,6 +17,7 @@ from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicable
 
 Status = Literal["passed", "failed", "not asked"]
 EXPECTED = {"is finite": "a finite number", "is NaN": "NaN"}
+WORDS = {"==": "", "<=": "at most ", "<": "less than "}
 
 
 class BrokenLawError(AssertionError):
@@ -59,7 +60,8 @@ class Result:
         if self.relation in EXPECTED:
             return f"found {self.found:.9g}, expected {EXPECTED[self.relation]}"
         digits = 9 if f"{self.found:.9g}" != f"{self.expected:.9g}" else 17
-        return f"found {self.found:.{digits}g}, expected {self.relation} {self.expected:.{digits}g}"
+        expected = f"{WORDS[self.relation]}{self.expected:.{digits}g}"
+        return f"found {self.found:.{digits}g}, expected {expected}"
 
     def raise_if_failed(self) -> None:
         """Raise a BrokenLawError that names the law, both numbers and the counter-example."""
@@ -83,10 +85,12 @@ class Report:
     Attributes:
         loss: name of the loss.
         results: one a law, in the order of `LAWS`.
+        kinds: what the loss is declared to be.
     """
 
     loss: str
     results: tuple[Result, ...]
+    kinds: tuple[str, ...] = ()
 
     def of(self, status: Status) -> tuple[Result, ...]:
         """The results of that status."""
@@ -105,7 +109,8 @@ class Report:
         """Counts, a counter-example of each law that failed, and why others were not asked."""
         failed, passed, others = map(self.of, ("failed", "passed", "not asked"))
         lines = [
-            f"{self.loss}: {len(failed)} failed, {len(passed)} passed, {len(others)} not asked"
+            f"{self.loss}: {len(failed)} failed, {len(passed)} passed, {len(others)} not asked",
+            f"declared kinds: {', '.join(self.kinds) or 'none'}",
         ]
         for result in failed:
             lines += ["", *result.lines()]
@@ -115,12 +120,12 @@ class Report:
         for result in others:
             reasons[result.reason].append(result.law.name)
         if reasons:
-            lines += ["", "not asked:"]
+            lines += ["", "not asked, since they need more than is declared:"]
             lines += [f"    {reason}: {', '.join(names)}" for reason, names in reasons.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types: `loss`, `counts`, and one entry a law in `laws`."""
+        """Return the report as JSON types: `loss`, `kinds`, `counts`, and a list `laws`."""
         counts = {status: len(self.of(status)) for status in get_args(Status)}
         laws = [
             {
@@ -136,7 +141,8 @@ class Report:
             }
             for result in self.results
         ]
-        return {"loss": self.loss, "counts": counts, "laws": laws}
+        kinds = list(self.kinds)
+        return {"loss": self.loss, "kinds": kinds, "counts": counts, "laws": laws}
 
 
 def _json(value: float | None) -> float | str | None:
@@ -178,7 +184,8 @@ def check_loss(
     """
     loss, chosen = _working(fn, kinds), _chosen(laws)
     loss = loss if processes is None else loss.in_processes(processes)
-    return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen))
+    declared = tuple(kind for kind in KINDS if kind in loss.traits)
+    return Report(repr(loss), tuple(_try(law, loss, profile) for law in chosen), declared)
 
 
 def parametrize_with_laws(
@@ -281,13 +288,13 @@ def _not_asked(law: Law, loss: Loss) -> Result:
     kinds = [name for name in needed if name in KINDS]
     others = [name for name in needed if name not in KINDS]
     if "module" in others:
-        reason = "needs a module"
+        reason = "a module"
     elif "processes" in others:
-        reason = "needs processes=2"
+        reason = "processes=2"
     elif kinds:
-        reason = f"needs kinds={kinds}"
+        reason = f"kinds {' and '.join(kinds)}"
     else:
-        reason = f"needs {', '.join(others)} in the signature"
+        reason = f"options {', '.join(name.removeprefix('option ') for name in others)}"
     return Result(law, "not asked", reason=reason)
 
 

@@ -1,6 +1,7 @@
 """A broken law as code that needs torch and the loss alone: rounded tensors, calls, numbers."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -62,8 +63,9 @@ def _code(law: Law, loss: Loss, batch: Batch, result: "Result") -> list[str]:
         x, y = loss.given(batch.features, batch.labels)
         if small:
             x, y = small[0].features, small[0].labels
-        given = [] if "x, y = " in law.show else [f"x = {_tensor(x)}", f"y = {_tensor(y)}"]
         shown = law.show or "print(loss(x, y))"
+        needs_batch = re.search(r"\bx\b", shown) and not re.search(r"\by = ", shown)
+        given = [f"x = {_tensor(x)}", f"y = {_tensor(y)}"] if needs_batch else []
         return [*_setup(loss, calls), *given, *shown.split("\n")]
     lines, x, y = _setup(loss, calls), None, None
     for number, (role, call) in enumerate(chosen):

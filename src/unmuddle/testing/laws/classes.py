@@ -45,7 +45,9 @@ def score_shift(loss: Loss, batch: Batch) -> Finding:
 
 @law("cross_entropy")
 def equal_scores(loss: Loss, batch: Batch) -> Finding:
-    """Equal scores of D classes cost `log D`, whatever the targets, if these sum to one."""
+    """Where all D scores of a sample are equal, cross-entropy is `log D`."""
+    if batch.dim < 2:
+        raise NotApplicable
     x = batch.normal(batch.n, 1, purpose=33).expand(-1, batch.dim).clone()
     value, budget = measured(loss, loss.value, x, batch.labels)
     samples = batch.n if "sum" in loss.traits else 1
@@ -54,7 +56,7 @@ def equal_scores(loss: Loss, batch: Batch) -> Finding:
 
 @law("proper", change="scores a step away from the truth")
 def proper(loss: Loss, batch: Batch) -> Finding:
-    """The expected loss is least where the softmax of the scores is the labels' distribution."""
+    """The mean loss is least where the softmax of the scores is the shares of the labels."""
     x, labels = _scores_of_truth(batch, lambda shares: shares.log())
     return _least(loss, batch, x, labels)
 
@@ -62,17 +64,17 @@ def proper(loss: Loss, batch: Batch) -> Finding:
 @law(
     "proper",
     show="gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
-    "print(gradient.sum(0))  # zero where the expected loss is least",
+    "print(gradient.sum(0))  # zero for a proper loss",
 )
 def proper_gradient(loss: Loss, batch: Batch) -> Finding:
-    """The expected loss has no slope where the softmax is the labels' distribution."""
+    """The summed gradient is zero where the softmax of the scores is the shares of the labels."""
     x, labels = _scores_of_truth(batch, lambda shares: shares.log())
     return _flat(loss, x, labels)
 
 
 @law("proper_sigmoid", change="scores a step away from the truth")
 def proper_sigmoid(loss: Loss, batch: Batch) -> Finding:
-    """The expected loss is least where the sigmoid of each score is the share of its class."""
+    """The mean loss is least where the sigmoid of each score is the share of its class."""
     x, labels = _scores_of_truth(batch, torch.logit)
     return _least(loss, batch, x, labels)
 
@@ -80,10 +82,10 @@ def proper_sigmoid(loss: Loss, batch: Batch) -> Finding:
 @law(
     "proper_sigmoid",
     show="gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
-    "print(gradient.sum(0))  # zero where the expected loss is least",
+    "print(gradient.sum(0))  # zero for a proper loss",
 )
 def proper_sigmoid_gradient(loss: Loss, batch: Batch) -> Finding:
-    """The expected loss has no slope where each sigmoid is the share of its class."""
+    """The summed gradient is zero where the sigmoid of each score is the share of its class."""
     x, labels = _scores_of_truth(batch, torch.logit)
     return _flat(loss, x, labels)
 
@@ -110,14 +112,23 @@ def _flat(loss: Loss, x: Tensor, labels: Tensor) -> Finding:
 
 @law("certain")
 def certain_prediction(loss: Loss, batch: Batch) -> Finding:
-    """A certain right prediction costs nothing."""
+    """A right prediction with near certainty costs nothing."""
+    if batch.dim < 2:
+        raise NotApplicable
     of_label = torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
     return Finding(loss.value(200 * (2 * of_label - 1), batch.labels), "==", 0.0, 1e-6)
 
 
-@law("balanced")
+@law(
+    "balanced",
+    change="length of the gradient: a sample of the frequent class, of the rare class",
+    show="x = torch.zeros(6, 2, dtype=torch.float64)\n"
+    "y = torch.tensor([0, 1, 1, 1, 1, 1])\n"
+    "gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+    "print(gradient.norm(dim=1))  # the first, of the rare class, has to be the longest",
+)
 def rare_class(loss: Loss, batch: Batch) -> Finding:
-    """A sample of a rare class pulls harder than one of a frequent class.
+    """The gradient of a sample of a rare class is longer than that of one of a frequent class.
 
     Six samples of equal scores, one of them of another class than the others: the length of the
     gradient of each row.

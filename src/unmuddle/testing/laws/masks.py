@@ -16,7 +16,7 @@ PIXELS = 400
     "print(loss(mask, mask))  # 0 for a perfect mask",
 )
 def perfect_mask(loss: Loss, batch: Batch) -> Finding:
-    """A perfect mask costs nothing."""
+    """A prediction equal to the mask costs nothing."""
     mask, _ = _masks(batch)
     return Finding(loss.raw(mask, mask).mean(), "==", 0.0, SMOOTHING)
 
@@ -27,7 +27,7 @@ def perfect_mask(loss: Loss, batch: Batch) -> Finding:
     "print(loss(1 - mask, mask))  # 1 without overlap",
 )
 def disjoint_mask(loss: Loss, batch: Batch) -> Finding:
-    """A mask without overlap costs 1."""
+    """A prediction that does not overlap the mask costs 1."""
     mask, _ = _masks(batch)
     return Finding(loss.raw(1 - mask, mask).mean(), "==", 1.0, SMOOTHING)
 

@@ -18,9 +18,9 @@ def translation(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, moved, batch.labels)
 
 
-@law("distances", change="all rows moved by 1e4")
+@law("distances", change="the same rows in fp32")
 def far_from_origin(loss: Loss, batch: Batch) -> Finding:
-    """fp32 rows far from the origin have a loss as good as their digits.
+    """In fp32, rows far from the origin have the loss that they have in fp64.
 
     `|a|^2 + |b|^2 - 2 ab` loses the digits of a distance that `|a - b|^2` keeps.
     """
@@ -59,9 +59,18 @@ def far_negative(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(farther @ turn, labels), "==", value, budget)
 
 
-@law("hinge", "mean", change="five classes of three in place of four of two")
+@law(
+    "hinge",
+    "mean",
+    change="five classes of three rows, against four classes of two",
+    show="def alike(classes, members):\n"
+    "    y = torch.arange(classes).repeat_interleave(members)\n"
+    "    of_class = 0.2 * torch.nn.functional.one_hot(y, 5)\n"
+    "    return 0.1 * torch.cat([of_class, torch.eye(len(y), 15)], 1).double(), y\n"
+    "print(loss(*alike(4, 2)), loss(*alike(5, 3)))  # equal without pairs of a row with itself",
+)
 def own_pairs(loss: Loss, batch: Batch) -> Finding:
-    """A row is in no pair with itself: where all pairs are alike, their number does not matter.
+    """A row is in no pair with itself: class sizes do not matter where all pairs are alike.
 
     Four classes of two and five classes of three have one positive pair for six negative ones. All
     positive pairs are equally far apart, and all negative ones.

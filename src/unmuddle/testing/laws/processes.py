@@ -21,12 +21,13 @@ from unmuddle.testing.loss import Loss, NotApplicable
 
 SECONDS = 5.0  # after which processes wait for one another in vain
 DIM = 3
+MISMATCH = "their collectives do not match, or differ in size"
 
 
 def _shown(ends: str) -> str:
     """Return a script for `torchrun`, given where the shares of two processes end."""
     return (
-        "# torchrun --nproc-per-node 2 FILE; 1 in place of 2 prints what is expected\n"
+        "# torchrun --nproc-per-node 2 FILE; --nproc-per-node 1 prints what is expected\n"
         "torch.distributed.init_process_group('gloo')\n"
         "rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()\n"
         f"ends = {ends} if world > 1 else [0, 8]\n"
@@ -44,9 +45,13 @@ class ProcessError(RuntimeError):
     """A process raised an error, or did not come back."""
 
 
-@law("processes", change="equal shares in several processes", show=_shown("[0, 4, 8]"))
+@law(
+    "processes",
+    change="an entry of the gradient of a matrix that multiplies all rows",
+    show=_shown("[0, 4, 8]"),
+)
 def equal_shares(loss: Loss, batch: Batch) -> Finding:
-    """Processes with equal shares have, on average, the gradient of the whole batch.
+    """With equal shares of a batch, the mean gradient of processes is that of one process.
 
     `DistributedDataParallel` averages gradients over processes. Where a loss gathers the rows of
     all processes, a gather without a gradient, or without a factor for the number of processes,
@@ -55,15 +60,23 @@ def equal_shares(loss: Loss, batch: Batch) -> Finding:
     return _agrees(loss, [4] * loss.processes)
 
 
-@law("processes", change="unequal shares in several processes", show=_shown("[0, 3, 8]"))
+@law(
+    "processes",
+    change="an entry of the gradient of a matrix that multiplies all rows",
+    show=_shown("[0, 3, 8]"),
+)
 def unequal_shares(loss: Loss, batch: Batch) -> Finding:
-    """Processes with unequal shares have, on average, the gradient of the whole batch."""
+    """With unequal shares of a batch, the mean gradient of processes is that of one process."""
     return _agrees(loss, [3 + 2 * rank for rank in range(loss.processes)])
 
 
-@law("processes", change="a process without samples", show=_shown("[0, 8, 8]"))
+@law(
+    "processes",
+    change="an entry of the gradient of a matrix that multiplies all rows",
+    show=_shown("[0, 8, 8]"),
+)
 def empty_share(loss: Loss, batch: Batch) -> Finding:
-    """A process without samples leaves the mean gradient that of the whole batch."""
+    """With an empty share, the mean gradient of processes is that of one process."""
     return _agrees(loss, [8] * (loss.processes - 1) + [0])
 
 
@@ -125,14 +138,18 @@ def _collect(readers: list[Connection]) -> list[Tensor]:
     while waiting:
         ready = wait(waiting, max(0.0, end - time.monotonic()))
         if not ready:
-            raise ProcessError("processes wait for one another: their collectives do not match")
+            raise ProcessError(
+                "processes wait for one another: their collectives do not match, or differ in size"
+            )
         for reader in ready:
             assert isinstance(reader, Connection)
             waiting.remove(reader)
             try:
                 found = reader.recv()
             except EOFError as error:
-                raise ProcessError("a process crashed: collectives do not match") from error
+                raise ProcessError(
+                    "a process crashed: their collectives do not match, or differ in size"
+                ) from error
             if isinstance(found, str):
                 raise ProcessError(found)
             gradients.append(torch.tensor(found, dtype=torch.float64))

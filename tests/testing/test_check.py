@@ -77,7 +77,7 @@ def test_a_report_says_what_failed_with_both_numbers() -> None:
     assert ", expected " in text
     assert "(a column of zeros for each column)" in text
     assert "\npassed: finite_value, " in text
-    assert "\n    kinds normalised: rescaling, " in text
+    assert "kind normalised (5), " in text
     with pytest.raises(BrokenLawError, match="padding breaks 1 laws\npadding: Features that are"):
         report.raise_if_failed()
     assert {result.status for result in report.results} == {"passed", "failed", "not asked"}
@@ -92,7 +92,7 @@ def test_a_report_is_json() -> None:
     (entry,) = [entry for entry in told["laws"] if entry["name"] == "finite_value"]
     assert (entry["status"], entry["found"], entry["relation"]) == ("failed", "nan", "is finite")
     (entry,) = [entry for entry in told["laws"] if entry["name"] == "one_hot"]
-    assert (entry["status"], entry["reason"]) == ("not asked", "kinds soft")
+    assert (entry["status"], entry["reason"]) == ("not asked", "kind soft")
 
 
 def test_laws_ask_only_what_a_loss_is_meant_to_keep() -> None:

@@ -5,7 +5,7 @@ import pytest
 import gathers
 from pages import ROOT
 from unmuddle.testing import LAWS, check_loss
-from zoo import EXEMPT, RIGHT, WRONG
+from zoo import EXEMPT, MISSED, RIGHT, WRONG
 
 GATHER_LAWS = ["equal_shares", "unequal_shares", "empty_share"]
 
@@ -13,12 +13,13 @@ GATHER_LAWS = ["equal_shares", "unequal_shares", "empty_share"]
 def test_the_page_says_how_many_there_are() -> None:
     page = (ROOT / "docs/pages/laws.md").read_text()
     assert f"holds {len(WRONG)} wrong and {len(RIGHT)} right losses" in page
+    assert f"{len(WRONG) - len(MISSED)} of the wrong ones are caught" in page
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_loss_is_caught(name: str) -> None:
     found = check_loss(WRONG[name].fn, kinds=WRONG[name].kinds)
-    assert found.of("failed")
+    assert bool(found.of("failed")) == (name not in MISSED)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -31,8 +32,8 @@ def test_a_right_loss_is_not_accused(name: str) -> None:
     "name",
     """translation far_from_origin near_negative far_negative own_pairs larger_margin score_shift
     equal_scores proper proper_gradient proper_sigmoid proper_sigmoid_gradient certain_prediction
-    rare_class repeated_batch repeated_batch_sum perfect_mask disjoint_mask swapped_masks
-    tensors_are_state""".split(),
+    rare_class mean_of_parts sum_of_parts perfect_mask empty_mask one_pixel disjoint_mask
+    swapped_masks margin_acts own_proxy gradient_at_proxy tensors_are_state""".split(),
 )
 def test_a_law_passes_on_three_right_losses(name: str) -> None:
     passed = 0
@@ -64,7 +65,7 @@ def test_a_wrong_gather_is_caught(name: str) -> None:
 def test_all_laws_that_are_not_asked_say_why() -> None:
     report = check_loss(RIGHT["triplet"].fn, kinds=RIGHT["triplet"].kinds)
     reasons = {result.law.name: result.reason for result in report.of("not asked")}
-    assert reasons["equal_scores"] == "kinds cross_entropy"
+    assert reasons["equal_scores"] == "kind cross_entropy"
     assert reasons["equal_shares"] == "processes=2"
     assert reasons["deep_copy"] == "a module"
     assert len(report.results) == len(LAWS)

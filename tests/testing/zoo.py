@@ -3,6 +3,7 @@
 None of them was written for a particular law. The faults are those of the sources; the code is ours.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ SCORES = ("logits", "mean")
 CROSS_ENTROPY = (*SCORES, "cross_entropy")
 PROPER = (*CROSS_ENTROPY, "proper", "certain")
 BINARY = (*SCORES, "proper_sigmoid", "certain")
-MASKS = ("overlap",)
+MASKS = ("dice",)
 
 
 class Specimen(NamedTuple):
@@ -30,6 +31,7 @@ class Specimen(NamedTuple):
 
 
 WRONG: dict[str, Specimen] = {}
+MISSED = {"easiest_positive", "poly_sign", "confidence_rewarded"}  # no law sees these
 RIGHT: dict[str, Specimen] = {}
 
 
@@ -258,9 +260,9 @@ def triplet_detached(x, y):
 
 
 @right(*CONTRASTIVE)
-def supcon(x, y, tau=0.1):
+def supcon(x, y, temperature=0.1):
     z = F.normalize(x, eps=1e-30)
-    s = (z @ z.T / tau).masked_fill(~others(y), -torch.inf)
+    s = (z @ z.T / temperature).masked_fill(~others(y), -torch.inf)
     positive = same_class(y) & others(y)
     if not positive.any():
         return 0 * x.sum()
@@ -295,6 +297,16 @@ def circle(x, y, margin=0.25, gamma=8.0):  # Sun et al. 2020
 # The detached weights of the circle loss are published: its gradient is not its derivative.
 # torch's multi_margin_loss compares with NaN, which is false.
 EXEMPT = {"circle": {"directional_derivative"}, "hinge": {"nan_is_not_hidden"}}
+
+
+@wrong("the temperature multiplies", *CONTRASTIVE)
+def supcon_times_temperature(x, y, temperature=0.1):
+    z = F.normalize(x, eps=1e-30)
+    s = (z @ z.T * temperature).masked_fill(~others(y), -torch.inf)
+    positive = same_class(y) & others(y)
+    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~positive, 0).sum(1)
+    n = positive.sum(1)
+    return -(log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
 
 
 @wrong("a row is contrasted with itself", *CONTRASTIVE)
@@ -447,7 +459,7 @@ def balanced_focal(x, y, gamma=2.0):
     return (-weight * (1 - log_p.exp()) ** gamma * log_p).sum() / weight.sum()
 
 
-@right("shift_invariant", "balanced", "certain")
+@right(*SCORES, "shift_invariant", "balanced", "certain")
 def effective_number(x, y, beta=0.9):  # Cui et al. 2019
     counts = y.bincount(minlength=x.shape[1]).to(x)[y]
     weight = (1 - beta) / (1 - beta**counts)
@@ -559,6 +571,23 @@ def squared_scores(x, y):
     return (x - one_hot(x, y)).square().sum(1).mean()
 
 
+@wrong("the margin is taken from all scores", *SCORES, "shift_invariant", "margin")
+def cosface_margin_of_all(x, y, margin=0.35):
+    return F.cross_entropy(4 * (x - margin), y)
+
+
+@wrong("a focal loss of the mean", *SCORES, "shift_invariant", "certain")
+def focal_of_mean(x, y):
+    mean = F.cross_entropy(x, y)
+    return (1 - (-mean).exp()) ** 2 * mean
+
+
+@right(*SCORES, "shift_invariant", "balanced")
+def logit_adjustment(x, y):  # Menon et al. 2021, with the counts of the batch
+    counts = y.bincount(minlength=x.shape[1]).to(x) + 1
+    return F.cross_entropy(x + (counts / counts.sum()).log(), y)
+
+
 @wrong("the margin helps the true class", *SCORES, "shift_invariant", "margin")
 def cosface_plus_margin(x, y, margin=0.35):
     return F.cross_entropy(4 * (x + margin * one_hot(x, y)), y)
@@ -603,7 +632,79 @@ def dice_precision(p, m):
     return 1 - 2 * (p * m).sum() / (2 * p.sum() + 1e-6)
 
 
+@right("overlap")
+def tversky(p, m, alpha=0.3, beta=0.7):  # Salehi et al. 2017
+    both = (p * m).sum()
+    return 1 - (both + 1) / (both + alpha * (p * (1 - m)).sum() + beta * ((1 - p) * m).sum() + 1)
+
+
+@right("overlap")
+def entropy_and_dice(p, m):
+    return F.binary_cross_entropy(p, m) + dice(p, m)
+
+
+@wrong("NaN where mask and prediction are empty", *MASKS)
+def dice_of_nothing(p, m):
+    return 1 - 2 * (p * m).sum() / (p.square().sum() + m.square().sum())
+
+
+@wrong("a constant in the numerator alone", *MASKS)
+def dice_smoothed_above(p, m):
+    return 1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum()).clamp(min=1e-6)
+
+
 # Modules
+
+
+class Proxies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, 4, generator=random))
+
+    def cosines(self, x):
+        return F.normalize(x, eps=1e-30) @ F.normalize(self.weight, eps=1e-30).T.to(x)
+
+
+@right("proxies", "normalised")
+class ArcFace(Proxies):  # Deng et al. 2019
+    def forward(self, x, y, margin=0.3, scale=8.0):
+        c = self.cosines(x)
+        sine = (1 - c.square()).clamp(min=1e-9).sqrt()
+        turned = c * math.cos(margin) - sine * math.sin(margin)
+        return F.cross_entropy(scale * torch.where(one_hot(c, y) > 0, turned, c), y)
+
+
+@right("proxies", "normalised")
+class NormFace(Proxies):  # Wang et al. 2017
+    def forward(self, x, y):
+        return F.cross_entropy(8 * self.cosines(x), y)
+
+
+@right("proxies")
+class CentreDistances(Proxies):  # Snell et al. 2017
+    def forward(self, x, y):
+        return F.cross_entropy(-(x[:, None] - self.weight.to(x)).square().sum(2), y)
+
+
+@wrong("the nearest class gets the lowest score", "proxies", "normalised")
+class ArcFaceSign(Proxies):
+    def forward(self, x, y):
+        return F.cross_entropy(-8 * self.cosines(x), y)
+
+
+@wrong("labels play no part", "proxies", "normalised")
+class ProxiesWithoutLabels(Proxies):
+    def forward(self, x, y):
+        return F.cross_entropy(8 * self.cosines(x), y * 0)
+
+
+@wrong("the arc cosine has an infinite slope at a proxy", "proxies", "normalised")
+class ArcFaceWithoutClamp(Proxies):
+    def forward(self, x, y):
+        c = self.cosines(x)
+        turned = (c.acos() + 0.3).cos()
+        return F.cross_entropy(8 * torch.where(one_hot(c, y) > 0, turned, c), y)
 
 
 @wrong("centres are a plain tensor: not saved, not moved", "pairwise")
@@ -652,3 +753,28 @@ class Weighted(nn.Module):
 
     def forward(self, x, y):
         return self.weight.to(x) * F.cross_entropy(x, y)
+
+
+# What no law sees
+
+
+@wrong("the easiest positive is taken for the hardest", *HINGE)
+def easiest_positive(x, y):
+    d, same = squared_distances(x), same_class(y)
+    positive = same & others(y)
+    valid = positive.any(1) & (~same).any(1)
+    far = d.masked_fill(~positive, torch.inf).min(1).values
+    near = d.masked_fill(same, torch.inf).min(1).values
+    return (far[valid] - near[valid] + 0.3).relu().sum() / valid.sum().clamp(min=1)
+
+
+@wrong("the polynomial term has the wrong sign", *SCORES, "shift_invariant", "certain")
+def poly_sign(x, y):  # of PolyLoss, Leng et al. 2022
+    log_p = x.log_softmax(1).gather(1, y[:, None])[:, 0]
+    return (-log_p - (1 - log_p.exp())).mean()
+
+
+@wrong("confidence is rewarded, not penalised", *SCORES, "shift_invariant")
+def confidence_rewarded(x, y):  # Pereyra et al. 2017
+    log_p = x.log_softmax(1)
+    return F.cross_entropy(x, y) - 0.1 * (log_p.exp() * log_p).sum(1).mean()

@@ -1,7 +1,7 @@
 """`check_loss`: try the laws that apply to a loss, and say what came of each."""
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from unmuddle.testing.laws import LAWS
 from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicable
 
 Status = Literal["passed", "failed", "not asked"]
+SILENT = "they say nothing about any batch that was tried"
+FEW = 10
 EXPECTED = {"is finite": "a finite number", "is NaN": "NaN"}
 WORDS = {"==": "", "<=": "at most ", "<": "less than "}
 
@@ -37,6 +39,7 @@ class Result:
         expected: what that should be compared with.
         error: what the loss raised instead.
         reason: why it was not asked.
+        batches: on how many it held.
         code: Python that shows a failure, given the loss; it needs torch and the loss alone.
     """
 
@@ -49,6 +52,7 @@ class Result:
     error: str | None = None
     reason: str = ""
     code: str = ""
+    batches: int = 0
 
     @property
     def numbers(self) -> str:
@@ -116,12 +120,17 @@ class Report:
             lines += ["", *result.lines()]
         if passed:
             lines += ["", "passed: " + ", ".join(result.law.name for result in passed)]
-        reasons: dict[str, list[str]] = defaultdict(list)
-        for result in others:
-            reasons[result.reason].append(result.law.name)
+        few = [f"{r.law.name} ({r.batches})" for r in passed if r.batches < FEW]
+        silent = [result.law.name for result in others if result.reason == SILENT]
+        for told, names in (
+            (f"of these, on fewer than {FEW} batches", few),
+            (f"not asked, since {SILENT}", silent),
+        ):
+            lines += [f"{told}: {', '.join(names)}"] if names else []
+        reasons = Counter(result.reason for result in others if result.reason != SILENT)
         if reasons:
-            lines += ["", "not asked, since they need more than is declared:"]
-            lines += [f"    {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+            more = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+            lines += ["", f"not asked; what would ask how many more laws: {more}"]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +146,7 @@ class Report:
                 "expected": _json(result.expected),
                 "error": result.error,
                 "reason": result.reason or None,
+                "batches": result.batches,
                 "code": result.code or None,
             }
             for result in self.results
@@ -292,9 +302,9 @@ def _not_asked(law: Law, loss: Loss) -> Result:
     elif "processes" in others:
         reason = "processes=2"
     elif kinds:
-        reason = f"kinds {' and '.join(kinds)}"
+        reason = f"kind {' and '.join(kinds)}"
     else:
-        reason = f"options {', '.join(name.removeprefix('option ') for name in others)}"
+        reason = f"option {', '.join(name.removeprefix('option ') for name in others)}"
     return Result(law, "not asked", reason=reason)
 
 
@@ -327,16 +337,15 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
     """
     if not law.applies(loss):
         return _not_asked(law, loss)
-    nothing = "it says nothing about the batches that were tried"
     try:
         finding = law(loss, batch)
         if finding.says_nothing:
-            return Result(law, "not asked", batch, error="NaN on both sides", reason=nothing)
+            return Result(law, "not asked", batch, error="NaN on both sides", reason=SILENT)
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst
     except NotApplicable:
-        return Result(law, "not asked", reason=nothing)
+        return Result(law, "not asked", reason=SILENT)
     except LawError:
         raise
     except Exception as error:  # whatever a loss raises breaks the law

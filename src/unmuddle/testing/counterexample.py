@@ -97,14 +97,18 @@ def _chosen(calls: Sequence[Call], result: "Result") -> list[tuple[str, Call]]:
     """Return the calls that gave the two numbers and which; else one that failed."""
     if result.error is not None:
         return [(result.error, call) for call in calls[-1:]]
+    # The first call is of the batch as it is, the last one of what the law made of it.
+    roles = [("expected", result.expected), ("found", result.found)]
+    if result.relation in ("<", "<="):  # the first is to be the smaller one
+        roles.reverse()
+    elif result.relation in ("is finite", "is NaN"):
+        roles = roles[1:]
     chosen: list[tuple[str, Call]] = []
-    for role, number in (("expected", result.expected), ("found", result.found)):
+    for place, (role, number) in enumerate(roles):
         used = [id(call) for _, call in chosen]
         giving = [call for call in calls if id(call) not in used and _gives(call, number)]
-        # The first call is of the batch as it is, the last one of what the law made of it.
         if giving:
-            call = giving[0] if role == "expected" else giving[-1]
-            chosen.append((f"{role} {number:.9g}", call))
+            chosen.append((f"{role} {number:.9g}", giving[-1 if place else 0]))
     return chosen
 
 

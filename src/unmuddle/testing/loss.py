@@ -17,7 +17,7 @@ Kind = Literal[
     "pairwise", "distances", "normalised",
     "supervised", "negatives", "hinge", "margin",
     "logits", "shift_invariant", "cross_entropy", "proper", "proper_sigmoid", "certain", "balanced",
-    "mean", "sum", "overlap",
+    "proxies", "mean", "sum", "overlap", "dice",
     "contrastive", "soft", "views", "linear",
 ]  # fmt: skip
 EPS, EPS_32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
@@ -39,6 +39,7 @@ IMPLIED: dict[str, set[str]] = {
     "negatives": {"supervised"},
     "hinge": {"negatives", "supervised"},
     "contrastive": {"negatives"},
+    "dice": {"overlap"},
     "cross_entropy": {"shift_invariant", "logits"},
     "proper": {"shift_invariant", "logits"},
     **{kind: {"logits"} for kind in ("shift_invariant", "proper_sigmoid", "certain", "balanced")},
@@ -75,8 +76,11 @@ class Loss:
 
             - `"supervised"`: labels say that, and nothing else
             - `"negatives"`: rows of other classes are pushed away; `"supervised"` too
-            - `"hinge"`: pairs or triplets beyond a margin cost nothing; `"negatives"` too
-            - `"margin"`: has an option `margin`; more of it never costs less
+            - `"hinge"`: pairs or triplets beyond a margin, a fixed distance or cosine, cost nothing;
+              `"negatives"` too
+            - `"margin"`: has an option `margin`; more of it costs more, never less
+            - `"proxies"`: a module with a parameter `(C, D)`, a row for each class; labels are taken
+              modulo C, and batches have D features
 
             Scores of classes; each of these is `"logits"` too:
 
@@ -88,14 +92,17 @@ class Loss:
               distribution of the labels; `"shift_invariant"` too
             - `"proper_sigmoid"`: the same where the sigmoid of each score is the share of its class
             - `"certain"`: a certain right prediction costs nothing
-            - `"balanced"`: a class that is rare in the batch weighs more
+            - `"balanced"`: a class that is rare in the batch weighs more; such a loss is no mean
+              over samples, so `"mean"` and `"sum"` ask nothing of it
 
             Any:
 
-            - `"mean"`: a mean over samples, pairs or triplets
-            - `"sum"`: a sum over samples
-            - `"overlap"`: Dice, Jaccard and the like: takes predicted probabilities `(N, D)` and
-              masks `(N, D)` of 0 and 1 in place of features and labels
+            - `"mean"`: with `"logits"`, a mean over samples; with `"hinge"`, a mean over pairs,
+              triplets or anchors
+            - `"sum"`: with `"logits"`, a sum over samples
+            - `"overlap"`: takes predicted probabilities `(N, D)` and masks `(N, D)` of 0 and 1 in
+              place of features and labels; a prediction equal to the mask costs 0
+            - `"dice"`: as Dice and Jaccard, 1 without overlap and symmetric; `"overlap"` too
             - `"contrastive"`: the supervised contrastive loss of Khosla et al., mean over anchors
             - `"soft"`: takes `(N, C)` memberships as labels
             - `"views"`: takes `(B, V, D)` features as well
@@ -150,10 +157,24 @@ class Loss:
             return features, labels
         if "logits" in self.traits:
             return features, labels % features.shape[1]
+        if "proxies" in self.traits:
+            classes, dim = self.proxies.shape
+            if features.shape[-1] != dim:
+                raise NotApplicable
+            return features, labels % classes
         if "overlap" in self.traits:
             pixels = torch.arange(features.shape[1])
             return features.sigmoid(), ((labels[:, None] + pixels) % 2).to(features.dtype)
         return features, labels
+
+    @property
+    def proxies(self) -> Tensor:
+        """`(C, D)` the first parameter of a module that is a matrix, in fp64."""
+        parameters = self.fn.parameters() if isinstance(self.fn, nn.Module) else ()
+        matrix = next((p for p in parameters if p.ndim == 2), None)
+        if matrix is None:
+            raise NotApplicable
+        return matrix.detach().double()
 
     def raw(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
         """The function, its result checked; masks in place of labels for `"overlap"`."""

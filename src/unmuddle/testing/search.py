@@ -36,7 +36,7 @@ def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result
         if passed == wanted:
             break
     if passed:
-        return next(result for result in results if result.status == "passed")
+        return replace(next(r for r in results if r.status == "passed"), batches=passed)
     # A loss that is NaN wherever the law is asked of it passes no law.
     nowhere = next((result for result in results if result.error), None)
     return results[0] if nowhere is None else replace(nowhere, status="failed")

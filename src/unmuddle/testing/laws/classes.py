@@ -143,19 +143,31 @@ def rare_class(loss: Loss, batch: Batch) -> Finding:
     return Finding(pull[1:].max(), "<", pull[0], min(budget, 1e-9))
 
 
-@law("logits", "mean", change="the batch twice over")
-def repeated_batch(loss: Loss, batch: Batch) -> Finding:
-    """A batch twice over has the same mean."""
-    x, labels = torch.cat([batch.features] * 2), torch.cat([batch.labels] * 2)
-    return same_value(loss, batch, x, labels)
+@law("logits", "mean", change="the mean over the parts, of one sample and of the others")
+def mean_of_parts(loss: Loss, batch: Batch) -> Finding:
+    """The loss of a batch is the mean over its samples: `N L(A, B) = N_A L(A) + N_B L(B)`.
+
+    A power of the mean, such as a focal loss of the mean cross-entropy, shows here.
+    """
+    whole, parts, budget = _in_parts(loss, batch)
+    return Finding(parts[0] + (batch.n - 1) * parts[1], "==", batch.n * whole, budget)
 
 
-@law("logits", "sum", change="the batch twice over")
-def repeated_batch_sum(loss: Loss, batch: Batch) -> Finding:
-    """A batch twice over has twice the sum."""
-    x, labels = torch.cat([batch.features] * 2), torch.cat([batch.labels] * 2)
-    value, budget = measured(loss, loss.value, batch.features, batch.labels)
-    return Finding(loss.value(x, labels), "==", 2 * value, 4 * budget)
+@law("logits", "sum", change="the sum of the parts, one sample and the others")
+def sum_of_parts(loss: Loss, batch: Batch) -> Finding:
+    """The loss of a batch is the sum over its samples: `L(A, B) = L(A) + L(B)`."""
+    whole, parts, budget = _in_parts(loss, batch)
+    return Finding(parts.sum(), "==", whole, budget)
+
+
+def _in_parts(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor, float]:
+    """Return the loss of the whole batch, and of its first sample and the others."""
+    if "balanced" in loss.traits:  # weights change with the batch
+        raise NotApplicable
+    x, labels = batch.features, batch.labels
+    value, budget = measured(loss, loss.value, x, labels)
+    parts = [loss.value(x[part], labels[part]) for part in (slice(1), slice(1, None))]
+    return value, torch.stack(parts).detach(), 4 * batch.n * budget
 
 
 @law("supervised", change="classes renamed")

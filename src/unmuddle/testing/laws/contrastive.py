@@ -58,6 +58,19 @@ def mean_over_anchors(loss: Loss, batch: Batch) -> Finding:
 
 
 @law("contrastive", "temperature")
+def opposite_classes(loss: Loss, batch: Batch) -> Finding:
+    """Two rows x and two rows -x have the loss `log(1 + 2 exp(-2/τ))`.
+
+    The similarity of a positive is 1/τ, and that of the two negatives -1/τ: the temperature
+    divides.
+    """
+    x = torch.cat([batch.features[:1]] * 2 + [-batch.features[:1]] * 2)
+    labels = torch.tensor([0, 0, 1, 1])
+    value, budget = measured(loss, loss.value, x, labels, temperature=0.5)
+    return Finding(value, "==", number(math.log1p(2 * math.exp(-4))), budget)
+
+
+@law("contrastive", "temperature")
 def upper_bound(loss: Loss, batch: Batch) -> Finding:
     """`L_i <= 2/τ + log(N - 1)`.
 

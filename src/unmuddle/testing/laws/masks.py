@@ -1,9 +1,11 @@
 """Laws of losses of overlapping masks."""
 
+import torch
 from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, law
+from unmuddle.testing.laws.findings import finite
 from unmuddle.testing.loss import Loss
 
 SMOOTHING = 0.01  # allowed, since many add a constant to numerator and denominator
@@ -23,6 +25,36 @@ def perfect_mask(loss: Loss, batch: Batch) -> Finding:
 
 @law(
     "overlap",
+    show="mask = torch.zeros(1, 16, dtype=torch.float64)\n"
+    "p = mask.clone().requires_grad_()\n"
+    "value = loss(p, mask)\n"
+    "print(value, torch.autograd.grad(value, p)[0])  # finite",
+)
+def empty_mask(loss: Loss, batch: Batch) -> Finding:
+    """An empty mask and an empty prediction have a finite loss and gradient."""
+    mask = torch.zeros(batch.n, 16, dtype=torch.float64)
+    leaf = mask.clone().requires_grad_()
+    with torch.enable_grad():
+        value = loss.raw(leaf, mask).mean()
+    gradient = torch.autograd.grad(value, leaf, materialize_grads=True)[0]
+    return finite(torch.cat([value.detach().view(1), gradient.flatten()]))
+
+
+@law(
+    "overlap",
+    show="mask = torch.eye(1, 16, dtype=torch.float64)\nprint(loss(mask, mask))  # not below 0",
+)
+def one_pixel(loss: Loss, batch: Batch) -> Finding:
+    """A prediction equal to a mask of one pixel costs no less than 0.
+
+    A constant in the numerator alone shows here.
+    """
+    mask = torch.eye(1, 16, dtype=torch.float64)
+    return Finding(0.0, "<=", loss.raw(mask, mask).mean(), 1e-3)
+
+
+@law(
+    "dice",
     show="mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
     "print(loss(1 - mask, mask))  # 1 without overlap",
 )
@@ -33,7 +65,7 @@ def disjoint_mask(loss: Loss, batch: Batch) -> Finding:
 
 
 @law(
-    "overlap",
+    "dice",
     change="prediction and mask swapped",
     show="mask = torch.arange(400).view(1, -1)\n"
     "first, second = (mask % 2).double(), (mask % 3 > 0).double()\n"

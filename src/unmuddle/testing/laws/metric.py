@@ -5,8 +5,8 @@ from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
-from unmuddle.testing.laws.findings import same_value
-from unmuddle.testing.loss import Loss
+from unmuddle.testing.laws.findings import finite, same_value
+from unmuddle.testing.loss import Loss, NotApplicable
 
 FAR = 100.0  # beyond any margin
 
@@ -70,9 +70,9 @@ def far_negative(loss: Loss, batch: Batch) -> Finding:
     "print(loss(*alike(4, 2)), loss(*alike(5, 3)))  # equal without pairs of a row with itself",
 )
 def own_pairs(loss: Loss, batch: Batch) -> Finding:
-    """A row is in no pair with itself: class sizes do not matter where all pairs are alike.
+    """Class sizes do not matter where all pairs are alike: no row is in a pair with itself.
 
-    Four classes of two and five classes of three have one positive pair for six negative ones. All
+    A mean over another number than that of the pairs, triplets or anchors shows here, too. Four classes of two and five classes of three have one positive pair for six negative ones. All
     positive pairs are equally far apart, and all negative ones.
     """
 
@@ -86,12 +86,47 @@ def own_pairs(loss: Loss, batch: Batch) -> Finding:
     return Finding(loss.value(*alike(5, 3)), "==", value, budget)
 
 
-@law("margin", "option margin", change="margin 0.5 in place of 0.1")
+@law("margin", "option margin", change="margin 0.5")
 def larger_margin(loss: Loss, batch: Batch) -> Finding:
     """A larger margin never costs less."""
     x, labels = batch.features, batch.labels
     value, budget = measured(loss, loss.value, x, labels, margin=0.1)
     return Finding(value, "<=", loss.value(x, labels, margin=0.5), budget)
+
+
+@law("margin", "option margin", change="margin 0.5")
+def margin_acts(loss: Loss, batch: Batch) -> Finding:
+    """A larger margin costs more where classes are close together."""
+    if batch.dim < 2:
+        raise NotApplicable
+    x, labels = 0.1 * batch.features, batch.labels
+    if "hinge" in loss.traits:
+        x, labels = _classes(batch, (0, 0, 1)), torch.tensor([0, 0, 1, 1, 2, 2])
+    value, budget = measured(loss, loss.value, x, labels, margin=0.1)
+    return Finding(value, "<", loss.value(x, labels, margin=0.5), budget)
+
+
+@law("proxies", change="rows equal to the proxies of other classes")
+def own_proxy(loss: Loss, batch: Batch) -> Finding:
+    """Rows equal to the proxies of their classes cost less than rows equal to other proxies."""
+    proxies = loss.proxies
+    if len(proxies) < 2:
+        raise NotApplicable
+    labels = torch.arange(len(proxies))
+    value, budget = measured(loss, loss.value, proxies, labels)
+    return Finding(value, "<", loss.value(proxies.roll(1, 0), labels), budget)
+
+
+@law("proxies", change="rows equal to the proxies of their classes")
+def gradient_at_proxy(loss: Loss, batch: Batch) -> Finding:
+    """A row equal to the proxy of its class, or opposite to it, has a finite gradient.
+
+    The slope of an arc cosine is infinite at 1 and -1.
+    """
+    labels = torch.arange(len(loss.proxies))
+    rows = [scale * loss.proxies for scale in (1, -1, 3, 7, 0.1)]  # whose cosines round otherwise
+    rows += [row.float() for row in rows]
+    return finite(torch.cat([loss.gradient(row, labels).double() for row in rows]))
 
 
 def _classes(batch: Batch, places: tuple[int, ...]) -> Tensor:

@@ -7,20 +7,23 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import lightly.loss
 import pytorch_metric_learning.losses as metric_losses
 import timm.loss
 import torch
+import torch.distributed as dist
 import torchvision
 from monai.losses import DiceLoss
-from open_clip.loss import SigLipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor
 
 from pages import ROOT, write_section
 from unmuddle import SupConLoss
-from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicable, Result, try_law
+from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicable, Result, check_loss, try_law
 from unmuddle.testing.examples import STRUCTURES
 from unmuddle.testing.loss import Kind
 
@@ -130,6 +133,71 @@ VERDICTS = {
 }
 
 
+def in_group() -> tuple[int, int]:
+    """Rank of this process, and number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def two_views(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views of each row, of unit length."""
+    scale = torch.arange(1, features.shape[1] + 1, dtype=features.dtype)
+    normalize = torch.nn.functional.normalize
+    return normalize(features), normalize(features.flip(1) * scale)
+
+
+def gathered_ntxent(features: Tensor, _: Tensor) -> Tensor:
+    """Lightly's NTXentLoss(gather_distributed=True)."""
+    return lightly.loss.NTXentLoss(gather_distributed=in_group()[1] > 1)(*two_views(features))
+
+
+def wrapped(features: Tensor, labels: Tensor, *, efficient: bool) -> Tensor:
+    """metric-learning's SupConLoss in its DistributedLossWrapper."""
+    loss = metric_losses.SupConLoss(temperature=0.1)
+    if in_group()[1] > 1:
+        loss = DistributedLossWrapper(loss, efficient=efficient)
+    return loss(features, labels)
+
+
+def clip(features: Tensor, _: Tensor, *, local: bool, with_grad: bool) -> Tensor:
+    """open_clip's ClipLoss."""
+    rank, size = in_group()
+    loss = ClipLoss(local_loss=local, gather_with_grad=with_grad, rank=rank, world_size=size)
+    return loss(*two_views(features), torch.tensor(10.0, dtype=features.dtype))
+
+
+def exchanged_siglip(features: Tensor, _: Tensor) -> Tensor:
+    """open_clip's SigLipLoss, which exchanges rows with the neighbours."""
+    rank, size = in_group()
+    return SigLipLoss(rank=rank, world_size=size)(*two_views(features), 10.0, -10.0)
+
+
+GATHERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "unmuddle SupCon, `gather=True`": SupConLoss(0.1, gather=True),
+    "lightly NTXent, `gather_distributed=True`": gathered_ntxent,
+    "metric-learning SupCon, wrapped": partial(wrapped, efficient=False),
+    "metric-learning SupCon, wrapped, `efficient=True`": partial(wrapped, efficient=True),
+    "open_clip Clip": partial(clip, local=False, with_grad=False),
+    "open_clip Clip, `gather_with_grad`": partial(clip, local=False, with_grad=True),
+    "open_clip Clip, `local_loss`": partial(clip, local=True, with_grad=False),
+    "open_clip Clip, `local_loss, gather_with_grad`": partial(clip, local=True, with_grad=True),
+    "open_clip SigLIP": exchanged_siglip,
+}
+
+
+def public_gathers() -> str:
+    """A row a loss that gathers, and what became of its gradient in two processes."""
+    names = ("equal_shares", "unequal_shares", "empty_share")
+    lines = ["| loss | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * 4 + "|"]
+    for loss, fn in GATHERS.items():
+        cells: list[str] = []
+        for result in check_loss(fn, kinds=(), laws=names, processes=2).results:
+            stops = result.error is not None
+            told = "stops or waits" if stops else f"no: {result.numbers}"
+            cells.append("yes" if result.status == "passed" else told)
+        lines.append(f"| {loss} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def tries(law: Law, loss: Loss) -> list[Result]:
     """The law on one batch after the other, until it is broken."""
     results: list[Result] = []
@@ -203,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
-    for make in (public_losses, all_laws):
+    for make in (public_losses, public_gathers, all_laws):
         found = make()
         print(found, flush=True)
         if a.write:

@@ -24,6 +24,12 @@ def test_the_table_is_what_is_found() -> None:
     assert without_digits(page_has("public_losses")) == without_digits(laws.public_losses())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_the_table_of_gathers_is_what_is_found() -> None:
+    assert without_digits(page_has("public_gathers")) == without_digits(laws.public_gathers())
+
+
 def test_every_law_is_on_the_page() -> None:
     assert re.findall(r"^\| `(\w+)` \|", page_has("all_laws"), re.M) == list(LAWS)
 

@@ -76,11 +76,11 @@ class Loss:
 
             - `"supervised"`: labels say that, and nothing else
             - `"negatives"`: rows of other classes are pushed away; `"supervised"` too
-            - `"hinge"`: pairs or triplets beyond a margin, a fixed distance or cosine, cost nothing;
-              `"negatives"` too
+            - `"hinge"`: pairs or triplets beyond a margin, which is a distance or cosine, cost
+              nothing; `"negatives"` too
             - `"margin"`: has an option `margin`; more of it costs more, never less
-            - `"proxies"`: a module with a parameter `(C, D)`, a row for each class; labels are taken
-              modulo C, and batches have D features
+            - `"proxies"`: a module with a parameter `(C, D)`, a row for each class; labels are
+              taken modulo C, and only batches of D features are tried
 
             Scores of classes; each of these is `"logits"` too:
 

@@ -72,7 +72,8 @@ def far_negative(loss: Loss, batch: Batch) -> Finding:
 def own_pairs(loss: Loss, batch: Batch) -> Finding:
     """Class sizes do not matter where all pairs are alike: no row is in a pair with itself.
 
-    A mean over another number than that of the pairs, triplets or anchors shows here, too. Four classes of two and five classes of three have one positive pair for six negative ones. All
+    A mean over another number than that of the pairs, triplets or anchors shows here, too. Four
+    classes of two and five classes of three have one positive pair for six negative ones. All
     positive pairs are equally far apart, and all negative ones.
     """
 

@@ -1,5 +1,6 @@
 """Laws of losses that gather the batches of all processes."""
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -160,6 +161,7 @@ def _work(
     loss: Loss, shares: Sequence[int], rank: int, store: Path | None, writer: Connection
 ) -> None:
     torch.set_num_threads(1)  # threads of the parent are not there
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # gloo prints what is told in one line
     with suppress(Exception):
         dist.destroy_process_group()  # the parent's

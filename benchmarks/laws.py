@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pages import ROOT, write_section
 from unmuddle import SupConLoss
-from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicable, Result, check_loss, try_law
+from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicableError, Result, check_loss, try_law
 from unmuddle.testing.examples import STRUCTURES
 from unmuddle.testing.loss import Kind
 
@@ -53,7 +53,7 @@ def in_two_views(features: Tensor, _: Tensor) -> Tensor:
     """Lightly's NTXentLoss of the first and the second half of the rows; labels play no part."""
     half = len(features) // 2
     if not half:
-        raise NotApplicable
+        raise NotApplicableError
     return lightly.loss.NTXentLoss()(features[:half], features[half : 2 * half])
 
 
@@ -61,7 +61,7 @@ def in_triplets(features: Tensor, _: Tensor) -> Tensor:
     """Torch's TripletMarginLoss of thirds of the rows; labels play no part."""
     third = len(features) // 3
     if not third:
-        raise NotApplicable
+        raise NotApplicableError
     parts = [features[i * third : (i + 1) * third] for i in range(3)]
     return torch.nn.TripletMarginLoss()(*parts)
 
@@ -70,7 +70,7 @@ def siglip(features: Tensor, _: Tensor) -> Tensor:
     """open_clip's SigLipLoss of the first and the second half of the rows, of unit length."""
     half = len(features) // 2
     if not half:
-        raise NotApplicable
+        raise NotApplicableError
     rows = torch.nn.functional.normalize(features, eps=1e-30)
     return SigLipLoss()(rows[:half], rows[half : 2 * half], 10.0, -10.0)
 

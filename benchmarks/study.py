@@ -1,7 +1,8 @@
 """What each part does, over noise, seeds and data: every cell is a run of `unmuddle train`.
 
     python benchmarks/study.py --ferplus PATH   cells that are missing, then the page
-    python benchmarks/study.py --only ablation  one of its four questions
+    python benchmarks/study.py --only ablation  one of its five questions
+    python benchmarks/study.py --ferplus PATH --weights FILE --only pretrained
     python benchmarks/study.py --render         what is there, into docs/pages/evidence.md
     python benchmarks/study.py --quick          a small one on digits; nothing is kept
     python benchmarks/study.py --ferplus PATH --tries "parts=uerm warmup=0.2"
@@ -57,7 +58,8 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
-PATHS = ("data", "noise", "labels")  # options whose values hold paths
+PATHS = ("data", "noise", "labels", "weights")  # options whose values hold paths
+FACES = ("ferplus", "pretrained")  # both are FERPlus: a network from scratch, a pretrained one
 TWICE = "--labels=relabeled"  # train, and once more on what that run made of the labels
 SETTLED = tuple(yaml.safe_load(SETTINGS.read_text()))
 # Where a try does not say otherwise.
@@ -99,12 +101,15 @@ def cells(group: str) -> Iterator[Cell]:
             for variant in ("ema_margin", "scn", "scn_all"):
                 yield Cell("ferplus", "symmetric:0.2", "uerm", seed, variant)
             yield Cell("ferplus", "human", "uerm", seed, "ema_margin")
+        elif group == "pretrained":
+            for noise, parts in itertools.product(("none", "symmetric:0.2", "human"), PARTS):
+                yield Cell("pretrained", noise, parts, seed)
         elif group == "votes":
             for parts in ("none", "supcon"):
                 yield Cell("ferplus", "none", parts, seed, "votes")
 
 
-GROUPS = ("ablation", "small", "relabeling", "votes")
+GROUPS = ("ablation", "small", "relabeling", "votes", "pretrained")
 
 
 def tries(text: str) -> Iterator[Cell]:
@@ -134,12 +139,16 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str]:
-    """What `unmuddle train` is told."""
-    data = f"ferplus:{ferplus}" if cell.data == "ferplus" else cell.data
+def options_of(
+    cell: Cell, ferplus: Path | None, human: Path | None, weights: Path | None = None
+) -> list[str]:
+    """Return the options of `unmuddle train`."""
+    data = f"ferplus:{ferplus}" if cell.data in FACES else cell.data
     noise = f"file:{human}" if cell.noise == "human" else cell.noise
     own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
     own.append(f"--precision={precision()}")
+    if cell.data == "pretrained":
+        own.append(f"--weights={weights}")
     if cell.variant not in VARIANTS:
         return [*own, *(f"--{option}" for option in cell.variant.split())]
     common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
@@ -257,12 +266,16 @@ def add_result(row: Row, path: Path | None = None) -> None:
     print({name: value for name, value in row.items() if name != "right"}, flush=True)
 
 
-def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: int) -> list[str]:
+def run_missing(
+    wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: int, weights: Path | None = None
+) -> list[str]:
     """Run every cell that has no row yet, and add it; returns the names of those that failed."""
     done = {row["name"] for row in read_results()}
     missing = [cell for cell in wanted if cell.name() not in done]
     human = None
-    if any(cell.data == "ferplus" for cell in missing):
+    if weights is None and any(cell.data == "pretrained" for cell in missing):
+        sys.exit("--weights: is needed for cells that are missing")
+    if any(cell.data in FACES for cell in missing):
         if ferplus is None:
             sys.exit("--ferplus: is needed for cells that are missing")
         if any(cell.noise == "human" for cell in missing):
@@ -270,7 +283,7 @@ def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: i
     provenance = {"commit": frozen_commit()}
 
     def run(cell: Cell) -> Row:
-        row = run_cell(cell, options_of(cell, ferplus, human), out)
+        row = run_cell(cell, options_of(cell, ferplus, human, weights), out)
         return {"name": cell.name()} | row | provenance | {"settings": settings(cell.data)[1]}
 
     return run_all(missing, run, add_result, jobs)
@@ -345,6 +358,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
+    parser.add_argument("--weights", type=Path, help="of a MobileFaceNet pretrained on faces")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="questions")
     parser.add_argument("--tries", nargs="+", help="options of runs to choose settings by")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
@@ -360,7 +374,8 @@ def main() -> None:
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         chosen = map(tries, a.tries) if a.tries else map(cells, a.only)
-        failed = run_missing(itertools.chain(*chosen), a.ferplus, a.out, a.jobs)
+        wanted = itertools.chain(*chosen)
+        failed = run_missing(wanted, a.ferplus, a.out, a.jobs, a.weights)
     evidence.render(read_results())
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))

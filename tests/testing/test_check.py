@@ -22,7 +22,7 @@ from unmuddle.testing import (
     BrokenLawError,
     Finding,
     Loss,
-    NotApplicable,
+    NotApplicableError,
     Result,
     check_loss,
     law,
@@ -126,7 +126,7 @@ def test_an_error_for_some_batches_breaks_the_law() -> None:
 def test_a_loss_may_say_that_it_has_no_value_for_a_batch() -> None:
     def careful(features, labels):
         if len(labels.unique()) < 2:
-            raise NotApplicable
+            raise NotApplicableError
         return mutants.supcon(features, labels)
 
     check_loss(careful).raise_if_failed()
@@ -135,7 +135,7 @@ def test_a_loss_may_say_that_it_has_no_value_for_a_batch() -> None:
 def test_a_loss_of_some_batches_only_is_judged_as_any_other() -> None:
     def biased(features, labels):
         if features.shape[1] != 5:
-            raise NotApplicable
+            raise NotApplicableError
         return cross_entropy(features, labels) + features[0].logsumexp(0)
 
     (result,) = check_loss(biased, kinds=["logits"], laws=["permutation"]).results
@@ -180,17 +180,17 @@ def test_where_a_loss_is_nan_only_the_law_about_that_is_broken() -> None:
 
 
 def never(features, labels):
-    raise NotApplicable
+    raise NotApplicableError
 
 
 def test_a_loss_without_a_value_is_neither_right_nor_wrong(pytester: pytest.Pytester) -> None:
     assert {result.status for result in check_loss(never).results} == {"not asked"}
     pytester.makepyfile(
         """
-        from unmuddle.testing import NotApplicable, parametrize_with_laws
+        from unmuddle.testing import NotApplicableError, parametrize_with_laws
 
         def never(features, labels):
-            raise NotApplicable
+            raise NotApplicableError
 
         @parametrize_with_laws(never, laws=["padding", "rotation"])
         def test_loss(law):

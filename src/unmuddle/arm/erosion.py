@@ -1,4 +1,4 @@
-"""How far padding has worn down the border of a network's feature map."""
+"""Erosion: how far padding has worn down the border of a network's feature map."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple

@@ -115,7 +115,7 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
 
 
 def map_shape(features: nn.Module, input_size: tuple[int, int]) -> tuple[int, int, int]:
-    """`(C, h, w)` of the map of an image of this size.
+    """Return `(C, h, w)` of the map of an image of this size.
 
     Raises:
         ValueError: the network takes no such image, or gives no map.

@@ -106,7 +106,7 @@ def amend(x: Tensor, weight: Tensor, upscale: int) -> Tensor:
 
 
 def transposed_kernel(weight: Tensor, upscale: int) -> Tensor:
-    """`(r², 25)`: what each channel of a pixel adds to the `5 x 5` outputs that the pixel reaches.
+    """Return `(r², 25)`: what each channel of a pixel adds to the `5 x 5` outputs it reaches.
 
     Column `5·dy + dx` is the part of the kernel below which the pixel lies for that output; in the
     outermost columns half of the pixel, or all but a quarter, is outside the kernel.
@@ -174,7 +174,7 @@ def check_map_size(height: int, width: int) -> tuple[int, int]:
 
 
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """`(H, W)` of a size given as such or as one number for both."""
+    """Return `(H, W)` of a size given as such or as one number for both."""
     try:
         height, width = size if isinstance(size, tuple | list) else (size, size)
         return index(height), index(width)

@@ -7,9 +7,10 @@ from unmuddle.cli.outputs import check_report
 from unmuddle.cli.parser import Parser, make_parser, path_option
 from unmuddle.recipe.atomic import make_folder, write_text
 from unmuddle.recipe.audit import audit
-from unmuddle.recipe.decisions import check_undecided, write_rows
+from unmuddle.recipe.decisions import Row, check_undecided
 from unmuddle.recipe.paths import check_outside
 from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.tables import write_table
 from unmuddle.report import Card, audit_page
 
 
@@ -56,7 +57,8 @@ def run(
     check_report("--out", out / "index.html")
     suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
     make_folder("--out", out)
-    write_rows(out / "suspects.csv", [s.row for s in suspects])
+    rows = ((*s.row, f"{s.wrong:.4f}") for s in suspects)
+    write_table(out / "suspects.csv", (*Row._fields, "wrong"), rows)
     cards = [
         Card(
             s.row.sample, s.row.split, s.row.source, s.row.label, s.row.suggested, s.row.content,

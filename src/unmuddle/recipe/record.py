@@ -38,6 +38,7 @@ class Record:
             self._save_relabeling()
             if t.progress.best:
                 self.run.save_weights(t.progress.best)
+            t.checkpoint.save(self.run.checkpoint, t.progress)  # what an interrupt returns to
         self._describe()
         if t.config.tracker != "none":
             t.accelerator.init_trackers(t.config.tracker)
@@ -57,10 +58,11 @@ class Record:
     def undo_epoch(self) -> None:
         """Return to the last whole epoch; of an interrupted one nothing stays."""
         t = self.training
-        if self.is_first and self.run.checkpoint.exists():
+        if self.is_first:
             t.progress = t.checkpoint.load(self.run.checkpoint)
             self.run.rewind(t.progress.epoch)
-            self.run.save_weights(t.progress.best)
+            if t.progress.best:
+                self.run.save_weights(t.progress.best)
             self._save_relabeling()
         hint = f"interrupted; unmuddle train --resume {self.run.path} goes on"
         t.console.print(hint, markup=False)

@@ -137,7 +137,7 @@ class Training:
         return evaluate(self.average.module, loader, classes, self.accelerator)
 
     def labels_right(self) -> float | None:
-        """Share of the training labels that are right now, where the truth is known."""
+        """Return the share of training labels that are right now, where the truth is known."""
         truth = self.data.splits.train.true_labels
         if truth is None:
             return None

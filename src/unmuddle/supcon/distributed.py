@@ -1,4 +1,4 @@
-"""One contrast set for all processes, with gradients that are exact under averaging.
+"""Gathering of one contrast set for all processes, with gradients exact under averaging.
 
 Every process holds all features after the forward and computes the rows of its own anchors. The
 gradient of a row needs the log-sum-exp of every anchor, so those are exchanged in the forward too;

@@ -18,15 +18,15 @@ class Positives(Protocol):
     """The weights `w_ij` of N anchors over T rows."""
 
     def count(self) -> Tensor:
-        """`(N,)`: `sum_j w_ij`, exactly 0 where anchor i has no positive."""
+        """Return `sum_j w_ij` `(N,)`, exactly 0 where anchor i has no positive."""
         ...
 
     def sum(self, z: Tensor) -> Tensor:
-        """`(T, D)` to `(N, D)`: `sum_j w_ij z_j`."""
+        """Map `(T, D)` to `(N, D)`: `sum_j w_ij z_j`."""
         ...
 
     def spread(self, b: Tensor) -> Tensor:
-        """`(N, D)` to `(T, D)`: `sum_i w_ij b_i`, the transpose of `sum`."""
+        """Map `(N, D)` to `(T, D)`: `sum_i w_ij b_i`, the transpose of `sum`."""
         ...
 
     def tile(self, rows: slice, cols: slice) -> Tensor:

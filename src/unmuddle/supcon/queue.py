@@ -67,7 +67,7 @@ class FeatureQueue(nn.Module):
         self.register_buffer("ignored", torch.tensor(ignore_index))  # what a state was saved with
 
     def keys(self) -> tuple[Tensor, Tensor]:
-        """`(M, D)` embeddings and their `(M,)` or `(M, C)` labels; copies, safe to keep."""
+        """Return embeddings `(M, D)` and their labels `(M,)` or `(M, C)`; copies, safe to keep."""
         return self.features.clone(), self.labels.clone()
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from unmuddle.testing.examples import Batch, ContrastiveBatch, NoisyLabels
 from unmuddle.testing.invariance import BatchInvariance, batch_invariance
 from unmuddle.testing.law import Finding, Law, law, measured
 from unmuddle.testing.laws import LAWS
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 from unmuddle.testing.tolerance import (
     assert_gradient_within_budget,
     assert_within_budget,
@@ -29,7 +29,7 @@ __all__ = [
     "Law",
     "Loss",
     "NoisyLabels",
-    "NotApplicable",
+    "NotApplicableError",
     "Report",
     "Result",
     "assert_gradient_within_budget",

@@ -13,7 +13,7 @@ from unmuddle.testing.counterexample import explained
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Law, LawError
 from unmuddle.testing.laws import LAWS
-from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicable
+from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicableError
 
 Status = Literal["passed", "failed", "not asked"]
 SILENT = "they say nothing about any batch that was tried"
@@ -130,7 +130,7 @@ class Report:
         reasons = Counter(result.reason for result in others if result.reason != SILENT)
         if reasons:
             more = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-            lines += ["", f"not asked; what would ask how many more laws: {more}"]
+            lines += ["", f"not asked; these would ask more laws: {more}"]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def parametrize_with_laws(
 def _working(fn: Callable[..., Tensor], kinds: Collection[Kind]) -> Loss:
     """The loss, once tried: what does not work at all says so itself, with its traceback."""
     loss = Loss(fn, kinds)
-    with suppress(NotApplicable):
+    with suppress(NotApplicableError):
         loss.copy()(PROBES[0].features, PROBES[0].labels)
     return loss
 
@@ -344,7 +344,7 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
         if finding.holds:
             return Result(law, "passed")
         found, expected = finding.worst
-    except NotApplicable:
+    except NotApplicableError:
         return Result(law, "not asked", reason=SILENT)
     except LawError:
         raise

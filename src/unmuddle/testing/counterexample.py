@@ -30,12 +30,12 @@ class WrittenOut(Batch):
 
     @property
     def features(self) -> Tensor:
-        """`(N, D)` fp64."""
+        """Rows `(N, D)`, fp64."""
         return torch.tensor(self.rows, dtype=torch.float64)
 
     @property
     def labels(self) -> Tensor:
-        """`(N,)` int64."""
+        """Labels `(N,)`, int64."""
         return torch.tensor(self.names)
 
 

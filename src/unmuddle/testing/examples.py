@@ -1,4 +1,4 @@
-"""What laws are tried on: batches that a few small numbers stand for.
+"""Batches that laws are tried on; a few small numbers stand for each.
 
 Small numbers shrink well, and print as the code that makes the batch again.
 """
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def features(self) -> Tensor:
-        """`(N, D)` fp64; no row is zero."""
+        """Rows `(N, D)`, fp64; none is zero."""
         g = self.generator()
         rows = self.normal(self.n, self.dim, purpose=1)
         if self.structure == "clustered":
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """`(N,)` int64."""
+        """Labels `(N,)`, int64."""
         order = torch.randperm(self.n, generator=self.generator(2))
         return (torch.arange(self.n) % self.classes)[order]
 
@@ -74,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """Several views of each sample, with everything that a contrastive loss may take besides.
+    """Views of samples, with everything else that a contrastive loss may take.
 
     Attributes:
         batch: B samples; `features` are their centres.
@@ -88,7 +88,7 @@ class ContrastiveBatch:
 
     @property
     def features(self) -> Tensor:
-        """`(B, V, D)` fp64."""
+        """Rows `(B, V, D)`, fp64."""
         centres = self.batch.features[:, None]
         return centres + 0.3 * self.batch.normal(
             self.batch.n, self.views, self.batch.dim, purpose=3
@@ -96,46 +96,46 @@ class ContrastiveBatch:
 
     @property
     def labels(self) -> Tensor:
-        """`(B,)` int64."""
+        """Labels `(B,)`, int64."""
         return self.batch.labels
 
     @property
     def soft_labels(self) -> Tensor:
-        """`(B, C)` a distribution over the classes for each sample; C at least 2."""
+        """Distribution over the classes of each sample, `(B, C)`; C is at least 2."""
         logits = self.batch.normal(self.batch.n, max(self.batch.classes, 2), purpose=4)
         return (2 * logits).softmax(1)
 
     @property
     def multi_hot_labels(self) -> Tensor:
-        """`(B, C)` of 0 and 1; a sample has its own class and any others."""
+        """Memberships `(B, C)` of 0 and 1; a sample has its own class and any others."""
         own = torch.nn.functional.one_hot(self.labels, max(self.batch.classes, 2)).double()
         others = self.batch.normal(*own.shape, purpose=5) > 0.5
         return own.maximum(others.double())
 
     @property
     def ignored_labels(self) -> Tensor:
-        """`(B,)` int64, some of them -100."""
+        """Labels `(B,)`, int64, some of them -100."""
         ignored = self.batch.normal(self.batch.n, purpose=6) > 0.5
         return self.labels.masked_fill(ignored, -100)
 
     @property
     def mask(self) -> Tensor:
-        """`(B, B)` non-negative weights, some of them 0, not symmetric."""
+        """Weights `(B, B)`, non-negative, some of them 0, not symmetric."""
         return self.batch.normal(self.batch.n, self.batch.n, purpose=7).clamp(min=0)
 
     @property
     def weight(self) -> Tensor:
-        """`(B,)` positive."""
+        """Weights `(B,)`, positive."""
         return self.batch.normal(self.batch.n, purpose=8).exp()
 
     @property
     def key_features(self) -> Tensor:
-        """`(M, D)` fp64."""
+        """Keys `(M, D)`, fp64."""
         return self.batch.normal(self.keys, self.batch.dim, purpose=9)
 
     @property
     def key_labels(self) -> Tensor:
-        """`(M,)` int64."""
+        """Labels `(M,)` of the keys, int64."""
         g = self.batch.generator(10)
         return torch.randint(self.batch.classes, (self.keys,), generator=g)
 
@@ -168,12 +168,12 @@ class NoisyLabels:
 
     @property
     def truth(self) -> Tensor:
-        """`(n,)` int64."""
+        """True classes `(n,)`, int64."""
         return torch.randint(self.classes, (self.n,), generator=self._generator(0))
 
     @property
     def labels(self) -> Tensor:
-        """`(n,)` int64; those that are wrong are any other class alike."""
+        """Labels `(n,)`, int64; a wrong one is any other class alike."""
         g = self._generator(1)
         wrong = torch.randperm(self.n, generator=g)[: round(self.rate * self.n)]
         step = torch.randint(1, self.classes, (len(wrong),), generator=g)
@@ -183,7 +183,7 @@ class NoisyLabels:
 
     @property
     def probabilities(self) -> Tensor:
-        """`(n, K)` fp32, of a classifier that is right more often than not."""
+        """Predictions `(n, K)`, fp32, of a classifier that is right more often than not."""
         g = self._generator(2)
         noise = torch.randn(self.n, self.classes, generator=g)
         own = torch.nn.functional.one_hot(self.truth, self.classes)

@@ -1,4 +1,4 @@
-"""Whether a model's predictions depend on the batch they are made in."""
+"""Batch invariance: whether predictions depend on the batch they are made in."""
 
 import math
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class BatchInvariance(NamedTuple):
 
 @torch.no_grad()
 def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInvariance:
-    """How much the eval outputs of a model depend on batch-mates, order and batch size.
+    """Measure how much outputs in eval mode depend on batch-mates, order and batch size.
 
     A model that predicts each sample by itself changes by rounding at most: products of one row
     and of many may sum in another order. Anything more leaks from sample to sample, and a test

@@ -25,7 +25,7 @@ class LawError(TypeError):
 
 
 class Finding(NamedTuple):
-    """Two results that a law compares.
+    """Pair of results that a law compares.
 
     Attributes:
         found: what the loss gave; a tensor or a number.
@@ -123,7 +123,7 @@ class Law:
         """Try the law.
 
         Raises:
-            NotApplicable: it says nothing about this batch.
+            NotApplicableError: it says nothing about this batch.
             LawError: what it returns is no finding.
         """
         finding: object = self.function(loss, batch)

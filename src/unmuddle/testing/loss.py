@@ -29,7 +29,7 @@ PROBES = [
 ]
 
 
-class NotApplicable(Exception):  # noqa: N818  nothing went wrong
+class NotApplicableError(Exception):
     """The law says nothing about this batch."""
 
 
@@ -80,7 +80,7 @@ class Loss:
               nothing; `"negatives"` too
             - `"margin"`: has an option `margin`; more of it costs more, never less
             - `"proxies"`: a module with a parameter `(C, D)`, a row for each class; labels are
-              taken modulo C, and only batches of D features are tried
+              taken modulo C, and features are cut, or padded with zeros, to D
 
             Scores of classes; each of these is `"logits"` too:
 
@@ -111,7 +111,7 @@ class Loss:
     Options that the signature of a contrastive loss names, such as `temperature`, `mask` or
     `weight`, bring the laws about them, with the meaning they have in `supcon_loss`; bind them with
     `functools.partial` to leave those out. Modules bring the laws about modules. Where a loss is
-    not defined for a batch, let it raise `NotApplicable`.
+    not defined for a batch, let it raise `NotApplicableError`.
 
     Raises:
         TypeError: `fn` cannot be called.
@@ -143,12 +143,12 @@ class Loss:
         self.traits: Traits = frozenset({*kinds, *implied, *module, *options})
 
     def __repr__(self) -> str:
-        """As `check_loss` names it."""
+        """Name in a report."""
         fn = self.fn.func if isinstance(self.fn, partial) else self.fn
         return getattr(fn, "__qualname__", type(fn).__name__)
 
     def __call__(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        """The loss as it is."""
+        """Call the loss."""
         return self.raw(*self.given(features, labels), **options)
 
     def given(self, features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -159,9 +159,9 @@ class Loss:
             return features, labels % features.shape[1]
         if "proxies" in self.traits:
             classes, dim = self.proxies.shape
-            if features.shape[-1] != dim:
-                raise NotApplicable
-            return features, labels % classes
+            missing = max(0, dim - features.shape[-1])
+            fitting = nn.functional.pad(features, (0, missing))[..., :dim]
+            return fitting, labels % classes
         if "overlap" in self.traits:
             pixels = torch.arange(features.shape[1])
             return features.sigmoid(), ((labels[:, None] + pixels) % 2).to(features.dtype)
@@ -169,11 +169,11 @@ class Loss:
 
     @property
     def proxies(self) -> Tensor:
-        """`(C, D)` the first parameter of a module that is a matrix, in fp64."""
+        """First parameter of a module that is a matrix, `(C, D)`, in fp64."""
         parameters = self.fn.parameters() if isinstance(self.fn, nn.Module) else ()
         matrix = next((p for p in parameters if p.ndim == 2), None)
         if matrix is None:
-            raise NotApplicable
+            raise NotApplicableError
         return matrix.detach().double()
 
     def raw(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
@@ -202,33 +202,33 @@ class Loss:
 
     @cached_property
     def eps(self) -> float:
-        """Of the format it works in when given fp64: that of fp32 if the result fits into that."""
+        """Rounding of the format it works in, given fp64: that of fp32 if the result fits there."""
         values: list[Tensor] = []
         for batch in PROBES:
-            with suppress(NotApplicable):
+            with suppress(NotApplicableError):
                 values.append(self.value(batch.features, batch.labels).detach())
             if len(values) == 3:
                 break
         if not values:
-            raise NotApplicable
+            raise NotApplicableError
         exact = torch.stack(values).double()
         fits = exact == exact.float().double()
         return EPS if not fits.all() or (exact == exact.round()).any() else EPS_32
 
     def copy(self) -> "Loss":
-        """A loss of its own, so that what is tried changes nothing of the given one."""
+        """Copy the loss, which leaves the given one as it is."""
         twin = self.like(self.fn)  # which copies a module when it is first called
         twin.measurements = self.measurements
         return twin
 
     def like(self, fn: Callable[..., Tensor]) -> "Loss":
-        """Another loss of which the same is known."""
+        """Make another loss of the same kinds."""
         other = Loss(fn)
         other.traits, other.processes = self.traits, self.processes
         return other
 
     def in_processes(self, number: int) -> "Loss":
-        """The loss with the laws of so many processes."""
+        """Copy the loss, to be tried in so many processes."""
         if isinstance(number, bool) or not isinstance(number, int) or number < 2:
             raise ValueError(f"processes: expected a whole number from 2 on, got {number!r}")
         other = self.copy()
@@ -236,11 +236,11 @@ class Loss:
         return other
 
     def value(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        """`()` the loss, or the mean of the losses."""
+        """Return the loss, or the mean of the losses, `()`."""
         return self(features, labels, **options).mean()
 
     def gradient(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        """Of `value`, by the features; zero where the loss does not depend on them."""
+        """Gradient of `value` by the features; zero where the loss does not depend on them."""
         leaf = features.detach().clone().requires_grad_()
         with torch.enable_grad():
             value = self.value(leaf, labels, **options)

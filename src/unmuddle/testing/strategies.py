@@ -95,7 +95,7 @@ def contrastive_batches(
 def embeddings(
     *, n: tuple[int, int] = (1, 8), dim: tuple[int, int] = (1, 6), extreme: bool = True
 ) -> st.SearchStrategy[Tensor]:
-    """`(N, D)` fp64 rows of every structure.
+    """Rows `(N, D)` of every structure, fp64.
 
     Args:
         n: least and most rows.
@@ -158,7 +158,7 @@ def feature_maps(
     channels: Sequence[int] = (4, 8, 12, 16),
     size: tuple[int, int] = (3, 9),
 ) -> st.SearchStrategy[Tensor]:
-    """`(N, C, H, W)` fp64 maps of a CNN: any shape, few values below 0, some channels empty."""
+    """Feature maps `(N, C, H, W)`, fp64: any shape, few values below 0, some channels empty."""
 
     def made(rows: int, depth: int, height: int, width: int, empty: bool, seed: int) -> Tensor:
         g = torch.Generator().manual_seed(seed)

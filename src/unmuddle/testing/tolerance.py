@@ -1,4 +1,4 @@
-"""How wrong a result may be: as wrong as honest work in its number format."""
+"""Error budgets: a result may be as wrong as an honest computation in its format."""
 
 import math
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def assert_gradient_within_budget(
 
 
 def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """How many bytes `fn(*args, **kwargs)` keeps for its backward, besides its own arguments.
+    """Count the bytes that `fn(*args, **kwargs)` keeps for its backward, without its arguments.
 
     Storage that several saved tensors share counts once; what is saved by a custom function counts
     too. Memory that is used and given back within the call does not.
@@ -113,7 +113,7 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
 
 def _finite(got: Tensor, truth: Tensor, honest: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """All three in fp64, with 0 for equal infinities and NaN, and the rounding of `got`.
+    """Return all three in fp64, 0 for equal infinities and NaN, and the rounding of `got`.
 
     Raises:
         AssertionError: shapes differ, or one is finite where the truth is not.

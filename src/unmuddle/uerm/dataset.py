@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 
 class LedgerDataset(Dataset[tuple[Any, Any, int]]):
-    """`(x, y)` of any map-style data set becomes `(x, y, id)`; the id is the index.
+    """Data set whose items `(x, y)` become `(x, y, id)`; the id is the index.
 
     Labels live in `UERM`, which goes by the id, so nothing in here ever changes: worker processes
     hold copies that stay right, `persistent_workers=True` too. Wrap the whole data set first and
@@ -41,7 +41,7 @@ class LedgerDataset(Dataset[tuple[Any, Any, int]]):
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        """`(x, y, id)`; a negative index counts from the end, its id does not."""
+        """Return `(x, y, id)`; a negative index counts from the end, its id does not."""
         index = range(self._length)[operator.index(index)]
         item: Any = self.dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:

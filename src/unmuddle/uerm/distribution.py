@@ -18,7 +18,7 @@ class Distribution(NamedTuple):
     classes: Tensor | None = None
 
     def prob_of(self, labels: Tensor) -> Tensor:
-        """`(n,)` probability of each sample's label `(n,)`; 0 where it is not among the entries.
+        """Return the probability `(n,)` of each label `(n,)`; 0 where it is not among the entries.
 
         Examples:
             >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
@@ -31,7 +31,7 @@ class Distribution(NamedTuple):
         return torch.where(is_label, self.probabilities, 0).sum(1).float()
 
     def rival(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`(n,)` largest probability of a class other than the label, and `(n,)` that class.
+        """Return the largest probability `(n,)` of a class other than the label, and that class.
 
         Examples:
             >>> p = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.6, 0.4]])
@@ -52,7 +52,7 @@ class Distribution(NamedTuple):
         return probability.float(), best.long()
 
     def margin(self, labels: Tensor) -> Tensor:
-        """`(n,)` probability of the label less that of its rival, in [-1, 1].
+        """Return the probability `(n,)` of the label less that of its rival, in [-1, 1].
 
         -1: another class is certain; 1: the label is.
 

@@ -181,11 +181,11 @@ class LabelLedger(nn.Module):
         self._append(ids, before, self._last_epoch(), REVERT)
 
     def fixed(self) -> Tensor:
-        """`(n,)` True where a sample's last event is a revert, a decision, or kept a label."""
+        """Return `(n,)` True where the last event is a revert, a decision or a kept label."""
         return self._last_rule_is(*BY_HAND)
 
     def human_verified(self) -> Tensor:
-        """`(n,)` True where a sample's last event is a decision: a person verified the label."""
+        """Return `(n,)` True where a sample's last event is a decision of a person."""
         return self._last_rule_is(DECIDE)
 
     def _last_rule_is(self, *names: str) -> Tensor:
@@ -194,7 +194,7 @@ class LabelLedger(nn.Module):
         return torch.cat([is_one, is_one.new_zeros(1)])[_last(self.event_integers, len(self))]
 
     def _is_rule(self, *names: str) -> Tensor:
-        """`(events,)` True where the event has a rule of one of these names."""
+        """Return `(events,)` True where the event has a rule of one of these names."""
         codes = [code for code, name in enumerate(self._rules()) if name in names]
         rules = self.event_integers[:, 4]
         return torch.isin(rules, torch.tensor(codes, dtype=rules.dtype, device=rules.device))
@@ -204,7 +204,7 @@ class LabelLedger(nn.Module):
         return list(self._events(whole("since", since)))
 
     def replay(self) -> Tensor:
-        """`(n,)` labels that the events make of the original ones; equals `current_labels`."""
+        """Return the labels `(n,)` that the events make of the original ones: `current_labels`."""
         return _replayed(self.original_labels, self.event_integers)
 
     def to_csv(self, path: str | Path) -> None:
@@ -225,7 +225,7 @@ class LabelLedger(nn.Module):
                 file.write(json.dumps(known) + "\n")
 
     def flow(self) -> Tensor:
-        """`(K, K)` counts, original label by current label."""
+        """Count original labels by current ones, `(K, K)`."""
         cell = self.original_labels * self.num_classes + self.current_labels
         counts = torch.bincount(cell, minlength=self.num_classes**2)
         return counts.view(self.num_classes, self.num_classes)
@@ -335,14 +335,14 @@ class LabelLedger(nn.Module):
 
 
 def _last(events: Tensor, samples: int) -> Tensor:
-    """`(n,)` number of each sample's last event; -1 where it has none."""
+    """Return the number `(n,)` of each sample's last event; -1 where it has none."""
     number = torch.arange(len(events), device=events.device)
     none = torch.full((samples,), -1, device=events.device)
     return none.scatter_reduce(0, events[:, 0], number, "amax")
 
 
 def _replayed(original: Tensor, events: Tensor) -> Tensor:
-    """`(n,)` labels that the events make of the original ones."""
+    """Return the labels `(n,)` that events make of the original ones."""
     last = _last(events, len(original))
     new = torch.cat([events[:, 3], events.new_zeros(1)])[last]
     return torch.where(last >= 0, new, original)

@@ -298,7 +298,7 @@ class UERM(nn.Module):
         )
 
     def _free(self, means: EpochMeans) -> Tensor:
-        """`(n,)` True where a policy may change the label."""
+        """Return `(n,)` True where a policy may change the label."""
         return (means.predictions.seen > 0) & ~self.ledger.fixed()
 
     def _evidence(self, means: EpochMeans) -> Evidence:

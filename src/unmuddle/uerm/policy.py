@@ -240,7 +240,7 @@ def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, PolicyDefaults]:
 
 
 def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:
-    """`(n,)` place of each sample in its group by score, largest first; last those not `among`."""
+    """Rank each sample in its group by score, largest first, `(n,)`; those not `among` last."""
     by_score = torch.where(among, scores, -torch.inf).argsort(descending=True, stable=True)
     order = by_score[group[by_score].argsort(stable=True)]
     sizes = torch.bincount(group)

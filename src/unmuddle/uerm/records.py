@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Event(NamedTuple):
-    """One changed label."""
+    """Change of a label."""
 
     event: int
     sample: int

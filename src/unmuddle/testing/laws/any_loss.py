@@ -7,7 +7,7 @@ import torch
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
 from unmuddle.testing.laws.findings import finite, number, same_value
-from unmuddle.testing.loss import EPS, Loss, NotApplicable
+from unmuddle.testing.loss import EPS, Loss, NotApplicableError
 
 
 @law()
@@ -121,7 +121,7 @@ def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
     asked where rows are equal or opposite: a hardest one of several alike may be any of them.
     """
     if batch.structure in ("duplicates", "antipodal") or batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     x, labels = batch.features, batch.labels
     order = torch.randperm(batch.n, generator=batch.generator(20))
     gradient, budget = measured(loss, loss.gradient, x, labels)
@@ -222,7 +222,7 @@ def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     budget = 10 * abs(sum(coarse) / 2 - slope) + 4 * rounding / h
     kink = 2 * (fine[0] - fine[1]) - (coarse[0] - coarse[1])
     if abs(kink) / 2 > budget:
-        raise NotApplicable
+        raise NotApplicableError
     return Finding((loss.gradient(x, labels) * v).sum(), "==", number(slope), budget)
 
 
@@ -273,7 +273,7 @@ def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
     moved = x.clone()
     moved[batch.n // 2] = 1 - 2 * moved[batch.n // 2]
     if torch.equal(loss.value(moved, batch.labels), loss.value(x, batch.labels)):
-        raise NotApplicable
+        raise NotApplicableError
     x[batch.n // 2, batch.dim // 2] = math.nan
     try:
         return Finding(loss.value(x, batch.labels), "is NaN")
@@ -300,7 +300,7 @@ def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
     Not asked on a line, where directions have no gradient: it is what is left when terms cancel.
     """
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     x, labels = batch.features.float(), batch.labels
     exact, budget = as_good_as_its_input(loss, loss.gradient, x, labels)
     return Finding(loss.gradient(x, labels), "==", exact, budget)
@@ -316,6 +316,6 @@ def half_precision(loss: Loss, batch: Batch) -> Finding:
     try:
         found = loss.value(x, labels)
     except NotImplementedError as error:
-        raise NotApplicable from error
+        raise NotApplicableError from error
     exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
     return Finding(found, "==", exact, budget)

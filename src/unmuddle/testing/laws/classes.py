@@ -9,7 +9,7 @@ from torch import Tensor
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, law, measured
 from unmuddle.testing.laws.findings import number, same_value
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 
 
 @law("logits", change="classes renumbered, scores and labels")
@@ -29,7 +29,7 @@ def informative_scores(loss: Loss, batch: Batch) -> Finding:
     favoured class and 0 for the others: a hinge loss is flat where the label leads by its margin.
     """
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     of_label = 4 * torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
     x = 0.1 * batch.features.clamp(-3, 3)
     value, budget = measured(loss, loss.value, x + of_label, batch.labels)
@@ -47,7 +47,7 @@ def score_shift(loss: Loss, batch: Batch) -> Finding:
 def equal_scores(loss: Loss, batch: Batch) -> Finding:
     """Where all D scores of a sample are equal, cross-entropy is `log D`."""
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     x = batch.normal(batch.n, 1, purpose=33).expand(-1, batch.dim).clone()
     value, budget = measured(loss, loss.value, x, batch.labels)
     samples = batch.n if "sum" in loss.traits else 1
@@ -91,9 +91,9 @@ def proper_sigmoid_gradient(loss: Loss, batch: Batch) -> Finding:
 
 
 def _scores_of_truth(batch: Batch, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Every class at least once; all samples have the scores of the shares of the classes."""
+    """Return scores of the classes' shares for all samples; every class occurs."""
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     labels = torch.cat([torch.arange(batch.dim), batch.labels % batch.dim])
     shares = labels.bincount(minlength=batch.dim).double() / len(labels)
     return scores(shares).expand(len(labels), -1).clone(), labels
@@ -114,7 +114,7 @@ def _flat(loss: Loss, x: Tensor, labels: Tensor) -> Finding:
 def certain_prediction(loss: Loss, batch: Batch) -> Finding:
     """A right prediction with near certainty costs nothing."""
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     of_label = torch.nn.functional.one_hot(batch.labels % batch.dim, batch.dim).double()
     return Finding(loss.value(200 * (2 * of_label - 1), batch.labels), "==", 0.0, 1e-6)
 
@@ -134,7 +134,7 @@ def rare_class(loss: Loss, batch: Batch) -> Finding:
     gradient of each row.
     """
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     rare = batch.seed % batch.dim
     labels = torch.tensor([rare] + 5 * [(rare + 1) % batch.dim])
     x = torch.zeros(6, batch.dim, dtype=torch.float64)
@@ -163,7 +163,7 @@ def sum_of_parts(loss: Loss, batch: Batch) -> Finding:
 def _in_parts(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor, float]:
     """Return the loss of the whole batch, and of its first sample and the others."""
     if "balanced" in loss.traits:  # weights change with the batch
-        raise NotApplicable
+        raise NotApplicableError
     x, labels = batch.features, batch.labels
     value, budget = measured(loss, loss.value, x, labels)
     parts = [loss.value(x[part], labels[part]) for part in (slice(1), slice(1, None))]
@@ -205,7 +205,7 @@ def informative(loss: Loss, batch: Batch) -> Finding:
     """
     # Clusters are on coordinate axes and their opposites, so that no two coincide.
     if not 2 <= batch.classes <= min(batch.n / 2, 2 * batch.dim) or batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     axes = torch.cat([torch.eye(batch.dim), -torch.eye(batch.dim)]).double()
     members = torch.arange(batch.n) % batch.classes
     x = axes[members] + 0.01 * batch.features.clamp(-3, 3)

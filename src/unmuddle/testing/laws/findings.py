@@ -5,7 +5,7 @@ from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, measured
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 
 
 def same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
@@ -15,16 +15,16 @@ def same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
 
 
 def number(value: float) -> Tensor:
-    """In fp64."""
+    """Return an fp64 tensor."""
     return torch.tensor(value, dtype=torch.float64)
 
 
 def finite(values: Tensor) -> Finding:
-    """All of them."""
+    """Ask whether all values are finite."""
     return Finding(values, "is finite")
 
 
 def need_positives(batch: Batch) -> None:
     """Say nothing where no label occurs twice."""
     if batch.classes >= batch.n:
-        raise NotApplicable
+        raise NotApplicableError

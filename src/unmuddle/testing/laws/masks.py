@@ -79,6 +79,6 @@ def swapped_masks(loss: Loss, batch: Batch) -> Finding:
 
 
 def _masks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Two masks `(N, 400)` of different sizes."""
+    """Return two masks `(N, 400)` of different sizes."""
     values = batch.normal(2, batch.n, PIXELS, purpose=31)
     return (values[0] > 0).double(), (values[1] > 0.5).double()

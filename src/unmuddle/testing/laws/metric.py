@@ -6,7 +6,7 @@ from torch import Tensor
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, as_good_as_its_input, law, measured
 from unmuddle.testing.laws.findings import finite, same_value
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 
 FAR = 100.0  # beyond any margin
 
@@ -99,7 +99,7 @@ def larger_margin(loss: Loss, batch: Batch) -> Finding:
 def margin_acts(loss: Loss, batch: Batch) -> Finding:
     """A larger margin costs more where classes are close together."""
     if batch.dim < 2:
-        raise NotApplicable
+        raise NotApplicableError
     x, labels = 0.1 * batch.features, batch.labels
     if "hinge" in loss.traits:
         x, labels = _classes(batch, (0, 0, 1)), torch.tensor([0, 0, 1, 1, 2, 2])
@@ -112,7 +112,7 @@ def own_proxy(loss: Loss, batch: Batch) -> Finding:
     """Rows equal to the proxies of their classes cost less than rows equal to other proxies."""
     proxies = loss.proxies
     if len(proxies) < 2:
-        raise NotApplicable
+        raise NotApplicableError
     labels = torch.arange(len(proxies))
     value, budget = measured(loss, loss.value, proxies, labels)
     return Finding(value, "<", loss.value(proxies.roll(1, 0), labels), budget)
@@ -131,6 +131,6 @@ def gradient_at_proxy(loss: Loss, batch: Batch) -> Finding:
 
 
 def _classes(batch: Batch, places: tuple[int, ...]) -> Tensor:
-    """Two rows of each class near a corner of a large simplex."""
+    """Place two rows of each class near a corner of a large simplex."""
     corners = FAR * torch.eye(3, dtype=torch.float64)[list(places)].repeat_interleave(2, 0)
     return corners + (0.01 * batch.normal(6, 3, purpose=30).clamp(-3, 3)).round(decimals=2)

@@ -8,7 +8,7 @@ from torch import Tensor
 from unmuddle.testing.examples import Batch, ContrastiveBatch
 from unmuddle.testing.law import Finding, law, measured
 from unmuddle.testing.laws.findings import need_positives, same_value
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 from unmuddle.testing.tolerance import saved_bytes
 
 
@@ -91,7 +91,7 @@ def zero_weight(loss: Loss, batch: Batch) -> Finding:
     weight = (torch.arange(batch.n) % 2).to(x)
     counted = _anchors_with_positives(labels) & (weight > 0)
     if not counted.any():
-        raise NotApplicable
+        raise NotApplicableError
     value, budget = measured(loss, loss.value, x, labels, weight=weight)
     return Finding(value, "==", loss(x, labels, reduction="none")[counted].mean(), budget)
 
@@ -138,7 +138,7 @@ def linear_memory(loss: Loss, batch: Batch) -> Finding:
     be 4 times as much. What is kept of smaller batches is no matter.
     """
     if (batch.n, batch.dim, batch.classes) != (2, 1, 1):
-        raise NotApplicable  # sizes are the law's own, so a few tries are enough
+        raise NotApplicableError  # sizes are the law's own, so a few tries are enough
 
     def kept(n: int) -> Tensor:
         many = Batch(n, 16, 8, seed=batch.seed)

@@ -1,14 +1,13 @@
 """Laws of losses that gather the batches of all processes."""
 
-import faulthandler
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from torch import Tensor
 
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.law import Finding, law
-from unmuddle.testing.loss import Loss, NotApplicable
+from unmuddle.testing.loss import Loss, NotApplicableError
 
+STARTING = 120.0  # seconds that a process may take to import torch and the loss
 SECONDS = 5.0  # after which processes wait for one another in vain
+WORKER = "from unmuddle.testing.laws.processes import work; work()"
 DIM = 3
 MISMATCH = "their collectives do not match, or differ in size"
 
@@ -82,14 +83,14 @@ def empty_share(loss: Loss, batch: Batch) -> Finding:
 
 
 def _agrees(loss: Loss, shares: list[int]) -> Finding:
-    """Compare once a loss, whatever the batch: starting processes takes time."""
+    """Compare once a loss, whatever the batch: starting processes takes seconds."""
     if loss.processes < 2:
-        raise NotApplicable
+        raise NotApplicableError
     key = ("processes", *shares)
     if key not in loss.measurements:
         found: Any
         try:
-            found = _of_one_process(loss, sum(shares)), _mean_gradient(loss, shares)
+            found = _gradients(loss, shares)
         except ProcessError as error:
             found = error
         loss.measurements[key] = found
@@ -100,85 +101,93 @@ def _agrees(loss: Loss, shares: list[int]) -> Finding:
     return Finding(shared, "==", whole, 1e-9 * (1 + float(whole.abs().max())))
 
 
-def _of_one_process(loss: Loss, size: int) -> Tensor:
-    """Return the gradient of the whole batch, outside of a group of processes if that works."""
-    try:
-        return _mean_gradient(loss, [size], group=False)
-    except ProcessError:
-        return _mean_gradient(loss, [size])
+def _gradients(loss: Loss, shares: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the gradient of one process with the whole batch, and the mean of all processes'.
 
+    The gradient is that of a matrix that all rows are multiplied by. Processes are started anew:
+    autograd cannot be used in a fork of a process that has used it.
+    """
+    import cloudpickle  # functions that are defined in a script or in another function, too
 
-def _mean_gradient(loss: Loss, shares: Sequence[int], *, group: bool = True) -> Tensor:
-    """Return the mean over processes of the gradient of a matrix that rows are multiplied by."""
-    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
-        readers: list[Connection] = []
-        workers: list[Any] = []
-        for rank in range(len(shares)):
-            reader, writer = context.Pipe(duplex=False)
-            store = Path(folder, "store") if group else None
-            arguments = (loss.copy(), shares, rank, store, writer)
-            workers.append(context.Process(target=_work, args=arguments, daemon=True))
-            readers.append(reader)
-            with warnings.catch_warnings():  # the children do not use the parent's threads
-                warnings.simplefilter("ignore", DeprecationWarning)
-                workers[-1].start()
-            writer.close()
+        files = [Path(folder, str(rank)) for rank in range(len(shares))]
+        workers: list[subprocess.Popen[bytes]] = []
         try:
-            gradients = _collect(readers)
+            for rank, file in enumerate(files):
+                job = (loss.like(loss.fn), [*shares], rank, folder)
+                file.with_suffix(".job").write_bytes(cloudpickle.dumps(job))
+                command = [sys.executable, "-c", WORKER, str(file)]
+                workers.append(
+                    subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+                )
+            told = _collect(workers, files)
         finally:
             for worker in workers:
                 worker.kill()
-                worker.join()
-    return torch.stack(gradients).mean(0)
+                worker.wait()
+    whole = next(found[0] for found in told if found[0] is not None)
+    shared = torch.tensor([found[1] for found in told], dtype=torch.float64)
+    return torch.tensor(whole, dtype=torch.float64), shared.mean(0)
 
 
-def _collect(readers: list[Connection]) -> list[Tensor]:
-    gradients: list[Tensor] = []
-    end, waiting = time.monotonic() + SECONDS, [*readers]
-    while waiting:
-        ready = wait(waiting, max(0.0, end - time.monotonic()))
-        if not ready:
-            raise ProcessError(
-                "processes wait for one another: their collectives do not match, or differ in size"
-            )
-        for reader in ready:
-            assert isinstance(reader, Connection)
-            waiting.remove(reader)
-            try:
-                found = reader.recv()
-            except EOFError as error:
-                raise ProcessError(
-                    "a process crashed: their collectives do not match, or differ in size"
-                ) from error
-            if isinstance(found, str):
-                raise ProcessError(found)
-            gradients.append(torch.tensor(found, dtype=torch.float64))
-    return gradients
+def _collect(workers: "Sequence[subprocess.Popen[bytes]]", files: Sequence[Path]) -> list[Any]:
+    """Wait for what each process writes to its file.
+
+    Raises:
+        ProcessError: a process failed, ended, or waits in vain.
+    """
+    told: dict[Path, Any] = {}
+    end = time.monotonic() + STARTING
+    while len(told) < len(files):
+        has_ended = [worker.poll() is not None for worker in workers]
+        for file, ended in zip(files, has_ended, strict=True):
+            if file in told:
+                continue
+            if file.exists():
+                told[file] = pickle.loads(file.read_bytes())
+            elif ended:
+                raise ProcessError(f"a process crashed: {MISMATCH}")
+            if isinstance(told.get(file), str):
+                raise ProcessError(told[file])
+        if all(file.with_suffix(".started").exists() for file in files):
+            end = min(end, time.monotonic() + SECONDS)
+        if time.monotonic() > end:
+            raise ProcessError(f"processes wait for one another: {MISMATCH}")
+        time.sleep(0.01)
+    return [told[file] for file in files]
 
 
-def _work(
-    loss: Loss, shares: Sequence[int], rank: int, store: Path | None, writer: Connection
-) -> None:
-    torch.set_num_threads(1)  # threads of the parent are not there
-    faulthandler.disable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # gloo prints what is told in one line
-    with suppress(Exception):
-        dist.destroy_process_group()  # the parent's
+def work() -> None:
+    """Run in each process: read the job from a file, and write the gradients to another."""
+    file = Path(sys.argv[-1])
     try:
-        if store is not None:
-            place = f"file://{store}"
-            dist.init_process_group("gloo", init_method=place, rank=rank, world_size=len(shares))
-        many = Batch(sum(shares), DIM, 2, seed=7)
-        share = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
-        weight = torch.eye(DIM, dtype=torch.float64, requires_grad=True)
-        value = loss.value(many.features[share] @ weight, many.labels[share])
-        if value.requires_grad:
-            value.backward()
-        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        writer.send(gradient.tolist())
-        if store is not None:
-            dist.barrier()  # nobody leaves while others need it
+        loss, shares, rank, folder = pickle.loads(file.with_suffix(".job").read_bytes())
+        whole = None
+        if rank == 0:  # before there is a group: a loss that gathers has nothing to gather
+            with suppress(Exception):
+                whole = _gradient(loss, sum(shares), slice(None))
+        place = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=len(shares))
+        if rank == 0 and whole is None:
+            raise ProcessError("the loss does not work in a single process without a group")
+        file.with_suffix(".started").touch()
+        start = sum(shares[:rank])
+        told: Any = (whole, _gradient(loss, sum(shares), slice(start, start + shares[rank])))
     except Exception as error:  # whatever a loss raises
         first = str(error).partition("\n")[0]
-        writer.send(f"process {rank}: {type(error).__name__}: {first}")
+        told = f"process {file.name}: {type(error).__name__}: {first}"
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(pickle.dumps(told))
+    partial.rename(file)
+    with suppress(Exception):
+        dist.barrier()  # nobody leaves while others need it
+
+
+def _gradient(loss: Loss, size: int, share: slice) -> list[list[float]]:
+    batch = Batch(size, DIM, 2, seed=7)
+    weight = torch.eye(DIM, dtype=torch.float64, requires_grad=True)
+    value = loss.value(batch.features[share] @ weight, batch.labels[share])
+    if value.requires_grad:
+        value.backward()
+    return torch.zeros_like(weight).tolist() if weight.grad is None else weight.grad.tolist()

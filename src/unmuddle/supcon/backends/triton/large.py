@@ -126,7 +126,7 @@ def weights_kernel(
     z, u, weights, valid, first_row, first_col, columns,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`(u_i + u_j) exp2 s_ij` of a panel of rows and columns."""
+    """Compute `(u_i + u_j) exp2 s_ij` of a panel of rows and columns."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     rows = first_row + row + tl.arange(0, BLOCK_M)
     cols = first_col + col + tl.arange(0, BLOCK_N)

@@ -1,4 +1,4 @@
-"""Every anchor against all rows, labels compared pair by pair: five launches, few operations.
+"""Kernels for any labels: each anchor against all rows, compared pair by pair; five launches.
 
 The columns are split among programs, whose partial results lie in planes of their own. Similarities
 of unit rows at a temperature known to be large enough are bounded, and need no running maximum.

@@ -49,11 +49,11 @@ def test_every_row_is_of_a_cell_and_of_the_settings_as_they_stand() -> None:
 def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
     cells = {group: list(study.cells(group)) for group in study.GROUPS}
     sizes = {group: len(found) for group, found in cells.items()}
-    assert sizes == {"ablation": 48, "small": 80, "relabeling": 30, "votes": 6}
+    assert sizes == {"ablation": 48, "small": 80, "relabeling": 30, "votes": 6, "pretrained": 72}
     everything = [cell for found in cells.values() for cell in found]
     assert len({cell.name() for cell in everything}) == len(everything)
     for cell in everything:
-        options = study.options_of(cell, study.SETTINGS, study.SETTINGS)
+        options = study.options_of(cell, study.SETTINGS, study.SETTINGS, study.SETTINGS)
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
         assert set(given) <= set(vars(TrainConfig()))
         assert given["parts"] == cell.parts

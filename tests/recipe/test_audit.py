@@ -109,7 +109,10 @@ def test_decisions_are_trained_on_and_left_alone(
 ) -> None:
     assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     with (tmp_path / "audit" / "suspects.csv").open(newline="") as file:
-        rows = [Row(int(r.pop("sample")), **r) for r in csv.DictReader(file)]
+        read = list(csv.DictReader(file))
+    wrong = [float(r.pop("wrong")) for r in read]
+    assert wrong == sorted(wrong, reverse=True)
+    rows = [Row(int(r.pop("sample")), **r) for r in read]
     train_rows, test_rows = ([r for r in rows if r.split == name] for name in ("train", "test"))
     first, second, third = train_rows[0], train_rows[1], test_rows[0]
     decided = [

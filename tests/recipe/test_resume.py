@@ -121,9 +121,11 @@ def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, capsys) -> None:
 
 
 def stopped(out: Path) -> Path:
-    """A run that has a checkpoint and has not ended."""
-    process = start(out, False)
-    while not (out / "checkpoint.safetensors").exists():
+    """A run that has the checkpoint of an epoch and has not ended."""
+    process, sizes = start(out, False), set[int]()
+    while len(sizes) < 2:  # the first checkpoint is of a training that has not begun
+        if (out / "checkpoint.safetensors").exists():
+            sizes.add((out / "checkpoint.safetensors").stat().st_size)
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -159,26 +161,31 @@ def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(tmp_path: Path) 
     assert ",decide\n" in (run / "ledger.csv").read_text()
 
 
-def test_interrupted_in_the_middle_of_an_epochs_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs_done", [0, 2])
+def test_interrupted_in_the_middle_of_an_epochs_files(epochs_done: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = dataclasses.replace(
         QUICK, out=str(run), relabel_policy="scn_all", relabel_evidence="batches"
     )
-    training, epochs = built(config), itertools.count(1)
+    training, epochs = built(config), itertools.count()
     save = training.checkpoint.save
 
     def interrupted(*args: object) -> None:
-        if next(epochs) == 3:  # the other files of the epoch are there
+        if next(epochs) == epochs_done + 1:  # the other files of the epoch are there
             raise KeyboardInterrupt
         save(*args)
 
     training.checkpoint.save = interrupted
     train_epochs(training)
     summary = json.loads((run / "summary.json").read_text())
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == epochs_done
+    assert "test" not in summary
+    if not epochs_done:
+        assert summary["relabeling"]["changed"] == 0
+        assert len((run / "ledger.csv").read_text().splitlines()) == 1
+        return
     changed = {e.split(",")[1] for e in (run / "ledger.csv").read_text().splitlines()[1:]}
     assert 0 < summary["relabeling"]["changed"] <= len(changed)
-    assert "test" not in summary
     entries = [json.loads(e) for e in (run / "metrics.jsonl").read_text().splitlines()]
     assert summary["val_accuracy"] == entries[summary["best_epoch"] - 1]["val_accuracy"]
 

@@ -58,7 +58,8 @@ def output_of(process: subprocess.Popen, seconds: float = 120) -> str:
 def children_once_trained(process: subprocess.Popen, run: Path) -> list[int]:
     """Its processes, when the first epoch is done."""
     deadline = time.monotonic() + 120
-    while not (run / "checkpoint.safetensors").exists():
+    path = run / "metrics.jsonl"
+    while not (path.exists() and path.read_text()):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)

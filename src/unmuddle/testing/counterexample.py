@@ -39,7 +39,9 @@ class WrittenOut(Batch):
         return torch.tensor(self.names)
 
 
-def explained(law: Law, loss: Loss, result: "Result", attempt: "Callable[[Batch], Result]") -> Any:
+def explained(
+    law: Law, loss: Loss, result: "Result", attempt: "Callable[[Batch], Result]"
+) -> "Result":
     """Return a failure with numbers as short as it allows, and the code that shows it."""
     batch = result.batch
     assert batch is not None
@@ -56,7 +58,7 @@ def explained(law: Law, loss: Loss, result: "Result", attempt: "Callable[[Batch]
 
 
 def _code(law: Law, loss: Loss, batch: Batch, result: "Result") -> list[str]:
-    calls = _calls(law, loss, batch)
+    calls = [] if "processes" in law.needs else _calls(law, loss, batch)
     chosen = _chosen(calls, result)
     small = [call for call in calls if call.features.numel() <= MOST]
     if law.show or not chosen or chosen[0][1].features.numel() > MOST:

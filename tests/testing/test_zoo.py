@@ -3,8 +3,11 @@
 import pytest
 
 import gathers
+import mutants
+import zoo
 from mutants import MUTANTS
 from pages import ROOT
+from unmuddle import supcon_loss
 from unmuddle.testing import LAWS, check_loss
 from zoo import EXEMPT, MISSED, RIGHT, WRONG
 
@@ -70,6 +73,12 @@ def test_a_wrong_gather_is_caught(name: str) -> None:
     fn, laws = getattr(gathers, name), ["equal_shares"]
     report = check_loss(fn, kinds=["supervised"], laws=laws, processes=2)
     assert report.of("failed"), str(report)
+
+
+@pytest.mark.parametrize("fn", [supcon_loss, mutants.supcon, zoo.supcon])
+def test_a_temperature_that_divides_passes(fn) -> None:
+    (result,) = check_loss(fn, kinds=["contrastive"], laws=["opposite_classes"]).results
+    assert result.status == "passed"
 
 
 def test_all_laws_that_are_not_asked_say_why() -> None:

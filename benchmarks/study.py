@@ -359,7 +359,9 @@ def main() -> None:
     )
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
     parser.add_argument("--weights", type=Path, help="of a MobileFaceNet pretrained on faces")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="questions")
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, help="questions; default: all, pretrained with weights"
+    )
     parser.add_argument("--tries", nargs="+", help="options of runs to choose settings by")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -373,7 +375,8 @@ def main() -> None:
     if not a.render:
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        chosen = map(tries, a.tries) if a.tries else map(cells, a.only)
+        groups = a.only or (GROUPS if a.weights else GROUPS[:-1])
+        chosen = map(tries, a.tries) if a.tries else map(cells, groups)
         wanted = itertools.chain(*chosen)
         failed = run_missing(wanted, a.ferplus, a.out, a.jobs, a.weights)
     evidence.render(read_results())

@@ -243,6 +243,38 @@ def test_a_law_of_ones_own_is_shown_by_its_calls() -> None:
     assert "# loss: what was checked\nx = torch.tensor(" in result.code
 
 
+def test_equal_numbers_are_shown_in_the_order_of_the_law() -> None:
+    (result,) = check_loss(
+        MUTANTS["near_negative"].fn, laws=["near_negative"], kinds=["hinge"]
+    ).results
+    assert (result.found, result.expected) == (0, 0)
+    far, near = result.code.split("# a class moved next to another")
+    assert "# found 0" in far
+    assert "# expected 0" in near
+    classes = [text.partition("[\n")[2].partition("\n]")[0].split("\n") for text in (far, near)]
+    third = [[float(x) for x in rows[2].strip(" [],").split(",")] for rows in classes]
+    assert third[0][0] < 1 < third[1][0], "a row of the class that is moved"
+
+
+def test_numbers_of_the_code_are_short_where_that_changes_nothing() -> None:
+    (result,) = check_loss(MUTANTS["rotation"].fn, laws=["rotation"]).results
+    digits = re.findall(r"\d\.(\d+)", result.code.partition("# rotated")[2].partition("print")[0])
+    assert digits
+    assert max(map(len, digits)) <= 7
+
+
+def test_a_report_says_what_was_tried_on_few_batches_or_none() -> None:
+    def few(features, labels):
+        if features.shape != (8, 6):
+            raise NotApplicableError
+        return features.square().mean()
+
+    text = str(check_loss(few, kinds=["pairwise", "logits"]))
+    assert re.search(r"\nof these, on fewer than 10 batches: .*stateless \(\d\)", text)
+    assert "\nnot asked, since they say nothing about any batch that was tried: " in text
+    assert "\nnot asked; these would ask more laws: " in text
+
+
 def test_finite_and_nan_are_said_in_words() -> None:
     (result,) = check_loss(MUTANTS["one_sample"].fn, laws=["one_sample"]).results
     assert result.numbers == "found nan, expected a finite number"

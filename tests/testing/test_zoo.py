@@ -19,6 +19,8 @@ def test_the_page_says_how_many_there_are() -> None:
     page = (ROOT / "docs/pages/laws.md").read_text()
     assert f"holds {len(WRONG)} wrong and {len(RIGHT)} right losses" in page
     assert f"{len(WRONG) - len(MISSED)} of the wrong ones are caught" in page
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"{len(LAWS)} laws" in (ROOT / name).read_text()
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -71,6 +71,12 @@ def mean_of(values, chosen):
     return values[chosen].sum() / chosen.sum().clamp(min=1)
 
 
+def mean_over_anchors(log_p, positive):
+    n = positive.sum(1)
+    losses = -log_p.masked_fill(~positive, 0).sum(1)
+    return (losses / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+
+
 def triplets(y, own=False):
     """`(N, N, N)` True for anchor, positive, negative."""
     positive = same_class(y) if own else same_class(y) & others(y)
@@ -264,11 +270,7 @@ def supcon(x, y, temperature=0.1):
     z = F.normalize(x, eps=1e-30)
     s = (z @ z.T / temperature).masked_fill(~others(y), -torch.inf)
     positive = same_class(y) & others(y)
-    if not positive.any():
-        return 0 * x.sum()
-    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~positive, 0).sum(1)
-    n = positive.sum(1)
-    return -(log_p[n > 0] / n[n > 0]).mean()
+    return mean_over_anchors(s - s.logsumexp(1, keepdim=True), positive)
 
 
 @right(*COSINE)
@@ -301,21 +303,14 @@ EXEMPT = {"circle": {"directional_derivative"}, "hinge": {"nan_is_not_hidden"}}
 
 @wrong("the temperature multiplies", *CONTRASTIVE)
 def supcon_times_temperature(x, y, temperature=0.1):
-    z = F.normalize(x, eps=1e-30)
-    s = (z @ z.T * temperature).masked_fill(~others(y), -torch.inf)
-    positive = same_class(y) & others(y)
-    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~positive, 0).sum(1)
-    n = positive.sum(1)
-    return -(log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+    return supcon(x, y, temperature=1 / temperature)
 
 
 @wrong("a row is contrasted with itself", *CONTRASTIVE)
 def supcon_with_itself(x, y):
     z = F.normalize(x, eps=1e-30)
     s, positive = z @ z.T / 0.1, same_class(y) & others(y)
-    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~positive, 0).sum(1)
-    n = positive.sum(1)
-    return -(log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+    return mean_over_anchors(s - s.logsumexp(1, keepdim=True), positive)
 
 
 @wrong("a row is its own positive", *CONTRASTIVE)
@@ -348,9 +343,7 @@ def supcon_negatives_only(x, y):
     s, same = z @ z.T / 0.1, same_class(y)
     below = s.masked_fill(same, -100.0).logsumexp(1, keepdim=True)
     positive = same & others(y)
-    log_p = (s - below).masked_fill(~positive, 0).sum(1)
-    n = positive.sum(1)
-    return -(log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+    return mean_over_anchors(s - below, positive)
 
 
 @wrong("exponentials overflow at a low temperature in fp32", *CONTRASTIVE)
@@ -358,9 +351,7 @@ def supcon_overflows(x, y):
     z = F.normalize(x, eps=1e-30)
     e = (z @ z.T / 0.01).exp() * others(y)
     positive = same_class(y) & others(y)
-    log_p = -((e / e.sum(1, keepdim=True)).clamp(min=1e-300).log() * positive).sum(1)
-    n = positive.sum(1)
-    return (log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+    return mean_over_anchors((e / e.sum(1, keepdim=True)).clamp(min=1e-300).log(), positive)
 
 
 @wrong("a constant is added to the norm", *CONTRASTIVE)
@@ -368,9 +359,7 @@ def supcon_added_to_norm(x, y):
     z = x / (x.norm(dim=1, keepdim=True) + 1e-3)
     s = (z @ z.T / 0.1).masked_fill(~others(y), -torch.inf)
     positive = same_class(y) & others(y)
-    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~positive, 0).sum(1)
-    n = positive.sum(1)
-    return -(log_p / n.clamp(min=1)).sum() / (n > 0).sum().clamp(min=1)
+    return mean_over_anchors(s - s.logsumexp(1, keepdim=True), positive)
 
 
 @wrong("rows are not normalised", *COSINE)

@@ -38,7 +38,8 @@ class Record:
             self._save_relabeling()
             if t.progress.best:
                 self.run.save_weights(t.progress.best)
-            t.checkpoint.save(self.run.checkpoint, t.progress)  # what an interrupt returns to
+            if not self.run.checkpoint.exists():  # what an interrupt returns to
+                t.checkpoint.save(self.run.checkpoint, t.progress)
         self._describe()
         if t.config.tracker != "none":
             t.accelerator.init_trackers(t.config.tracker)

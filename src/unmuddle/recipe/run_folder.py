@@ -181,7 +181,7 @@ class RunFolder:
         """Read the rows of `samples.csv`."""
         path = self.path / "samples.csv"
         with _reading(path):
-            path.stat()
+            path.stat()  # of a missing file is said that it is missing
             rows = [*read_table(path, ("source", "label", "true_label"))]
             if odd := next((line for line, row in rows if None in (*row, *row.values())), None):
                 raise ValueError(f"line {odd} is not of as many columns as the first")

@@ -109,9 +109,9 @@ def read_samples(folder: RunFolder, num_classes: int) -> Samples:
         for sample, change in changes.items():
             if not np.isnan(change.uncertainty):
                 uncertainty[sample] = change.uncertainty
+    except UsageError:
+        raise
     except (LookupError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(f"{folder.path}: its files do not fit one another: {error!r}") from error
     snapshot = {name: tensor.numpy() for name, tensor in folder.snapshot().items()}
     sources = [row["source"] for row in rows]

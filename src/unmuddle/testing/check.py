@@ -18,8 +18,10 @@ from unmuddle.testing.loss import KINDS, PROBES, Kind, Loss, NotApplicableError
 Status = Literal["passed", "failed", "not asked"]
 SILENT = "they say nothing about any batch that was tried"
 FEW = 10
-EXPECTED = {"is finite": "a finite number", "is NaN": "NaN"}
-WORDS = {"==": "", "<=": "at most ", "<": "less than "}
+WORDS = {
+    "==": "{}", "<=": "at most {}", "<": "less than {}",
+    "is finite": "a finite number", "is NaN": "NaN",
+}  # fmt: skip
 
 
 class BrokenLawError(AssertionError):
@@ -61,10 +63,8 @@ class Result:
             return self.error
         if self.found is None:
             return ""
-        if self.relation in EXPECTED:
-            return f"found {self.found:.9g}, expected {EXPECTED[self.relation]}"
         digits = 9 if f"{self.found:.9g}" != f"{self.expected:.9g}" else 17
-        expected = f"{WORDS[self.relation]}{self.expected:.{digits}g}"
+        expected = WORDS[self.relation].format(f"{self.expected:.{digits}g}")
         return f"found {self.found:.{digits}g}, expected {expected}"
 
     def raise_if_failed(self) -> None:
@@ -294,7 +294,7 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
 
 def _not_asked(law: Law, loss: Loss) -> Result:
     """Say what a loss has to declare, or to be, for a law to be asked."""
-    needed = law.undeclared(loss)
+    needed = sorted(law.needs - loss.traits)
     kinds = [name for name in needed if name in KINDS]
     others = [name for name in needed if name not in KINDS]
     if "module" in others:

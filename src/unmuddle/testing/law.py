@@ -43,8 +43,6 @@ class Finding(NamedTuple):
     @property
     def holds(self) -> bool:
         """Return whether the law holds here; a NaN on either side breaks a comparison."""
-        if self.relation in ("is finite", "is NaN"):
-            return bool(self._fits().all())
         excess = self._excess(*self._both())
         allowed = excess < -self.budget if self.relation == "<" else excess <= self.budget
         return bool(allowed.all())
@@ -52,8 +50,6 @@ class Finding(NamedTuple):
     @property
     def says_nothing(self) -> bool:
         """NaN on both sides: the loss has no value for the batch."""
-        if self.relation in ("is finite", "is NaN"):
-            return False
         found, expected = self._both()
         return bool((found.isnan() & expected.isnan()).any())
 
@@ -61,18 +57,11 @@ class Finding(NamedTuple):
     def worst(self) -> tuple[float, float]:
         """The two numbers that fit least."""
         found, expected = self._both()
-        if self.relation in ("is finite", "is NaN"):
-            excess = (~self._fits()).double().flatten()
-        else:
-            excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
+        excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
         if not len(excess):
             return math.nan, math.nan
         place = int(excess.argmax())
         return float(found.flatten()[place]), float(expected.flatten()[place])
-
-    def _fits(self) -> Tensor:
-        found, _ = self._both()
-        return found.isfinite() if self.relation == "is finite" else found.isnan()
 
     def _both(self) -> tuple[Tensor, Tensor]:
         found, expected = (
@@ -85,6 +74,10 @@ class Finding(NamedTuple):
         return found, expected
 
     def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
+        """Return how far `found` is beyond what the relation allows, entry by entry."""
+        if self.relation in ("is finite", "is NaN"):
+            fits = found.isfinite() if self.relation == "is finite" else found.isnan()
+            return torch.where(fits, 0.0, math.inf)
         apart = found - expected
         apart = apart.abs() if self.relation == "==" else apart
         return torch.where(found == expected, 0.0, apart)  # infinities too
@@ -144,10 +137,6 @@ class Law:
     def applies(self, loss: Loss) -> bool:
         """Return whether the law is about this loss."""
         return self.needs <= loss.traits
-
-    def undeclared(self, loss: Loss) -> list[str]:
-        """Return what a loss would have to declare, or to take, for the law to be asked."""
-        return sorted(self.needs - loss.traits)
 
 
 def law(*needs: str, change: str = "", show: str = "") -> Callable[[Statement], Law]:

@@ -10,12 +10,12 @@ from unmuddle.testing.loss import Loss
 
 SMOOTHING = 0.01  # allowed, since many add a constant to numerator and denominator
 PIXELS = 400
+MASK = "mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
 
 
 @law(
     "overlap",
-    show="mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
-    "print(loss(mask, mask))  # 0 for a perfect mask",
+    show=MASK + "print(loss(mask, mask))  # 0 for a perfect mask",
 )
 def perfect_mask(loss: Loss, batch: Batch) -> Finding:
     """A prediction equal to the mask costs nothing."""
@@ -55,8 +55,7 @@ def one_pixel(loss: Loss, batch: Batch) -> Finding:
 
 @law(
     "dice",
-    show="mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
-    "print(loss(1 - mask, mask))  # 1 without overlap",
+    show=MASK + "print(loss(1 - mask, mask))  # 1 without overlap",
 )
 def disjoint_mask(loss: Loss, batch: Batch) -> Finding:
     """A prediction that does not overlap the mask costs 1."""

@@ -132,7 +132,7 @@ def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
 
 @law("linear", show="# unmuddle.testing.saved_bytes(loss, x, y) of 8,192 rows against 4,096")
 def linear_memory(loss: Loss, batch: Batch) -> Finding:
-    """What is kept for the backward grows no faster than the batch.
+    """Memory kept for the backward grows no faster than the batch.
 
     Bytes that 8,192 rows keep, against 2.2 times those of 4,096 rows; with an N x N matrix it would
     be 4 times as much. What is kept of smaller batches is no matter.

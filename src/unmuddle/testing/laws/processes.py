@@ -53,7 +53,7 @@ class ProcessError(RuntimeError):
     show=_shown("[0, 4, 8]"),
 )
 def equal_shares(loss: Loss, batch: Batch) -> Finding:
-    """With equal shares of a batch, the mean gradient of processes is that of one process.
+    """The mean gradient of processes with equal shares of a batch is that of one process.
 
     `DistributedDataParallel` averages gradients over processes. Where a loss gathers the rows of
     all processes, a gather without a gradient, or without a factor for the number of processes,
@@ -68,7 +68,7 @@ def equal_shares(loss: Loss, batch: Batch) -> Finding:
     show=_shown("[0, 3, 8]"),
 )
 def unequal_shares(loss: Loss, batch: Batch) -> Finding:
-    """With unequal shares of a batch, the mean gradient of processes is that of one process."""
+    """The mean gradient of processes with unequal shares of a batch is that of one process."""
     return _agrees(loss, [3 + 2 * rank for rank in range(loss.processes)])
 
 
@@ -78,7 +78,7 @@ def unequal_shares(loss: Loss, batch: Batch) -> Finding:
     show=_shown("[0, 8, 8]"),
 )
 def empty_share(loss: Loss, batch: Batch) -> Finding:
-    """With an empty share, the mean gradient of processes is that of one process."""
+    """The mean gradient of processes, one of them without samples, is that of one process."""
     return _agrees(loss, [8] * (loss.processes - 1) + [0])
 
 
@@ -126,7 +126,7 @@ def _gradients(loss: Loss, shares: Sequence[int]) -> tuple[Tensor, Tensor]:
             for worker in workers:
                 worker.kill()
                 worker.wait()
-    whole = next(found[0] for found in told if found[0] is not None)
+    whole = told[0][0]
     shared = torch.tensor([found[1] for found in told], dtype=torch.float64)
     return torch.tensor(whole, dtype=torch.float64), shared.mean(0)
 
@@ -163,14 +163,10 @@ def work() -> None:
     file = Path(sys.argv[-1])
     try:
         loss, shares, rank, folder = pickle.loads(file.with_suffix(".job").read_bytes())
-        whole = None
-        if rank == 0:  # before there is a group: a loss that gathers has nothing to gather
-            with suppress(Exception):
-                whole = _gradient(loss, sum(shares), slice(None))
+        # Before there is a group: a loss that gathers has nothing to gather.
+        whole = None if rank else _gradient(loss, sum(shares), slice(None))
         place = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=len(shares))
-        if rank == 0 and whole is None:
-            raise ProcessError("the loss does not work in a single process without a group")
         file.with_suffix(".started").touch()
         start = sum(shares[:rank])
         told: Any = (whole, _gradient(loss, sum(shares), slice(start, start + shares[rank])))

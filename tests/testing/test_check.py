@@ -243,6 +243,21 @@ def test_a_law_of_ones_own_is_shown_by_its_calls() -> None:
     assert "# loss: what was checked\nx = torch.tensor(" in result.code
 
 
+@pytest.mark.parametrize(
+    ("kind", "implied"),
+    [
+        ("distances", {"pairwise"}),
+        ("hinge", {"negatives", "supervised"}),
+        ("cross_entropy", {"shift_invariant", "logits"}),
+        ("proper", {"shift_invariant", "logits"}),
+        ("certain", {"logits"}),
+        ("dice", {"overlap"}),
+    ],
+)
+def test_a_kind_brings_those_that_follow_from_it(kind, implied: set[str]) -> None:
+    assert Loss(cross_entropy, [kind]).traits == {kind, *implied}
+
+
 def test_equal_numbers_are_shown_in_the_order_of_the_law() -> None:
     (result,) = check_loss(
         MUTANTS["near_negative"].fn, laws=["near_negative"], kinds=["hinge"]

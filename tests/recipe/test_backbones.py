@@ -1,5 +1,6 @@
 """Backbones by name, and what is said when one does not work."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from unmuddle.recipe.backbones import build_backbone
+from unmuddle.recipe.backbones import avoid_slow_bf16, build_backbone
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.model import Classifier
 
@@ -121,6 +122,26 @@ def test_pretrained_networks_name_the_pixels_that_they_expect(tmp_path: Path) ->
     assert pixels("small", state) is None
     halves = {"standardize.mean": torch.full((3,), 0.5), "standardize.std": torch.full((3,), 0.25)}
     assert pixels("small", state | halves) == ([0.5] * 3, [0.25] * 3)
+
+
+def test_strided_depthwise_convolutions_ignore_autocast_and_nothing_else_changes() -> None:
+    network = build_backbone("mobilefacenet", 64).network.eval()
+    images = torch.rand(2, 3, 64, 64)
+    before, names = network(images), set(network.state_dict())
+    avoid_slow_bf16(network)
+    network = copy.deepcopy(network)
+    assert torch.equal(network(images), before)
+    assert set(network.state_dict()) == names
+    dtypes = set()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            strided = module.groups > 1 and module.stride == (2, 2)
+            module.register_forward_hook(
+                lambda _module, _input, output, strided=strided: dtypes.add((strided, output.dtype))
+            )
+    with torch.autocast("cpu", torch.bfloat16):
+        network(images)
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 class Trap:

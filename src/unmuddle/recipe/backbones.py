@@ -177,6 +177,25 @@ def _remove_first_stride(network: nn.Module) -> bool:
     return False
 
 
+class StridedDepthwise(nn.Conv2d):
+    """Depthwise convolution with a stride, in fp32 whatever autocast says.
+
+    On CPUs, the bf16 gradient of its input takes ten times as long.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve images `(N, C, H, W)`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def avoid_slow_bf16(network: nn.Module) -> None:
+    """Exempt from autocast the convolutions of a network that bf16 slows down on CPUs."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
+            module.__class__ = StridedDepthwise
+
+
 def _load_weights(
     network: nn.Module, name: str, weights: str
 ) -> tuple[tuple[str, ...], Pixels | None]:

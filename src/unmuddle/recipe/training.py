@@ -14,7 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from unmuddle.recipe.backbones import Backbone, build_backbone
+from unmuddle.recipe.backbones import Backbone, avoid_slow_bf16, build_backbone
 from unmuddle.recipe.checkpoint import Checkpoint, Progress
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
@@ -176,6 +176,8 @@ def build_training(
         pretrained=config.pretrained,
         weights=config.weights,
     )
+    if config.precision == "bf16" and accelerator.device.type == "cpu":
+        avoid_slow_bf16(backbone.network)
     model = Classifier(backbone, len(classes), config.chosen_parts())
     if accelerator.num_processes > 1:
         synchronize_norms(model, accelerator.device)

@@ -41,13 +41,14 @@ docs: .venv/installed
 # The tables of docs/pages/benchmarks.md, and a small study; `make bench BASE=REV` compares with a
 # commit instead.
 bench: .venv/installed
-	$(BIN)/python benchmarks/run.py $(if $(BASE),--base $(BASE))
-	$(if $(BASE),,$(BIN)/python benchmarks/study.py --quick)
+	$(BIN)/python -m benchmarks.timings.run $(if $(BASE),--base $(BASE))
+	$(if $(BASE),,$(BIN)/python -m benchmarks.studies.parts --quick)
 
 # What is built installs into an empty environment and works there.
 package: .venv/installed
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 	for file in dist/*.whl dist/*.tar.gz; do \
 		rm -rf dist/empty && $(PYTHON) -m venv dist/empty && \
 		dist/empty/bin/pip install --quiet "$$file" && dist/empty/bin/pip check && \

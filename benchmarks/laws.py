@@ -21,7 +21,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor
 
-from pages import ROOT, write_section
+from benchmarks.pages import write_section
 from unmuddle import SupConLoss
 from unmuddle.testing import LAWS, Batch, Law, Loss, NotApplicableError, Result, check_loss, try_law
 from unmuddle.testing.examples import STRUCTURES
@@ -240,8 +240,7 @@ def public_losses() -> str:
 
 def all_laws() -> str:
     """A row a law: who it is about, what it says, the fault of its mutant, and who kills that."""
-    sys.path.insert(0, str(ROOT / "tests" / "testing"))
-    from mutants import MUTANTS
+    from tests.helpers.mutants import MUTANTS
 
     lines = [
         "| law | of losses that | statement | its mutant | killed by as well |",

@@ -21,7 +21,8 @@ from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import MutationSpec, TestOutcome
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.pages import ROOT
+
 # What is mutated, and the tests that should notice, the quickest first.
 PARTS = {
     "supcon": (

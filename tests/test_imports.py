@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 OPTIONAL = [
     "torchvision",
     "timm",
@@ -88,6 +89,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
     assert set(unmuddle.__all__) <= set(dir(unmuddle))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.stem)
 def test_benchmarks_find_what_they_import(path: Path) -> None:
-    importlib.import_module(path.stem)
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

@@ -12,7 +12,8 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 USER_FILE = """
 import torch
 from unmuddle import ARM, UERM, LabelLedger, SupConLoss, attach_arm, supcon_loss
@@ -139,4 +140,5 @@ def test_the_top_level_holds_what_a_stranger_expects() -> None:
     top = {name.partition("/")[0] for name in listed if name}
     files = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
     folders = {"benchmarks", "docs", "src", "tests"}
-    assert top == files | folders | {".ci", ".gitignore", "pyproject.toml"}
+    dotfiles = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
+    assert top == files | folders | dotfiles | {"pyproject.toml"}

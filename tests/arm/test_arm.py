@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, interpolate
 
-from operators import Operators
-from trained_arm import trained
+from tests.helpers.operators import Operators
+from tests.helpers.trained_arm import trained
 from unmuddle import ARM, supcon_loss
 from unmuddle.arm import PublishedARM, weigh_positions
 from unmuddle.testing import assert_within_budget, batch_invariance

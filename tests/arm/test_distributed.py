@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
-from processes import run
+from tests.helpers.processes import run
 from unmuddle import ARM
 from unmuddle.arm import PublishedARM
 

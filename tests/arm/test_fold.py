@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trained_arm import trained
+from tests.helpers.trained_arm import trained
 from unmuddle import ARM, fold_arm
 from unmuddle.arm import FoldedARM, FoldedPublishedARM, PublishedARM
 from unmuddle.testing import assert_within_budget

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
 
-from operators import Operators
+from tests.helpers.operators import Operators
 from unmuddle.arm import (
     PublishedARM,
     affinity,

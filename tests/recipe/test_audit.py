@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from layouts import make_folder
+from tests.helpers.layouts import make_folder
 from unmuddle.cli import main
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.audit import training as training_part

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layouts import (
+from tests.helpers.layouts import (
     make_affectnet,
     make_affectnet_annotations,
     make_fer2013,

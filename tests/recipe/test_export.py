@@ -20,7 +20,7 @@ from unmuddle.recipe.trained import load_trained
 def run(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(
         TrainConfig(
-            data="digits", backbone="test_train:tiny", batch_size=64, lr=1e-2, epochs=2,
+            data="digits", backbone="tests.helpers.networks:tiny", batch_size=64, lr=1e-2, epochs=2,
             parts=request.param, out=str(tmp_path_factory.mktemp("export") / "run"),
         )
     )  # fmt: skip

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
-from processes import run
+from tests.helpers import ROOT
+from tests.helpers.processes import run
 from unmuddle.recipe.processes import average_gradients, synchronize_norms
 
 CPU = torch.device("cpu")
@@ -28,10 +29,10 @@ ACCELERATE = (
     "--dynamo_backend no --main_process_port {port} -m unmuddle"
 )
 OPTIONS = (
-    "--data digits --backbone exact:network --batch_size 64 --lr 1e-2 --noise symmetric:0.2 "
+    "--data digits --backbone tests.helpers.networks:double --batch_size 64 --lr 1e-2 --noise symmetric:0.2 "
     "--parts supcon,arm,uerm"
 )
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def test_a_killed_loader_ends_the_training(tmp_path: Path) -> None:
     ],
 )
 def test_batches_that_cannot_be_shared(options: str, message: str, tmp_path: Path) -> None:
-    options += " --backbone exact:network"
+    options += " --backbone tests.helpers.networks:double"
     with launched(TORCHRUN, options, tmp_path / "run") as process:
         assert message in output_of(process)
     assert process.returncode != 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from layouts import save_image
+from tests.helpers.layouts import save_image
 from unmuddle.cli import main
 from unmuddle.recipe.data import Splits, load_data
 from unmuddle.recipe.data.files import Problems

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from processes import FORKS
-from trainings import built
+from tests.helpers import ROOT
+from tests.helpers.processes import FORKS
+from tests.helpers.trainings import built
 from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import load_data
@@ -28,7 +29,7 @@ from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.train import train, train_epochs
 
 QUICK = TrainConfig(
-    data="digits", noise="symmetric:0.2", backbone="test_train:tiny", batch_size=128, lr=1e-2,
+    data="digits", noise="symmetric:0.2", backbone="tests.helpers.networks:tiny", batch_size=128, lr=1e-2,
     epochs=4, warmup=0.5, parts="supcon,arm,uerm",
 )  # fmt: skip
 TIMES = {"seconds", "samples_per_second"}
@@ -277,7 +278,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
     ended = subprocess.run(
         [sys.executable, "-m", "unmuddle", "train", "--resume", str(run)],
         preexec_fn=allow_small_files_only, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.startswith(

@@ -1,7 +1,6 @@
 """The recipe as a whole, on data small enough for seconds."""
 
 import csv
-import importlib
 import io
 import json
 import shutil
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,7 +17,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from layouts import (
+from tests.helpers.layouts import (
     make_affectnet,
     make_affectnet_annotations,
     make_fer2013,
@@ -27,7 +26,8 @@ from layouts import (
     make_rafdb,
     save_image,
 )
-from trainings import built
+from tests.helpers.networks import Dice
+from tests.helpers.trainings import built
 from unmuddle.recipe.backbones import build_backbone
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
@@ -37,29 +37,7 @@ from unmuddle.recipe.trained import evaluate_run
 from unmuddle.supcon import SupConLoss
 
 EVERYTHING = "supcon,arm,uerm"
-QUICK = {"data": "digits", "backbone": "test_train:tiny", "batch_size": 64, "lr": 1e-2}
-
-
-def tiny() -> torch.nn.Module:
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 5, stride=4), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-    )  # fmt: skip
-
-
-class Dice(torch.nn.Module):
-    """Stands for dropout: draws a random number each training step."""
-
-    rolled: ClassVar[list[float]] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.rolled.append(torch.rand(()).item())
-        return x
-
-
-def tiny_with_dice() -> torch.nn.Module:
-    return torch.nn.Sequential(tiny(), Dice())
+QUICK = {"data": "digits", "backbone": "tests.helpers.networks:tiny", "batch_size": 64, "lr": 1e-2}
 
 
 def summary(run: Path) -> dict:
@@ -234,13 +212,13 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -
 
 
 def test_a_random_layer_draws_anew_each_step_and_by_the_seed(tmp_path: Path) -> None:
-    options = QUICK | {"backbone": "test_train:tiny_with_dice", "parts": "none", "epochs": 2}
+    network = "tests.helpers.networks:tiny_with_dice"
+    options = QUICK | {"backbone": network, "parts": "none", "epochs": 2}
     rolls = []
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        dice = importlib.import_module("test_train").Dice
-        dice.rolled.clear()
+        Dice.rolled.clear()
         train(TrainConfig(**options, seed=seed, out=str(tmp_path / name)))
-        rolls.append(tuple(dice.rolled))
+        rolls.append(tuple(Dice.rolled))
     assert len(set(rolls[0])) == len(rolls[0]) == 2 * (1077 // 64)
     assert rolls[1] == rolls[0]
     assert not set(rolls[2]) & set(rolls[0])

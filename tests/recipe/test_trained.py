@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layouts import make_folder, save_image, truncate
+from tests.helpers.layouts import make_folder, save_image, truncate
 from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.metrics import as_json, measure
@@ -61,7 +61,7 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     make_folder(root / "data")
     config = TrainConfig(
-        data=f"folder:{root / 'data'}", backbone="test_train:tiny", image_size=48, epochs=2,
+        data=f"folder:{root / 'data'}", backbone="tests.helpers.networks:tiny", image_size=48, epochs=2,
         batch_size=8, noise="symmetric:0.2", out=str(root / "run"),
     )  # fmt: skip
     return train(config)
@@ -111,7 +111,7 @@ def test_classes_of_any_name_have_a_column_of_their_own(tmp_path: Path) -> None:
         for number in range(4):
             save_image(part / "file" / f"{number}.png", seed=number)
     config = TrainConfig(
-        data=f"folder:{data}", backbone="test_train:tiny", image_size=48, epochs=1, batch_size=8,
+        data=f"folder:{data}", backbone="tests.helpers.networks:tiny", image_size=48, epochs=1, batch_size=8,
         parts="none", out=str(tmp_path / "run"),
     )  # fmt: skip
     out = tmp_path / "predictions.csv"
@@ -157,7 +157,7 @@ def test_a_messy_folder_from_training_to_audit(tmp_path: Path, monkeypatch, caps
         (calm / f"{number}.txt").write_text("calm")
     truncate(calm / "03.png")
     (calm / os.fsdecode(b"caf\xe9.md")).write_text("calm")
-    command = "train --data folder:faces --backbone test_train:tiny --image_size 48 --epochs 1 "
+    command = "train --data folder:faces --backbone tests.helpers.networks:tiny --image_size 48 --epochs 1 "
     command += "--batch_size 8 --out run"
     assert main(command.split()) == 2
     assert "unreadable or truncated image: 1" in capsys.readouterr().err

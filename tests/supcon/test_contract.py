@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from problems import KINDS, draw
+from tests.helpers.problems import KINDS, draw
 from unmuddle import SupConLoss, supcon_loss
 from unmuddle.supcon import choose_impl, valid_anchors
 from unmuddle.supcon.backends import tiled

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import unmuddle
-from operators import Operators
+from tests.helpers.operators import Operators
 from unmuddle import SupConLoss, supcon_loss
 from unmuddle.supcon.backends import tiled
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from processes import run
+from tests.helpers.processes import run
 from unmuddle import FeatureQueue, supcon_loss
 from unmuddle.supcon.loss import HAS_TRITON
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pages import section
-from problems import KINDS, draw
+from benchmarks.pages import section
+from tests.helpers import ROOT
+from tests.helpers.problems import KINDS, draw
 from unmuddle import supcon_loss
 from unmuddle.supcon.engine import pose
 from unmuddle.supcon.problem import ContrastSet, Options
@@ -226,11 +227,11 @@ def test_outside_of_the_interpreter_a_cpu_tensor_is_an_error() -> None:
 
 
 def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
-    """What `benchmarks/kernels.py` finds, outside of the interpreter."""
-    script = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+    """What `benchmarks/timings/kernels.py` finds, outside of the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, str(script), "--json", str(tmp_path / "rows.json"), *arguments]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-m", "benchmarks.timings.kernels", "--json"]
+    command += [str(tmp_path / "rows.json"), *arguments]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True)
     return json.loads((tmp_path / "rows.json").read_text())
 
 

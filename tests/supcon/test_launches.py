@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from operators import Operators
+from tests.helpers.operators import Operators
 from unmuddle import supcon_loss
 from unmuddle.supcon import engine
 

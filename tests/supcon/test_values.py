@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from problems import KINDS, draw, scalar_loop
+from tests.helpers.problems import KINDS, draw, scalar_loop
 from unmuddle import supcon_loss
 from unmuddle.supcon.loss import HAS_TRITON
 from unmuddle.testing import assert_within_budget

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import mutants
-from mutants import MUTANTS
+from tests.helpers import mutants
+from tests.helpers.mutants import MUTANTS
 from unmuddle.cli import main
 from unmuddle.testing import (
     LAWS,

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-import mutants
+from tests.helpers import mutants
 from unmuddle.testing import (
     LAWS,
     Batch,

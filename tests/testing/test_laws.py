@@ -6,8 +6,8 @@ import io
 import pytest
 import torch
 
-import mutants
-from mutants import MUTANTS, SOFT, VIEWS
+from tests.helpers import mutants
+from tests.helpers.mutants import MUTANTS, SOFT, VIEWS
 from unmuddle.testing import LAWS, check_loss
 
 

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-import laws
-import pages
+from benchmarks import laws, pages
 from unmuddle.testing import LAWS
 
 

@@ -2,14 +2,11 @@
 
 import pytest
 
-import gathers
-import mutants
-import zoo
-from mutants import MUTANTS
-from pages import ROOT
+from tests.helpers import ROOT, gathers, mutants, zoo
+from tests.helpers.mutants import MUTANTS
+from tests.helpers.zoo import EXEMPT, MISSED, RIGHT, WRONG
 from unmuddle import supcon_loss
 from unmuddle.testing import LAWS, check_loss
-from zoo import EXEMPT, MISSED, RIGHT, WRONG
 
 GATHERED = {mutant.fn.__name__ for mutant in MUTANTS.values() if mutant.processes}
 GATHER_LAWS = ["equal_shares", "unequal_shares", "empty_share"]

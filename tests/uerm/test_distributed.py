@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from processes import run
+from tests.helpers.processes import run
 from unmuddle import UERM
 from unmuddle.uerm import Evidence, Proposals
 

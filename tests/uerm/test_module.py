@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from operators import Operators
+from tests.helpers.operators import Operators
 from unmuddle import UERM
 from unmuddle.uerm import Evidence, Proposals, ema_margin, scn
 from unmuddle.uerm.uncertainty import mislabeled

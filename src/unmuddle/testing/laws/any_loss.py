@@ -213,7 +213,7 @@ def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     h = step * min(1.0, float(x.norm(dim=1).min()))
 
     def slopes(h: float) -> tuple[float, float]:
-        """Above and below x."""
+        """Points above and below x."""
         above, below = (loss.value(x + s * v, labels).detach() for s in (h, -h))
         return float(above - value) / h, float(value - below) / h
 

@@ -99,7 +99,7 @@ def stranger(loss: Loss, batch: Batch) -> Finding:
 
 @law("contrastive", "temperature", "normalize", change="2 x, and 4 times the temperature")
 def temperature_is_a_scale(loss: Loss, batch: Batch) -> Finding:
-    """Without normalising, `L(c x, c^2 τ) = L(x, τ)`.
+    """`L(c x, c^2 τ) = L(x, τ)` without normalisation.
 
     Features and temperature enter as `x_i · x_j / τ` only.
     """

@@ -1,0 +1,1 @@
+"""Measurements and studies, and the tables of the documentation that they write."""

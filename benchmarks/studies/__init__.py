@@ -1,0 +1,1 @@
+"""What the parts do for accuracy and for labels, by training."""

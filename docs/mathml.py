@@ -1,4 +1,4 @@
-"""Typeset the formulas of a page, `$...$` and `$$...$$`, as MathML: browsers need no script for it."""
+"""Typeset `$...$` and `$$...$$` as MathML, which browsers render without a script."""
 
 import re
 from html import unescape

@@ -77,7 +77,7 @@ def cells(kinds: Iterable[str] = KINDS) -> Iterator[Cell]:
 
 
 def noisy_labels(noise: str, seed: int, ferplus: Path, out: Path) -> Problem:
-    """Return the labels of a cell."""
+    """Return labels that are human, clean (none), or noisy (symmetric, pair:0.3)."""
     splits = load_data(f"ferplus:{ferplus}")
     truth, classes = splits.train.labels, splits.classes
     sources = [splits.train.source(i) for i in range(len(truth))]
@@ -88,8 +88,9 @@ def noisy_labels(noise: str, seed: int, ferplus: Path, out: Path) -> Problem:
     elif noise == "none":
         given = truth.clone()
     else:
-        add_noise = symmetric_noise if noise == "symmetric" else pair_noise
-        given = add_noise(truth, len(classes), RATE, seed)
+        kind, _, rate = noise.partition(":")
+        add_noise = symmetric_noise if kind == "symmetric" else pair_noise
+        given = add_noise(truth, len(classes), float(rate or RATE), seed)
     return Problem(given, truth, sources, classes)
 
 

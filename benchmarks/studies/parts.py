@@ -1,8 +1,7 @@
 """What each part does, over noise, seeds and data: every cell is a run of `unmuddle train`.
 
     python -m benchmarks.studies.parts --ferplus PATH   cells that are missing, then the page
-    python -m benchmarks.studies.parts --only ablation  one of its five questions
-    python -m benchmarks.studies.parts --ferplus PATH --weights FILE --only pretrained
+    python -m benchmarks.studies.parts --only ablation  one of its four questions
     python -m benchmarks.studies.parts --render         what is there, into docs/pages/evidence.md
     python -m benchmarks.studies.parts --quick          a small one on digits; nothing is kept
     python -m benchmarks.studies.parts --ferplus PATH --tries "parts=uerm warmup=0.2"
@@ -22,18 +21,14 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
-from torch.nn.functional import nll_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from benchmarks.studies import evidence, runs
 from benchmarks.studies.evidence import EVERYTHING, NOTHING, PARTS, Row
 from unmuddle.recipe.config import TrainConfig
-from unmuddle.recipe.data import LabeledImages
-from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_split, load_trained
 
 SETTINGS = Path(__file__).with_name("parts.yaml")
@@ -47,7 +42,6 @@ VARIANTS = {
     "scn_all": ("--relabel_policy=scn_all", *AS_PUBLISHED),
 }
 DEVELOPMENT = range(100, 103)  # seeds to choose settings by; their runs are scored on validation
-FACES = ("ferplus", "pretrained")  # both are FERPlus: a network from scratch, a pretrained one
 TWICE = "--labels=relabeled"  # train, and once more on what that run made of the labels
 SETTLED = tuple(yaml.safe_load(SETTINGS.read_text()))
 # Where a try does not say otherwise.
@@ -87,15 +81,12 @@ def cells(group: str) -> Iterator[Cell]:
             for variant in ("ema_margin", "scn", "scn_all"):
                 yield Cell("ferplus", "symmetric:0.2", "uerm", seed, variant)
             yield Cell("ferplus", "human", "uerm", seed, "ema_margin")
-        elif group == "pretrained":
-            for noise, parts in itertools.product(("none", "symmetric:0.2", "human"), PARTS):
-                yield Cell("pretrained", noise, parts, seed)
         elif group == "votes":
             for parts in ("none", "supcon"):
                 yield Cell("ferplus", "none", parts, seed, "votes")
 
 
-GROUPS = ("ablation", "small", "relabeling", "votes", "pretrained")
+GROUPS = ("ablation", "small", "relabeling", "votes")
 
 
 def tries(text: str) -> Iterator[Cell]:
@@ -125,16 +116,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def options_of(
-    cell: Cell, ferplus: Path | None, human: Path | None, weights: Path | None = None
-) -> list[str]:
+def options_of(cell: Cell, ferplus: Path | None, human: Path | None) -> list[str]:
     """Return the options of `unmuddle train`."""
-    data = f"ferplus:{ferplus}" if cell.data in FACES else cell.data
+    data = f"ferplus:{ferplus}" if cell.data == "ferplus" else cell.data
     noise = f"file:{human}" if cell.noise == "human" else cell.noise
     own = [f"--data={data}", f"--noise={noise}", f"--parts={cell.parts}", f"--seed={cell.seed}"]
     own.append(f"--precision={runs.precision()}")
-    if cell.data == "pretrained":
-        own.append(f"--weights={weights}")
     if cell.variant not in VARIANTS:
         return [*own, *(f"--{option}" for option in cell.variant.split())]
     common = [f"--{name}={value}" for name, value in settings(cell.data)[0].items()]
@@ -151,40 +138,15 @@ def run_cell(cell: Cell, options: list[str], out: Path) -> Row:
         options = [*first, f"--labels={before / 'relabeled.csv'}"]
     runs.train_run(options, path)
     split = "val" if cell.seed in DEVELOPMENT else "test"
-    return cell._asdict() | {"split": split} | figures(path, split)
+    row = cell._asdict() | runs.figures(path, split)
+    has_leak = cell.parts == "published_arm" and split == "test"
+    return row | ({"leak": leak(path)} if has_leak else {})
 
 
-def figures(run: Path, split: Literal["val", "test"]) -> Row:
-    """Of a finished run; `right` has a 1 for every sample of the split classified right, else 0."""
-    summary = json.loads((run / "summary.json").read_text())
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["val_accuracy"]
-    relabeling = summary["relabeling"]
-    trained = load_trained(run)
-    data = load_split(trained, split=split)
-    probabilities, labels = runs.predicted(trained.model, data)
-    log = probabilities.clamp(min=1e-12).log()
-    right = probabilities.argmax(1) == labels
-    row = {
-        "accuracy": float(right.double().mean()),
-        "last": summary["test_last_epoch"]["accuracy"] if split == "test" else last,
-        "calibration": float(multiclass_calibration_error(probabilities, labels, log.shape[1])),
-        "log_loss": float(nll_loss(log, labels)),
-        "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
-        "before": relabeling["right_before"],
-        "after": relabeling["right_after"],
-        "precision": relabeling["precision"],
-        "recall": relabeling["recall"],
-        "seconds": round(summary["seconds"]),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
-        "right": "".join("01"[hit] for hit in right.tolist()),
-    }
-    has_leak = trained.config.parts == "published_arm" and split == "test"
-    return row | ({"leak": leak(trained.model, data)} if has_leak else {})
-
-
-def leak(model: Classifier, data: LabeledImages) -> list[Row]:
+def leak(run: Path) -> list[Row]:
     """Accuracy with ARM by its affinity in eval, the order of the samples, and the batch size."""
+    trained = load_trained(run)
+    model, data = trained.model, load_split(trained, split="test")
     assert model.arm is not None
     shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     orders = {"sorted by class": data.labels.argsort(stable=True), "shuffled": shuffled}
@@ -201,16 +163,12 @@ def leak(model: Classifier, data: LabeledImages) -> list[Row]:
     return found
 
 
-def run_missing(
-    wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: int, weights: Path | None = None
-) -> list[str]:
+def run_missing(wanted: Iterable[Cell], ferplus: Path | None, out: Path, jobs: int) -> list[str]:
     """Run every cell that has no row yet, and add it; returns the names of those that failed."""
     done = {row["name"] for row in runs.read_results(RESULTS)}
     missing = [cell for cell in wanted if cell.name() not in done]
     human = None
-    if weights is None and any(cell.data == "pretrained" for cell in missing):
-        sys.exit("--weights: is needed for cells that are missing")
-    if any(cell.data in FACES for cell in missing):
+    if any(cell.data == "ferplus" for cell in missing):
         if ferplus is None:
             sys.exit("--ferplus: is needed for cells that are missing")
         if any(cell.noise == "human" for cell in missing):
@@ -218,7 +176,7 @@ def run_missing(
     provenance = {"commit": runs.frozen_commit(SETTINGS)}
 
     def run(cell: Cell) -> Row:
-        row = run_cell(cell, options_of(cell, ferplus, human, weights), out)
+        row = run_cell(cell, options_of(cell, ferplus, human), out)
         return {"name": cell.name()} | row | provenance | {"settings": settings(cell.data)[1]}
 
     return runs.run_all(missing, run, RESULTS, jobs)
@@ -243,10 +201,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
-    parser.add_argument("--weights", type=Path, help="of a MobileFaceNet pretrained on faces")
-    parser.add_argument(
-        "--only", nargs="+", choices=GROUPS, help="questions; default: all, pretrained with weights"
-    )
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="questions")
     parser.add_argument("--tries", nargs="+", help="options of runs to choose settings by")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -260,10 +215,9 @@ def main() -> None:
     if not a.render:
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        groups = a.only or (GROUPS if a.weights else GROUPS[:-1])
-        chosen = map(tries, a.tries) if a.tries else map(cells, groups)
+        chosen = map(tries, a.tries) if a.tries else map(cells, a.only)
         wanted = itertools.chain(*chosen)
-        failed = run_missing(wanted, a.ferplus, a.out, a.jobs, a.weights)
+        failed = run_missing(wanted, a.ferplus, a.out, a.jobs)
     evidence.render(runs.read_results(RESULTS))
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))

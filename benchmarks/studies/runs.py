@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import nll_loss
 from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_recall
 
 from benchmarks.pages import ROOT
 from benchmarks.studies.evidence import Row
@@ -22,6 +24,7 @@ from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.trained import load_split, load_trained
 from unmuddle.uerm import LedgerDataset
 
 PATHS = ("data", "noise", "labels", "weights")  # options whose values hold paths
@@ -58,6 +61,19 @@ def check_options(options: list[str], run: Path) -> None:
 
 def _same(used: Any, given: str) -> bool:
     return float(given) == used if isinstance(used, float) else given == str(used)
+
+
+def run_missing(
+    wanted: Iterable[Any], run: Callable[[Any], Row], results: Path, jobs: int, *settings: Path
+) -> list[str]:
+    """Run every cell that has no row yet; return descriptions of those that failed."""
+    done, commit = {row["name"] for row in read_results(results)}, frozen_commit(*settings)
+    missing = [cell for cell in wanted if cell.name() not in done]
+
+    def named(cell: Any) -> Row:
+        return {"name": cell.name()} | run(cell) | {"commit": commit}
+
+    return run_all(missing, named, results, jobs)
 
 
 def run_all(cells: Iterable[Any], run: Callable[[Any], Row], results: Path, jobs: int) -> list[str]:
@@ -121,6 +137,35 @@ def human_labels(ferplus: Path, out: Path) -> Path:
         writer.writerow(("name", "label"))
         writer.writerows((name, NAMES.get(label, label)) for name, label in rows)
     return path
+
+
+def figures(run: Path, split: Literal["val", "test"]) -> Row:
+    """Of a finished run; `right` has a 1 for every sample of the split classified right, else 0."""
+    summary = json.loads((run / "summary.json").read_text())
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["val_accuracy"]
+    relabeling = summary["relabeling"]
+    trained = load_trained(run)
+    data = load_split(trained, split=split)
+    probabilities, labels = predicted(trained.model, data)
+    log = probabilities.clamp(min=1e-12).log()
+    right = probabilities.argmax(1) == labels
+    return {
+        "split": split,
+        "accuracy": float(right.double().mean()),
+        "mean_class_accuracy": float(multiclass_recall(probabilities, labels, log.shape[1])),
+        "last": summary["test_last_epoch"]["accuracy"] if split == "test" else last,
+        "calibration": float(multiclass_calibration_error(probabilities, labels, log.shape[1])),
+        "log_loss": float(nll_loss(log, labels)),
+        "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
+        "before": relabeling["right_before"],
+        "after": relabeling["right_after"],
+        "precision": relabeling["precision"],
+        "recall": relabeling["recall"],
+        "seconds": round(summary["seconds"]),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
+        "right": "".join("01"[hit] for hit in right.tolist()),
+    }
 
 
 def predicted(model: Classifier, data: LabeledImages, batch: int = 64) -> tuple[Tensor, Tensor]:

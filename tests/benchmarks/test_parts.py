@@ -49,11 +49,11 @@ def test_every_row_is_of_a_cell_and_of_the_settings_as_they_stand() -> None:
 def test_every_cell_is_there_once_and_has_options_that_train_takes() -> None:
     cells = {group: list(parts.cells(group)) for group in parts.GROUPS}
     sizes = {group: len(found) for group, found in cells.items()}
-    assert sizes == {"ablation": 48, "small": 80, "relabeling": 30, "votes": 6, "pretrained": 72}
+    assert sizes == {"ablation": 48, "small": 80, "relabeling": 30, "votes": 6}
     everything = [cell for found in cells.values() for cell in found]
     assert len({cell.name() for cell in everything}) == len(everything)
     for cell in everything:
-        options = parts.options_of(cell, parts.SETTINGS, parts.SETTINGS, parts.SETTINGS)
+        options = parts.options_of(cell, parts.SETTINGS, parts.SETTINGS)
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
         assert set(given) <= set(vars(TrainConfig()))
         assert given["parts"] == cell.parts
@@ -185,7 +185,7 @@ def test_a_try_that_cannot_be_run_as_said_is_refused(text: str) -> None:
 def test_a_second_training_is_given_the_labels_of_the_first(tmp_path, monkeypatch) -> None:
     trained = []
     monkeypatch.setattr(runs, "train_run", lambda options, path: trained.append((options, path)))
-    monkeypatch.setattr(parts, "figures", lambda run, split: {"run": run, "split": split})
+    monkeypatch.setattr(runs, "figures", lambda run, split: {"run": run, "split": split})
     cell = next(parts.tries("data=digits parts=uerm labels=relabeled"))
     row = parts.run_cell(cell, parts.options_of(cell, None, None), tmp_path)
     (first, before), (second, after) = trained

@@ -1,0 +1,217 @@
+"""Fine-tune a network pretrained on faces, by each method, on clean and noisy labels of FERPlus.
+
+    python -m benchmarks.studies.pretrained --ferplus PATH --weights FILE   missing cells, the page
+    python -m benchmarks.studies.pretrained --only parts ...                one question
+    python -m benchmarks.studies.pretrained --tries "uerm symmetric:0.2 lr=1e-3"   on validation
+    python -m benchmarks.studies.pretrained --render                        the page alone
+
+The network is a MobileFaceNet. Every method costs as many passes over the faces: a training step on
+a view counts three, a prediction one. A cell that was stopped is resumed, and one that has a row in
+pretrained.jsonl is not run again.
+"""
+
+import argparse
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from cleanlab.filter import find_label_issues
+from torch import Tensor
+
+from benchmarks.studies import runs
+from benchmarks.studies.evidence import Row
+from benchmarks.studies.label_figures import Problem
+from benchmarks.studies.labels import noisy_labels, without
+from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.tables import write_table
+from unmuddle.uerm import UERM, bayes
+
+RESULTS = Path(__file__).with_name("pretrained.jsonl")
+DEVELOPMENT = (100, 101, 102)  # seeds to choose settings by, scored on validation
+SETTINGS = {
+    "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 2, "epochs": 6,
+    "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
+}  # fmt: skip
+ANSWERS = 200  # labels that a person verifies, in the method "answers"
+
+
+def load_uerm(run: Path, problem: Problem) -> UERM:
+    """Load what UERM knows after a training."""
+    uerm = UERM(problem.given, len(problem.classes))
+    uerm.load_state_dict(safetensors.torch.load_file(run / "uerm.safetensors"))
+    return uerm
+
+
+def relabeled(run: Path, problem: Problem) -> Tensor:
+    """Labels that UERM left after a first training."""
+    return load_uerm(run, problem).ledger.current_labels
+
+
+def pruned(run: Path, problem: Problem) -> Tensor:
+    """Labels without those that cleanlab finds in a first training's predictions, which are -1."""
+    predictions = load_uerm(run, problem).evidence().predictions.probabilities.double()
+    issues = find_label_issues(problem.given.numpy(), predictions.numpy(), n_jobs=1)
+    return problem.given.masked_fill(torch.from_numpy(issues), -1)
+
+
+def answered(run: Path, problem: Problem) -> Tensor:
+    """Labels after a person verified some, each then as likely as not to be right."""
+    uerm = load_uerm(run, problem)
+    ids = torch.tensor([s.sample for s in uerm.suggest(ANSWERS, to_verify=True)])
+    uerm.ledger.decide(ids, problem.truth[ids])
+    found = bayes(uerm.evidence(), precision=0.5).labels
+    return torch.where(uerm.ledger.fixed(), uerm.ledger.current_labels, found)
+
+
+class Method(NamedTuple):
+    """One or two trainings.
+
+    Attributes:
+        options: options of the training that is tested, besides SETTINGS.
+        first: options of a training before it.
+        labels: makes labels for the second training from the first one.
+    """
+
+    options: str
+    first: str = ""
+    labels: Callable[[Path, Problem], Tensor] | None = None
+
+
+FIRST = "epochs=3 views=1 warmup=0.7"
+METHODS = {
+    "none": Method("parts=none"),
+    "supcon": Method("parts=supcon"),
+    "arm": Method("parts=arm"),
+    "supcon,arm": Method("parts=supcon,arm"),
+    "uerm": Method("parts=uerm epochs=5"),
+    "supcon,uerm": Method("parts=supcon,uerm epochs=5"),
+    "arm,uerm": Method("parts=arm,uerm epochs=5"),
+    "supcon,arm,uerm": Method("parts=supcon,arm,uerm epochs=5"),
+    "published_arm": Method("parts=published_arm"),
+    "supcon,published_arm,uerm": Method("parts=supcon,published_arm,uerm epochs=5"),
+    "label smoothing": Method("parts=none label_smoothing=0.1"),
+    "cleanlab": Method("parts=none epochs=4", f"parts=none {FIRST}", pruned),
+    "twice": Method("parts=none epochs=4", f"parts=uerm {FIRST}", relabeled),
+    "answers": Method("parts=none epochs=4", f"parts=uerm {FIRST}", answered),
+    "votes": Method("parts=none targets=votes"),
+    "supcon, votes": Method("parts=supcon targets=votes"),
+}
+PARTS = tuple(METHODS)[:8]
+GROUPS = {
+    "parts": [("none", "symmetric:0.2", "human"), PARTS],
+    "published": [("none", "symmetric:0.2", "human"), tuple(METHODS)[8:10]],
+    "instead": [("symmetric:0.2", "human"), ("label smoothing", "cleanlab", "twice", "answers")],
+    "rates": [("symmetric:0.1", "symmetric:0.3"), ("none", "uerm", "label smoothing", "cleanlab")],
+    "votes": [("none",), ("votes", "supcon, votes")],
+}
+
+
+class Cell(NamedTuple):
+    """One method on one kind of labels; `options` are those of a try."""
+
+    method: str
+    noise: str
+    seed: int
+    options: str = ""
+
+    def name(self) -> str:
+        """Name of its folder."""
+        text = "_".join(map(str, filter(None, self[:3])))
+        text += f"_{self.options}" if self.options else ""
+        return text.replace(" ", "-").replace(",", "-").replace(":", "-")
+
+
+def cells(groups: Iterable[str], seeds: Iterable[int] = range(3)) -> Iterator[Cell]:
+    """All cells of some questions, seed by seed."""
+    for seed, group in itertools.product(seeds, groups):
+        for method, noise in itertools.product(*reversed(GROUPS[group])):
+            yield Cell(method, noise, seed)
+
+
+def tries(text: str) -> Iterator[Cell]:
+    """Cells of a try, `METHOD NOISE OPTION=VALUE ...`, one for each seed of development."""
+    method, noise, *options = text.split()
+    return (Cell(method, noise, seed, " ".join(options)) for seed in DEVELOPMENT)
+
+
+def passes(options: dict[str, str]) -> int:
+    """Forward passes over the training faces; a training step on a view counts three."""
+    config = TrainConfig(epochs=int(options["epochs"]), parts=options["parts"])
+    config.warmup = float(options.get("warmup", config.warmup))
+    observed = max(1, config.epochs + 1 - max(1, config.first_relabeling()))
+    return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
+
+
+def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
+    """Run the trainings of a cell, or resume them; return a row of results."""
+    method, path = METHODS[cell.method], out / cell.name()
+    problem = noisy_labels(cell.noise, cell.seed, ferplus, out)
+    labels, cost, seconds = problem.given, 0, 0.0
+    stages = [method.options] if method.labels is None else [method.first, method.options]
+    for number, stage in enumerate(stages):
+        run = path if stage is stages[-1] else path.with_name(f"{path.name}_first")
+        given = dict(option.split("=") for option in f"{stage} {cell.options}".split())
+        options = {name: str(value) for name, value in SETTINGS.items()} | given
+        faces = ferplus
+        if number and method.labels is not None:
+            labels = method.labels(path.with_name(f"{path.name}_first"), problem)
+            dropped = {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}
+            faces = without(ferplus, dropped, path.with_name(f"{path.name}_faces"))
+        noise = write_labels(labels, problem, run.with_suffix(".csv"))
+        options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
+        options |= {} if cell.noise == "none" and not number else {"noise": f"file:{noise}"}
+        runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
+        cost += passes(options)
+        seconds += json.loads((run / "summary.json").read_text())["seconds"]
+    row = runs.figures(path, "val" if cell.seed in DEVELOPMENT else "test")
+    kept = labels >= 0
+    if method.labels is not None:
+        row["after"] = float((labels == problem.truth)[kept].double().mean())
+    before = float((problem.given == problem.truth).double().mean())
+    used = {"faces": int(kept.sum()), "passes": cost, "before": before}
+    return cell._asdict() | row | used | {"seconds": round(seconds)}
+
+
+def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
+    """Write the labels of the faces that are left as `--noise file:` reads them."""
+    rows = zip(problem.sources, labels.tolist(), strict=True)
+    found = ((Path(source).name, problem.classes[y]) for source, y in rows if y >= 0)
+    write_table(path, ("name", "label"), found)
+    return path
+
+
+def main() -> None:
+    """Run what is missing and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
+    parser.add_argument("--weights", type=Path, help="MobileFaceNet's weights")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=tuple(GROUPS))
+    parser.add_argument("--tries", nargs="+", help="runs to choose settings by, on validation")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrained"), help="folder of runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    a = parser.parse_args()
+    failed = []
+    if not a.render:
+        if a.ferplus is None or a.weights is None:
+            sys.exit("--ferplus, --weights: are needed for cells that are missing")
+        a.out.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
+        run = partial(run_cell, ferplus=a.ferplus, weights=a.weights, out=a.out)
+        failed = runs.run_missing(wanted, run, RESULTS, a.jobs, Path(__file__))
+    if failed:
+        sys.exit("failed:\n" + "\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()

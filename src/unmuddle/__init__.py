@@ -42,12 +42,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Parts load on first use, so that one part never pulls in another.
+    # Parts are loaded on first use; importing one never imports another.
     if name == "__version__":
         try:
             return metadata.version("unmuddle")
         except metadata.PackageNotFoundError:
-            return "0+not.installed"  # on the path, as src of a clone
+            return "0+not.installed"  # imported from a source tree
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unmuddle' has no attribute {name!r}")

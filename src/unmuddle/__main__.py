@@ -1,4 +1,4 @@
-"""`python -m unmuddle`."""
+"""Entry point of `python -m unmuddle`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Helpers for several processes, shared by the parts."""
+"""Helpers for distributed runs, shared by all parts."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ def is_distributed() -> bool:
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """Sum over the processes; its gradient is the sum of the gradients of all processes."""
+    """Sum over processes, whose gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        """Return the sum over the processes of a group; `None`: over all processes."""
+        """Return the sum over the processes of a group, or over all processes if it is `None`."""
         ctx.group = group
         x = x.clone()
         dist.all_reduce(x, group=group)

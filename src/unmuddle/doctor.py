@@ -1,4 +1,4 @@
-"""Report of a machine: what it has, whether the parts agree on every device, and their speed."""
+"""Report on a machine: its environment, agreement between devices and backends, and speed."""
 
 import os
 import platform
@@ -23,21 +23,21 @@ from unmuddle.testing import (
 from unmuddle.uerm import UERM
 
 PACKAGES = ("torch", "triton", "numpy", "timm", "torchvision", "accelerate", "onnxruntime")
-SHAPES = ((5, 3), (130, 40), (1025, 128))  # N, D; ragged, so that no block is full
+SHAPES = ((5, 3), (130, 40), (1025, 128))  # N, D; ragged: N is not a multiple of a block size
 LARGE_SHAPES = ((8200, 128), (8200, 300))  # in half precision
 SIZES = (256, 1024, 4096)
-SECONDS = 1.0  # that a timing may take
+SECONDS = 1.0  # minimum run time of a measurement
 
 
 class Check(NamedTuple):
-    """Check of a machine; `error` says what is wrong, and is empty if nothing is."""
+    """Result of one check; `error` describes the failure and is empty if the check passed."""
 
     name: str
     error: str
 
 
 def environment() -> dict[str, str]:
-    """Versions, devices, and what `impl="auto"` stands for on each."""
+    """Return versions, devices, and the backend that `impl="auto"` selects on each device."""
     found = {"python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         found[package] = version(package) if find_spec(package) else "not installed"
@@ -64,7 +64,7 @@ def checks() -> Generator[Check]:
 
 
 def speeds() -> Generator[tuple[str, float]]:
-    """Median milliseconds of forward and backward."""
+    """Yield the median time of a forward and backward pass, in milliseconds."""
     for device in _devices():
         for size in SIZES:
             features, labels = _problem(size, 128, device)
@@ -117,7 +117,7 @@ def _loss(features: Tensor, labels: Tensor, impl: Impl) -> Tensor:
 
 
 def dense_eager(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the loss by Eq. 2 as it is usually written, with several N x N matrices."""
+    """Return the loss of Eq. 2 in its usual eager implementation, with several N x N matrices."""
     z = nn.functional.normalize(features)
     logits = z @ z.T / temperature
     logits = logits - logits.amax(1, keepdim=True).detach()
@@ -148,7 +148,7 @@ def _supcon(device: torch.device, impl: Impl) -> None:
 
 
 def _large(device: torch.device) -> None:
-    """Compare kernels in half precision with tiles in fp32, of the same features."""
+    """Compare the kernels in half precision with tiles in fp32 on the same features."""
     for size, dim in LARGE_SHAPES:
         features, labels = _problem(size, dim, device)
         features = features.bfloat16()
@@ -156,7 +156,7 @@ def _large(device: torch.device) -> None:
         got = _step(partial(_loss, impl="triton"), features, labels)
         for mine, true in zip(got, truth, strict=True):
             error = float((mine.float() - true).abs().max() / true.abs().max())
-            assert error < 8 * torch.finfo(torch.bfloat16).eps, f"error {error:.1e} of the largest"
+            assert error < 8 * torch.finfo(torch.bfloat16).eps, f"relative error {error:.1e}"
 
 
 def _arm(device: torch.device) -> None:
@@ -173,7 +173,7 @@ def _arm(device: torch.device) -> None:
         for form in (arm, fold_arm(arm)):
             assert_within_budget(form(x_there).cpu(), truth, honest)
     worst = batch_invariance(arm, x_there).worst
-    assert worst < 1e-5, f"predictions change by {worst:.1e} with their batch"
+    assert worst < 1e-5, f"predictions depend on the rest of the batch, by up to {worst:.1e}"
 
 
 def _uerm(device: torch.device) -> None:
@@ -189,7 +189,7 @@ def _uerm(device: torch.device) -> None:
         labels.append(uerm.ledger.current_labels.cpu())
         uerm.ledger.revert(ids=torch.arange(400, device=place))
         assert torch.equal(uerm.ledger.current_labels.cpu(), given), (
-            "revert: not the labels as given"
+            "revert: labels differ from the original labels"
         )
     differing = int((labels[0] != labels[1]).sum())
     assert differing == 0, f"{differing} of 400 labels differ from those on the CPU"

@@ -19,19 +19,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("unmuddle").addoption(
         "--laws-profile",
         choices=("fast", "ci", "thorough"),
-        help="batches that each law of a loss is tried on: fast (50), ci (200), thorough (2,000)",
+        help="number of batches to check each law on: fast (50), ci (200), thorough (2,000)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the option decide where a test names no profile."""
+    """Set the profile for tests that do not name one."""
     if profile := config.getoption("--laws-profile"):
         os.environ["UNMUDDLE_HYPOTHESIS_PROFILE"] = profile
 
 
 @pytest.fixture
 def assert_laws() -> "Callable[..., Report]":
-    """`check_loss` that fails the test where a law is broken; returns the report."""
+    """Return a function that calls `check_loss` and fails the test if a law is broken.
+
+    The function returns the report.
+    """
 
     def check(fn: "Callable[..., Any]", **options: Any) -> "Report":
         from unmuddle.testing import check_loss

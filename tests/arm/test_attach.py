@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers import thinned
 from unmuddle import ARM, attach_arm, fold_arm
 from unmuddle.arm import ARMClassifier, PublishedARM, erosion, find_features, from_authors
 from unmuddle.arm.features import create_network
@@ -69,7 +70,9 @@ class LastPooling(TorchDispatchMode):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision's googlenet
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*thinned(FAST, 3), *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
 def test_attaches_before_the_pooling_trains_a_step_and_folds(name: str) -> None:
     name, _, size = name.partition("@")
     size = int(size or 64)
@@ -191,11 +194,12 @@ class FreezesItsNorm(nn.Module):
 
 def networks_with_dropout() -> dict[str, dict]:
     own = FreezesItsNorm()
-    dense = torchvision.models.densenet121(drop_rate=0.5)
+    small = {"growth_rate": 4, "block_config": (2, 2, 2), "num_init_features": 8}
+    dense = torchvision.models.DenseNet(**small, drop_rate=0.5)
     return {
         "traced": {"model": dense},
         "cut": {"model": dense, "at": "features.denseblock2.cat"},
-        "not traced": {"model": timm.create_model("densenet121", proj_drop_rate=0.5)},
+        "not traced": {"model": timm.models.DenseNet(4, (2, 2, 2), proj_drop_rate=0.5)},
         "own": {"model": own, "features": own},
     }
 

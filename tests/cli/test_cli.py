@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from report.run_files import write_run
 
 from tests.helpers.layouts import make_folder, truncate
+from tests.helpers.run_files import write_run
 from unmuddle.cli import failure, main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.presets import PRESETS

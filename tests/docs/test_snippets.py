@@ -22,9 +22,9 @@ COMMANDS = (
     "torchrun",
 )
 EXAMPLES = [
-    pytest.param(example, id=f"{example.path.name}:{example.start_line}")
+    pytest.param(example, id=f"{example.path.parent.name}/{example.path.name}:{example.start_line}")
     for example in find_examples(ROOT / "README.md", PAGES)
-    if example.prefix == "python"
+    if example.prefix == "python" and example.path != PAGES / "tutorials" / "labels.md"
 ]
 
 
@@ -122,7 +122,13 @@ def data(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", PAGES / "recipe.md", PAGES / "uerm.md"], ids=lambda p: p.name
+    "page",
+    [
+        ROOT / "README.md",
+        PAGES / "uerm.md",
+        pytest.param(PAGES / "recipe.md", marks=pytest.mark.slow),
+    ],
+    ids=lambda p: p.name,
 )
 def test_commands_run_from_the_top_of_a_page_to_its_bottom(
     page: Path, data, tmp_path, monkeypatch, capsys
@@ -138,6 +144,19 @@ def test_commands_run_from_the_top_of_a_page_to_its_bottom(
         command = small(command, data)
         code = run_here(command, capsys) if command.startswith("unmuddle") else run_several(command)
         assert code == 0, command
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_labels_repairs_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (PAGES / "tutorials" / "labels.md").read_text()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for language, block in re.findall(r"```(python|sh)\n(.*?)```", page, re.DOTALL):
+        command = [sys.executable, "-c"] if language == "python" else ["bash", "-ec"]
+        done = subprocess.run(
+            [*command, block], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def not_a_network() -> str:
         ("mobilenetv3_small_050", 96, 288, (3, 3)),
         ("squeezenet1_1", 64, 512, (3, 3)),
         ("vgg11", 96, 512, (3, 3)),
-        ("test_backbones:tiny_network", 48, 20, (12, 12)),
+        ("tests.recipe.test_backbones:tiny_network", 48, 20, (12, 12)),
     ],
 )
 def test_names_give_a_map_that_the_whole_model_trains_on(
@@ -65,9 +65,9 @@ def test_names_give_a_map_that_the_whole_model_trains_on(
         ("vit_tiny_patch16_224", "feature map"),
         ("torchvision/vit_b_16", "feature map"),
         ("no_such_module:make", "No module named 'no_such_module'"),
-        ("test_backbones:missing", "missing"),
-        ("test_backbones:raises", "KeyError: 'inside'"),
-        ("test_backbones:not_a_network", "expected an nn.Module, got str"),
+        ("tests.recipe.test_backbones:missing", "missing"),
+        ("tests.recipe.test_backbones:raises", "KeyError: 'inside'"),
+        ("tests.recipe.test_backbones:not_a_network", "expected an nn.Module, got str"),
     ],
 )
 def test_what_does_not_work_is_told(name: str, message: str) -> None:

@@ -20,7 +20,8 @@ from torch import nn
 
 from tests.helpers import ROOT
 from tests.helpers.processes import run
-from unmuddle.recipe.processes import average_gradients, synchronize_norms
+from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.processes import average_gradients, check_shares, synchronize_norms
 
 CPU = torch.device("cpu")
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m unmuddle"
@@ -83,10 +84,16 @@ def events(run: Path) -> list[tuple[str, ...]]:
     ("launcher", "options"),
     [
         (TORCHRUN, "--epochs 4"),
-        (ACCELERATE, "--epochs 3 --accumulate 3 --workers 1 --sampler balanced"),
-        (TORCHRUN, "--epochs 3 --warmup 0.3 --relabel_evidence batches --parts uerm"),
+        pytest.param(
+            ACCELERATE, "--epochs 3 --accumulate 3 --workers 1 --sampler balanced",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            TORCHRUN, "--epochs 3 --warmup 0.3 --relabel_evidence batches --parts uerm",
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_two_processes_train_as_one(launcher: str, options: str, tmp_path: Path) -> None:
     options = f"{OPTIONS} {options}"
     for module, out in (("unmuddle", "one"), (launcher, "two")):
@@ -129,13 +136,31 @@ def test_a_killed_loader_ends_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("batch_size", "samples", "message"),
+    [
+        (63, 1077, "--batch_size: expected a multiple of the 2 processes"),
+        (64, 20, "--batch_size: expected at most the 20 training"),
+    ],
+)
+def test_batches_that_cannot_be_shared_are_refused(
+    batch_size: int, samples: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_shares(batch_size, samples, processes=2)
+    check_shares(batch_size, samples, processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--data digits --batch_size 63", "--batch_size: expected a multiple of the 2 processes"),
         ("--data synthetic:20 --batch_size 64", "--batch_size: expected at most the 20 training"),
     ],
 )
-def test_batches_that_cannot_be_shared(options: str, message: str, tmp_path: Path) -> None:
+def test_a_launch_with_batches_that_cannot_be_shared_leaves_nothing(
+    options: str, message: str, tmp_path: Path
+) -> None:
     options += " --backbone tests.helpers.networks:double"
     with launched(TORCHRUN, options, tmp_path / "run") as process:
         assert message in output_of(process)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from tests.helpers import ROOT
 from tests.helpers.layouts import (
     make_affectnet,
     make_affectnet_annotations,
@@ -393,8 +394,8 @@ def heed_interrupts() -> None:
 def test_a_stopped_run_leaves_a_readable_folder(stop: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "500",
-         "--out", str(run)],
+        [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "5000",
+         "--backbone", "tests.helpers.networks:tiny", "--out", str(run)], cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:

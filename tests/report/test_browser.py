@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report.run_files import write_run
 
+from tests.helpers.run_files import write_run
 from unmuddle.report import Card, audit_page, read_runs, report_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report.run_files import write_run
 from rich.console import Console
 
+from tests.helpers.run_files import write_run
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.report import comparison_table, read_runs, report_page
 from unmuddle.report.runs import read_samples

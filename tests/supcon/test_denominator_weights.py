@@ -13,6 +13,9 @@ from unmuddle.supcon.loss import HAS_TRITON
 
 IMPLS = ["reference", "dense", "tiled", *(["triton"] if HAS_TRITON else [])]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
+every_impl_but_slow_kernels = pytest.mark.parametrize(
+    "impl", [pytest.param(i, marks=pytest.mark.slow) if i == "triton" else i for i in IMPLS]
+)
 every_form = pytest.mark.parametrize(
     "form",
     [
@@ -55,7 +58,7 @@ def test_hand_worked_value(impl: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
 
 
-@every_impl
+@every_impl_but_slow_kernels
 @every_form
 @given(factor=st.floats(1e-6, 1e6))
 def test_a_common_factor_adds_its_logarithm_and_leaves_the_gradient(
@@ -68,7 +71,7 @@ def test_a_common_factor_adds_its_logarithm_and_leaves_the_gradient(
     assert_same(got, (value + math.log(factor), gradient))
 
 
-@every_impl
+@every_impl_but_slow_kernels
 @every_form
 @given(copies=st.lists(st.integers(0, 3), min_size=4, max_size=4))
 def test_a_weight_of_k_is_k_copies_of_a_negative(impl: str, form: dict, copies: list[int]) -> None:

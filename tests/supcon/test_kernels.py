@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pages import section
-from tests.helpers import ROOT
+from tests.helpers import ROOT, thinned
 from tests.helpers.problems import KINDS, draw
 from unmuddle import supcon_loss
 from unmuddle.supcon.engine import pose
@@ -51,6 +51,7 @@ def run(loss, drawn, dtype: torch.dtype, **options) -> list[Tensor]:
     return [t.double() for t in (value.detach(), *torch.autograd.grad(value, leaves))]
 
 
+@pytest.mark.slow
 @parametrize_with_laws(
     kernels,
     kinds=("pairwise", "normalised", "supervised", "contrastive", "soft", "views"),
@@ -59,15 +60,16 @@ def test_laws(law) -> None:
     law()
 
 
+SIZES = ((2, 1, False), (3, 3, False), (33, 17, True), (65, 17, True), (70, 150, False))
+
+
 @pytest.mark.parametrize(
-    ("n", "dim", "weighted"),
-    [(2, 1, False), (3, 3, False), (33, 17, True), (65, 17, True), (70, 150, False)],
+    ("kind", "size", "temperature"), thinned(itertools.product(KINDS, SIZES, [0.02, 0.5]), 3)
 )
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("temperature", [0.02, 0.5])
 def test_kernels_agree_with_the_reference(
-    kind: str, n: int, dim: int, weighted: bool, temperature: float
+    kind: str, size: tuple[int, int, bool], temperature: float
 ) -> None:
+    n, dim, weighted = size
     drawn = draw(kind, n, dim, seed=n, dtype=torch.float32, weighted=weighted)
     modes = itertools.product(["out", "in"], ["all", "negatives"])
     for positives, denominator in modes if kind in KNOWS_PAIRS else [("out", "all")]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.helpers import thinned
 from tests.helpers.problems import KINDS, draw, scalar_loop
 from unmuddle import supcon_loss
 from unmuddle.supcon.loss import HAS_TRITON
@@ -200,9 +201,13 @@ def gradient(loss, features: Tensor) -> Tensor:
     return torch.autograd.grad(loss(x), x)[0].double()
 
 
-@pytest.mark.parametrize("dim", [1, 3, 63, 128, 700])
-@pytest.mark.parametrize("n", [2, 3, 63, 64, 257, 1000])
-@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("n", "dim", "temperature"),
+    thinned(
+        itertools.product([2, 3, 63, 64, 257, 1000], [1, 3, 63, 128, 700], [0.01, 0.07, 0.5, 1.0]),
+        3,
+    ),
+)
 def test_gradient_is_no_further_from_fp64_than_the_eager_one(
     temperature: float, n: int, dim: int
 ) -> None:

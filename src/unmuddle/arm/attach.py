@@ -18,10 +18,10 @@ class ARMClassifier(nn.Module):
     """Images `(N, 3, H, W)` -> logits `(N, num_classes)`: features, ARM, dropout, classifier.
 
     Attributes:
-        features: images to the last feature map.
-        arm: the map to a feature vector.
-        dropout: in front of the classifier.
-        classifier: the vector to logits.
+        features: maps images to the last feature map.
+        arm: maps the feature map to a feature vector.
+        dropout: dropout before the classifier.
+        classifier: maps the feature vector to logits.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class ARMClassifier(nn.Module):
         return self.arm(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits `(N, num_classes)`."""
         return self.classifier(self.dropout(self.embed(x)))
 
 
 def warn_if_narrow(arm: Head, num_classes: int) -> None:
-    """Warn about a head with fewer output features than there are classes."""
+    """Warn if `arm` has fewer output features than there are classes."""
     if arm.out_features < num_classes:
         height, width = arm.input_size
         warnings.warn(
@@ -65,30 +65,30 @@ def attach_arm(
     dropout: float = 0.0,
     pretrained: bool = False,
 ) -> ARMClassifier:
-    """A new network: the CNN up to its last feature map, then ARM and a classifier.
+    """Return a new network: the CNN up to its last feature map, then ARM and a classifier.
 
-    The network given is not changed; the new one starts from a copy of its weights, bit for bit, in
-    training mode.
+    The given network is not modified. The new network starts from an exact copy of its weights, and
+    is in training mode.
 
     Args:
-        model: a network of timm or torchvision, or its name (`torchvision/NAME` where both have
-            it); any other network with `features` or `at`.
+        model: a timm or torchvision network, or its name. Use `torchvision/NAME` if both libraries
+            have the name. Any other network needs `features` or `at`.
         num_classes: number of classes of the new classifier.
-        input_size: `(H, W)` of the images (`ARM`'s own `input_size` is that of the map), or one
-            number for both.
-        at: name of the node that gives the map, to cut elsewhere than at the last one; see
-            `torchvision.models.feature_extraction.get_graph_node_names(model)`.
-        features: the part of a network of your own that maps images to the feature map; a copy of
-            it is taken, and the rest of `model` is left out.
-        arm: makes the module from C and `(H, W)` of the map: `PublishedARM`, or
-            `partial(ARM, maps=4)`.
-        dropout: probability, between ARM and classifier.
-        pretrained: fetch the weights of timm or torchvision; `model` must be a name.
+        input_size: size `(H, W)` of the images, or one number for both. (The `input_size` of `ARM`
+            is the size of the feature map.)
+        at: name of the graph node whose output is the feature map; default: the last feature map.
+            See `torchvision.models.feature_extraction.get_graph_node_names(model)`.
+        features: the part of a custom network that maps images to the feature map. It is copied,
+            and the rest of `model` is not used.
+        arm: callable that creates the module from C and `(H, W)` of the feature map, such as
+            `PublishedARM` or `partial(ARM, maps=4)`.
+        dropout: dropout probability between ARM and classifier.
+        pretrained: load the pretrained weights of timm or torchvision; `model` must be a name.
 
     Raises:
-        ValueError: there is no such network, it has no feature map or one smaller than 2 x 2, or
-            the arguments contradict each other.
-        TypeError: `features` is not a module, or `arm` does not make one with `out_features`.
+        ValueError: the network is unknown, it has no feature map or one smaller than 2 x 2, or the
+            arguments contradict each other.
+        TypeError: `features` is not a module, or `arm` does not return one with `out_features`.
 
     Examples:
         >>> import torch
@@ -135,9 +135,9 @@ def attach_arm(
 
 
 def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a checkpoint of the authors' `ResNet18_ARM` for an `ARMClassifier`.
+    """Convert a checkpoint of the authors' `ResNet18_ARM` to the names of an `ARMClassifier`.
 
-    | theirs | ours |
+    | authors' name | name here |
     |---|---|
     | `arm.de_albino.weight` `(1, 1, 32, 32)` | `arm.weight` `(32, 32)` |
     | `arm.bn.*` | `arm.bn.*` |
@@ -145,15 +145,16 @@ def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     | `fc.*` | `classifier.*` |
     | `features.{0, 1, 4 ... 7}.*` | `features.model.{conv1, bn1, layer1 ... layer4}.*` |
 
-    A `module.` in front of every name is dropped. They keep no running mean of what faces have in
-    common: load with `strict=False` into a `PublishedARM` of `affinity="batch"`, which computes
-    what their code does, or of `affinity="none"`.
+    A `module.` prefix is removed from the names. The checkpoint contains no running mean
+    (`arm.running_common`), so load it with `strict=False`, into a network whose `PublishedARM` has
+    `affinity="batch"` or `affinity="none"`. With `"batch"`, it computes the same as the authors'
+    code.
 
     Args:
-        state: the `state_dict` saved by their code.
+        state: the `state_dict` saved by the authors' code.
 
     Raises:
-        ValueError: it holds no `arm.de_albino.weight` or `arm.alpha`.
+        ValueError: `state` has no `arm.de_albino.weight` or no `arm.alpha`.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     for name in ("arm.de_albino.weight", "arm.alpha"):

@@ -1,4 +1,4 @@
-"""Erosion: how far padding has worn down the border of a network's feature map."""
+"""Erosion: the loss of signal that padding causes at the border of a network's feature map."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from unmuddle.arm.features import eval_mode
 
 
 class Erosion(NamedTuple):
-    """Mean square of the activations, 1 on average over the map.
+    """Mean square of the activations, normalised to an average of 1 over the map.
 
     Attributes:
-        energy: `(h, w)`.
-        by_distance: `(R,)`, over the pixels 0, 1, ... from the border.
-        pixels: `(R,)`, how many pixels those are.
+        energy: `(h, w)` energy of each pixel.
+        by_distance: `(R,)` mean energy of the pixels at distance 0, 1, ... from the border.
+        pixels: `(R,)` number of pixels at each distance.
     """
 
     energy: Tensor
@@ -25,22 +25,22 @@ class Erosion(NamedTuple):
 
 
 def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
-    """Activation energy of a network's feature map, by distance to the border.
+    """Measure the activation energy of a network's feature map by distance to the border.
 
     `e(h, w) = mean over samples and channels of x², divided by its mean over the map`
 
-    Zero padding feeds nothing into a border pixel from outside, and every layer carries that
-    further in: `by_distance[0]` well below 1 is what ARM is made for. A network for which it is
-    about 1 has no eroded border.
+    With zero padding, border pixels receive no input from outside the image, and every layer
+    carries this effect further inwards. ARM is made for networks whose `by_distance[0]` is well
+    below 1. If it is about 1, the border is not eroded.
 
     Args:
-        model: images to a feature map `(N, C, h, w)`, such as `find_features` gives, or an
-            `ARMClassifier`, whose `.features` is taken. It runs in eval mode.
-        loader: batches of images, or tuples whose first element they are.
+        model: maps images to a feature map `(N, C, h, w)`, as the result of `find_features` does,
+            or an `ARMClassifier`, whose `.features` is used. It is run in eval mode.
+        loader: yields batches of images, or tuples with the images as first element.
 
     Raises:
-        ValueError: no batch, something else than images of one size in it, or what the network
-            gives is no map or is zero everywhere.
+        ValueError: there is no batch, a batch does not contain images of one size, or the output of
+            the network is not a feature map, is zero everywhere, or is not finite.
 
     Examples:
         >>> blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
@@ -61,7 +61,7 @@ def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
             if x.ndim != 4:
                 raise ValueError(
                     f"model: expected a feature map (N, C, h, w), got {tuple(x.shape)}; "
-                    "find_features(model) cuts a network behind its last one"
+                    "find_features(model) returns a network up to its last feature map"
                 )
             if samples and x.shape[2:] != total.shape:
                 raise ValueError(

@@ -1,6 +1,6 @@
-"""The last feature map of a CNN: what its pooling reads.
+"""The last feature map of a CNN, which is the input of its pooling.
 
-timm and torchvision are imported for a network of theirs only.
+timm and torchvision are only imported for their own networks.
 """
 
 import copy
@@ -13,18 +13,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-TRIAL_SIZE = 224  # pixels a side of the blank image that locates the map
+TRIAL_SIZE = 224  # side in pixels of the blank image used to find the map
 OTHER_TRIAL_SIZE = 160
 
 
 class FeatureMap(nn.Module):
-    """Images `(N, 3, H, W)` -> the map `(N, C, h, w)` of a network without its head.
+    """Network without its head: images `(N, 3, H, W)` -> feature map `(N, C, h, w)`.
 
     Attributes:
-        model: the network, its weights under the names that they have there.
+        model: the network, with the original names of its weights.
     """
 
-    # Final, so that `torch.jit.script` compiles one branch of `forward`.
+    # Final: `torch.jit.script` then compiles only one branch of `forward`.
     is_traced: Final[bool]
     is_channels_last: Final[bool]
 
@@ -36,7 +36,7 @@ class FeatureMap(nn.Module):
         self.is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm names it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureMap":
-        # The copy of a traced network is in training mode, whatever mode the original is in.
+        # A deep copy of a traced network is always in training mode.
         twin = FeatureMap(copy.deepcopy(self.model, memo))
         modes = (module.training for module in self.modules())
         _set_modes(zip(twin.modules(), modes, strict=True))
@@ -51,7 +51,7 @@ class FeatureMap(nn.Module):
         return super().__getstate__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map."""
+        """Return the feature map."""
         if self.is_traced:
             return self.model(x)["map"]
         output: Tensor = self.model.forward_features(x)  # pyright: ignore
@@ -59,10 +59,10 @@ class FeatureMap(nn.Module):
 
 
 def create_network(name: str, *, pretrained: bool = False) -> nn.Module:
-    """A network of timm or torchvision; `torchvision/NAME` where both have one of that name.
+    """Create a timm or torchvision network; use `torchvision/NAME` if both have the name.
 
     Raises:
-        ValueError: neither has it.
+        ValueError: neither library has the network.
     """
     plain, known = name.removeprefix("torchvision/"), []
     if find_spec("timm") is not None and plain == name:
@@ -85,16 +85,16 @@ def create_network(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
-    """A copy of a timm or torchvision network, cut behind its last feature map.
+    """Return a copy of a timm or torchvision network up to its last feature map.
 
     Args:
-        model: the network; it is not changed.
-        at: name of the node that gives the map, as `torchvision.models.feature_extraction` names
-            nodes; `None` finds the last.
+        model: the network; it is not modified.
+        at: name of the graph node whose output is the feature map, as in
+            `torchvision.models.feature_extraction`; `None` selects the last feature map.
 
     Raises:
-        ValueError: there is no map, or the network is neither timm's nor torchvision's.
-        TypeError: it is no network.
+        ValueError: there is no feature map, or the network is from neither timm nor torchvision.
+        TypeError: `model` is not an `nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -115,10 +115,10 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
 
 
 def map_shape(features: nn.Module, input_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Return `(C, h, w)` of the map of an image of this size.
+    """Return the shape `(C, h, w)` of the feature map for images of a given size.
 
     Raises:
-        ValueError: the network takes no such image, or gives no map.
+        ValueError: the network rejects images of this size, or does not return a feature map.
     """
     try:
         output = _try(features, input_size)
@@ -137,7 +137,7 @@ def _check_map(output: Any) -> None:
 
 
 def _drop_unused(model: nn.Module, features: nn.Module) -> None:
-    """Put an identity in place of each part of a network that its map does not need."""
+    """Replace each child module that the feature map does not need with an identity."""
     used: set[nn.Module] = set()
 
     def note(module: nn.Module, *_: Any) -> None:
@@ -152,12 +152,12 @@ def _drop_unused(model: nn.Module, features: nn.Module) -> None:
     for name, child in model.named_children():
         if used.isdisjoint(child.modules()):
             setattr(model, name, nn.Identity().train(child.training))
-    model.forward = _no_head  # or `torch.jit.script` would compile it, with parts that are gone
+    model.forward = _no_head  # else `torch.jit.script` would compile calls of removed parts
 
 
 @torch.jit.unused
 def _no_head(*_: Any) -> Tensor:
-    raise RuntimeError("this network has lost its head to find_features; call forward_features")
+    raise RuntimeError("find_features removed the head of this network; call forward_features")
 
 
 def _cut(model: nn.Module, node: str) -> FeatureMap:
@@ -173,7 +173,7 @@ def _cut(model: nn.Module, node: str) -> FeatureMap:
 
 
 def _last_map(model: nn.Module) -> str:
-    """Return the name of the last node that gives a map whose size follows the image's."""
+    """Return the name of the last node whose output is a map that scales with the image."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
@@ -186,17 +186,17 @@ def _last_map(model: nn.Module) -> str:
     shapes = _output_shapes(probe, TRIAL_SIZE)
     try:
         others = _output_shapes(probe, OTHER_TRIAL_SIZE)
-    except Exception:  # a network made for one size, which needs no adaptive pooling
+    except Exception:  # a network for a single image size, which needs no adaptive pooling
         others = {}
     maps = [
         node
         for node, shape in shapes.items()
         if len(shape) == 4
         and min(shape[2:]) > 1
-        and shape != others.get(node)  # adaptive pooling gives every image the same map
+        and shape != others.get(node)  # adaptive pooling returns one size for every image
         and not node.startswith("classifier")
     ]
-    # The first node is the image, and a vision transformer's patches are cut by one convolution.
+    # In a vision transformer, only the image and the patch embedding, a convolution, are maps.
     last = maps[-1]
     if nodes.index(last) < len(nodes) // 2:
         raise ValueError(
@@ -212,13 +212,13 @@ def _output_shapes(probe: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
 
 
 def _try(model: nn.Module, size: Sequence[int]) -> Any:
-    """Run a network on a blank image of three channels, or of as many as its first layer takes."""
+    """Run a network on a blank image with three channels, or those of its first convolution."""
     like = next(model.parameters(), torch.zeros(()))
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     with torch.no_grad(), eval_mode(model):
         try:
             return model(like.new_zeros(1, 3, *size))
-        except Exception:  # any network has its own way of refusing an image
+        except Exception:  # a network can reject an image with any exception
             if first == 3:
                 raise
             return model(like.new_zeros(1, first, *size))
@@ -226,7 +226,7 @@ def _try(model: nn.Module, size: Sequence[int]) -> Any:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
-    """Run a network in eval mode, then set each of its modules back to the mode it had."""
+    """Put a network in eval mode, and restore the mode of each of its modules on exit."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -236,6 +236,6 @@ def eval_mode(module: nn.Module) -> Generator[None]:
 
 
 def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    """Set modes, parents before children, through `train`: a module may do more than note it."""
+    """Set modes by calling `train`, parents before children, since a module may override it."""
     for module, training in modes:
         module.train(training)

@@ -1,4 +1,4 @@
-"""`fold_arm`: inference forms, a product and a shift, without normalisation."""
+"""`fold_arm`: inference forms of ARM, with normalisation merged into a scale and an offset."""
 
 import copy
 
@@ -16,7 +16,7 @@ from unmuddle.arm.module import ARM, weigh_positions
 from unmuddle.arm.published import PublishedARM
 
 PROBES = 4
-# A traced network calls these, and checks its input too.
+# A traced network calls these functions, so it validates its input, too.
 torch.fx.wrap("checked_map")
 torch.fx.wrap("checked_channels")
 torch.fx.wrap("weigh_positions")
@@ -29,11 +29,12 @@ class FoldedARM(nn.Module):
 
     Attributes:
         weight: `(K, H, W)`.
-        scale: `(C, K)`, of the normalisation; so is `offset`.
+        scale: `(C, K)` scale of the normalisation.
+        offset: `(C, K)` offset of the normalisation.
         out_features: number of features C·K.
 
     Raises:
-        ValueError: the input's shape does not fit.
+        ValueError: the shape of the input is invalid.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, offset: Tensor) -> None:
@@ -44,7 +45,7 @@ class FoldedARM(nn.Module):
         self.offset = nn.Parameter(offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature vectors."""
+        """Return feature vectors `(N, out_features)`."""
         y = weigh_positions(checked_channels(x, self.in_channels), self.weight)
         return torch.addcmul(self.offset, y, self.scale).flatten(1)
 
@@ -52,22 +53,23 @@ class FoldedARM(nn.Module):
 class FoldedPublishedARM(nn.Module):
     """Inference form of a `PublishedARM`: `(N, C, H, W)` -> `(N, out_features)`.
 
-    `y = conv(sum_k scale[k] · x_k) + offset` for the C/r² groups `x_k` of r² channels
+    `y = conv(sum_k scale[k] · x_k) + offset`, where `x_k` are the C/r² groups of r² channels
 
-    In eval mode ARM is linear: batch normalisation scales and shifts each arranged channel, the
-    mean over them weighs them equally, affinity adds a constant map. Since all share one kernel,
-    their weighted sum can be convolved instead; whatever is added goes into `offset`. The
-    convolution is the transposed one of `amend`, written as a product and `fold`.
+    In eval mode, ARM is affine. Batch normalisation scales and shifts each arranged channel, the
+    mean over channels weights them equally, and affinity adds a constant map. All channels share
+    one kernel, so it is enough to convolve their weighted sum. All constants are merged into
+    `offset`. The convolution is the transposed convolution of `amend`, computed by a matrix product
+    and `nn.Fold`.
 
     Attributes:
-        scale: `(1, C/r²)`; `(1, 1)` where a projection came before ARM.
-        kernel: `(25, r²)`, see `transposed_kernel`; `(25, C)` with the projection in it.
+        scale: `(1, C/r²)`; `(1, 1)` if the ARM has a projection.
+        kernel: `(25, r²)`, see `transposed_kernel`; `(25, C)` with the projection merged into it.
         offset: `(2H - 3, 2W - 3)`.
-        input_size: `(H, W)`.
-        out_features: of the output.
+        input_size: size `(H, W)` of the feature map.
+        out_features: number of output features.
 
     Raises:
-        ValueError: the input's shape does not fit.
+        ValueError: the shape of the input is invalid.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class FoldedPublishedARM(nn.Module):
         self.out_features = offset.numel()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature vectors."""
+        """Return feature vectors `(N, out_features)`."""
         height, width = self.input_size
         x = checked_map(x, self.maps * self.depth, height, width)
         n, area = x.shape[0], height * width
@@ -94,15 +96,15 @@ class FoldedPublishedARM(nn.Module):
 
 
 def fold_arm(model: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode, each ARM in it replaced by its folded form.
+    """Return a copy of a network in eval mode, with each ARM replaced by its folded form.
 
-    The network given is not changed. Each folded module is compared with the original on random
-    maps in fp64 first.
+    The given network is not modified. Each folded module is compared with the original on random
+    maps in fp64 before it is used.
 
     Raises:
-        ValueError: there is no ARM, or one that cannot fold: `affinity="batch"` depends on the
-            batch, and an ARM that has not been trained or loaded has no statistics.
-        RuntimeError: the folded form does not agree.
+        ValueError: there is no ARM, or an ARM cannot be folded. With `affinity="batch"`, its output
+            depends on the batch; without training or loaded weights, it has no statistics.
+        RuntimeError: a folded module does not agree with the original.
 
     Examples:
         >>> arm = ARM(64, (4, 4))

@@ -1,4 +1,7 @@
-"""The published steps as pure functions, the first two in one product; sizes and their checks."""
+"""Pure functions for the steps of the published ARM, and for sizes and their validation.
+
+`amend` computes the first two steps in one matrix product.
+"""
 
 from operator import index
 
@@ -7,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import conv2d, fold, pixel_shuffle, unfold
 
 UPSCALES = (16, 8, 4, 2)
-WINDOW = 5  # output pixels a side that one pixel of the map reaches
+WINDOW = 5  # side of the square of output pixels that one pixel of the map contributes to
 
 
 def arrange(x: Tensor, upscale: int) -> Tensor:
-    """Lay `r²` channels out as an `r x r` neighbourhood: `(N, C, H, W)` -> `(N, C/r², H·r, W·r)`.
+    """Rearrange `r²` channels into `r x r` pixels: `(N, C, H, W)` -> `(N, C/r², H·r, W·r)`.
 
     Raises:
         ValueError: `C` is not a multiple of `r²`.
@@ -30,8 +33,8 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     `y[n, c, i, j] = sum_{a, b < k} weight[a, b] · x[n, c, i·s + a, j·s + b]`
 
-    Without padding a border pixel is visited less often than a central one, so the features that
-    padding has eroded weigh less.
+    Without padding, the kernel visits a border pixel less often than a central one. Features that
+    the padding of earlier layers has eroded therefore have less weight.
 
     Args:
         x: `(N, C, H, W)`.
@@ -42,7 +45,7 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         `(N, C, (H - k) // s + 1, (W - k) // s + 1)`.
 
     Raises:
-        ValueError: the shapes do not fit, or the map is smaller than the kernel.
+        ValueError: a shape is invalid, or the map is smaller than the kernel.
 
     Examples:
         >>> import torch
@@ -62,17 +65,17 @@ def de_albino(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def amend(x: Tensor, weight: Tensor, upscale: int) -> Tensor:
-    """`de_albino(arrange(x, r), weight, r/2)` for a kernel of `2r x 2r`, in one product.
+    """Compute `de_albino(arrange(x, r), weight, r/2)` for a `2r x 2r` kernel in one product.
 
-    An arranged pixel of the map is `2 x 2` cells of `r/2 x r/2`, the kernel `4 x 4` such cells, and
-    the stride is one cell. So output `(i, j)` is the sum over the 16 cells below the kernel of
-    their inner product with the part of the kernel that lies on them, and a pixel `(h, w)` of the
-    map reaches the `5 x 5` outputs from `(2h - 3, 2w - 3)` to `(2h + 1, 2w + 1)`: a transposed
-    convolution of stride 2 and padding 3 (`transposed_kernel`). The map is read once and never
-    rearranged.
+    An arranged pixel of the map consists of `2 x 2` cells of size `r/2 x r/2`, and the kernel of
+    `4 x 4` cells. The stride is one cell. Output `(i, j)` is a sum over the 16 cells under the
+    kernel: the inner product of each cell and the part of the kernel that covers it. A pixel
+    `(h, w)` of the map therefore contributes to the `5 x 5` outputs from `(2h - 3, 2w - 3)` to
+    `(2h + 1, 2w + 1)`. This is a transposed convolution with stride 2 and padding 3, whose kernel
+    `transposed_kernel` returns. The map is read once and never rearranged.
 
     Args:
-        x: `(N, C, H, W)`, C a multiple of `r²`, H and W at least 2.
+        x: `(N, C, H, W)`, where C is a multiple of `r²`, and H and W are at least 2.
         weight: `(2r, 2r)`.
         upscale: r, even.
 
@@ -100,30 +103,30 @@ def amend(x: Tensor, weight: Tensor, upscale: int) -> Tensor:
     else:
         pixels = x.reshape(n * maps, depth, area)
         reach = torch.bmm(kernel.t().expand(n * maps, -1, -1), pixels)
-    # What each pixel adds to the outputs that it reaches, added up.
+    # Sum the contributions of the pixels to each output.
     y = fold(reach, output_size(height, width), WINDOW, padding=3, stride=2)
     return y.unflatten(0, (n, maps)).squeeze(2)
 
 
 def transposed_kernel(weight: Tensor, upscale: int) -> Tensor:
-    """Return `(r², 25)`: what each channel of a pixel adds to the `5 x 5` outputs it reaches.
+    """Return the weights `(r², 25)` of each channel of a pixel in the `5 x 5` outputs it reaches.
 
-    Column `5·dy + dx` is the part of the kernel below which the pixel lies for that output; in the
-    outermost columns half of the pixel, or all but a quarter, is outside the kernel.
+    Column `5·dy + dx` is the part of the kernel that covers the pixel for that output. For the
+    outermost outputs, half of the pixel is outside the kernel; at the corners, three quarters are.
     """
     parts = unfold(weight[None, None], upscale, padding=upscale // 2, stride=upscale // 2)
     return parts.squeeze(0).flip(1)
 
 
 def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:
-    """Add what faces have in common to the mean over channels.
+    """Add `alpha` times the common map to the mean over channels.
 
     `y[n] = mean_c x[n, c] + alpha · common`
 
     Args:
         x: `(N, C, H, W)`.
         alpha: scalar.
-        common: `(H, W)` map; `None` takes this batch's own, the mean over batch and channels.
+        common: `(H, W)` map; `None` uses the mean over the batch and its channels.
 
     Returns:
         `(N, H, W)`.
@@ -133,7 +136,7 @@ def affinity(x: Tensor, alpha: Tensor, common: Tensor | None = None) -> Tensor:
 
 
 def choose_upscale(channels: int) -> int:
-    """The largest of 16, 8, 4, 2 whose square divides `channels`, else 2.
+    """Return the largest of 16, 8, 4, 2 whose square divides `channels`, or 2 if there is none.
 
     Examples:
         >>> choose_upscale(512), choose_upscale(1280), choose_upscale(440)
@@ -143,7 +146,7 @@ def choose_upscale(channels: int) -> int:
 
 
 def output_size(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns that ARM makes of an `(H, W)` map, whatever its upscale: `2·H - 3`.
+    """Return the output size `(2·H - 3, 2·W - 3)` of `PublishedARM`, for any upscale factor.
 
     Raises:
         ValueError: the map is smaller than 2 x 2.
@@ -174,7 +177,7 @@ def check_map_size(height: int, width: int) -> tuple[int, int]:
 
 
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return `(H, W)` of a size given as such or as one number for both."""
+    """Return a size as `(H, W)`; one number stands for both."""
     try:
         height, width = size if isinstance(size, tuple | list) else (size, size)
         return index(height), index(width)
@@ -183,10 +186,10 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def checked_channels(x: Tensor, channels: int) -> Tensor:
-    """Return `x`, of shape `(N, channels, H, W)`; `torch.jit.script` compiles this.
+    """Return `x` if it has shape `(N, channels, H, W)`; works under `torch.jit.script`.
 
     Raises:
-        ValueError: `x` has another shape.
+        ValueError: `x` has a different shape.
         TypeError: `x` is not a tensor.
     """
     if not isinstance(x, Tensor):
@@ -197,10 +200,10 @@ def checked_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def checked_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """Return `x`, of shape `(N, channels, height, width)`; `torch.jit.script` compiles this.
+    """Return `x` if it has shape `(N, channels, height, width)`; works under `torch.jit.script`.
 
     Raises:
-        ValueError: `x` has another shape.
+        ValueError: `x` has a different shape.
         TypeError: `x` is not a tensor.
     """
     if not isinstance(x, Tensor):

@@ -1,4 +1,4 @@
-"""`ARM(nn.Module)`: weight the positions of a feature map and keep its channels."""
+"""`ARM(nn.Module)`: weights the positions of a feature map and keeps its channels."""
 
 import math
 
@@ -10,31 +10,30 @@ from unmuddle.arm.functional import check_count, check_map_size, checked_channel
 
 
 class ARM(nn.Module):
-    """Amending representation module: takes the place of a CNN's global pooling.
+    """Amending representation module, which replaces the global pooling of a CNN.
 
-    Weights the positions of the last feature map with K maps, shared by all channels, sums them up,
-    and normalises:
+    Weights the positions of the last feature map with K maps that all channels share, sums over the
+    positions, and applies batch normalisation:
 
     `y[n, c, k] = BN((H·W)^-½ · sum_{h, w} weight[k, h, w] · x[n, c, h, w])`
 
-    Average pooling counts all positions alike, though padding has eroded the border and an aligned
-    face has its eyes and mouth in the same places. The weights start at `(H·W)^-½`, those of all
-    maps but the first with 10 % of noise, so training starts close to average pooling.
-    `PublishedARM` also averages the channels.
+    Average pooling weights all positions equally, although padding erodes the border and aligned
+    faces have their eyes and mouths in the same positions. All weights are initialised to
+    `(H·W)^-½`, with 10 % of noise in all maps but the first. Training therefore starts close to
+    average pooling. `PublishedARM` also averages over the channels.
 
     Args:
         in_channels: number of channels C of the feature map.
-        input_size: size `(H, W)` of the feature map, or one number for both; at least 2 x 2. For a
-            map of another size, up to four times as large or small, the weights are interpolated
-            (bilinear).
-        maps: number of maps of weights K.
+        input_size: size `(H, W)` of the feature map, or one number for both; at least 2 x 2. For
+            maps up to four times larger or smaller, the weights are interpolated bilinearly.
+        maps: number of weight maps K.
 
     Shape:
-        `(N, C, H, W)` -> `(N, out_features)`, `out_features = C·K`; a training batch has N >= 2.
+        `(N, C, H, W)` -> `(N, out_features)`, `out_features = C·K`. Training needs N >= 2.
 
     Raises:
-        ValueError: an option is out of its range, or the input has another number of channels or
-            dimensions, or is much larger or smaller than `input_size`.
+        ValueError: an option is out of range, the input has a different number of channels or
+            dimensions, or it is much larger or smaller than `input_size`.
         TypeError: the input is not a tensor.
 
     Examples:
@@ -62,14 +61,17 @@ class ARM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise close to average pooling: equal maps would get equal gradients."""
+        """Initialise the weights close to average pooling.
+
+        The noise makes the maps differ, since equal maps would receive equal gradients.
+        """
         start = 1 / math.sqrt(math.prod(self.input_size))
         nn.init.normal_(self.weight, start, 0.1 * start)
         nn.init.constant_(self.weight[0], start)
         self.bn.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
+        """Return feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
         x = checked_channels(x, self.in_channels)
         return self.bn(weigh_positions(x, self.weight).flatten(1))
 
@@ -85,7 +87,7 @@ def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
     """Return weighted sums over positions: `(N, C, H, W)` and `(K, h, w)` -> `(N, C, K)`.
 
     `y[n, c, k] = (h·w)^½ / (H·W) · sum_{i, j} weight[k, i, j] · x[n, c, i, j]`, with the weights
-    interpolated to `(H, W)`: an image twice as large gives about the same.
+    interpolated to `(H, W)`. An image of twice the size has about the same result.
     """
     height, width = x.size(2), x.size(3)
     scale = math.sqrt(weight.size(1) * weight.size(2)) / (height * width)

@@ -21,24 +21,26 @@ Affinity = Literal["running", "batch", "none"]
 
 
 class PublishedARM(nn.Module):
-    """Amending representation module as published, in place of a CNN's global pooling.
+    """Amending representation module as published, which replaces the global pooling of a CNN.
 
-    Arranges the channels of the last feature map as pixels, convolves them with one shared kernel
-    that visits the border less often than the centre (padding has eroded it), normalises, and adds
-    to each sample's channel mean `alpha` times what all samples have in common:
+    Arranges the channels of the last feature map as pixels, convolves them with one shared kernel,
+    and applies batch normalisation. The kernel visits the border, which padding has eroded, less
+    often than the centre. Then averages over the channels and adds `alpha` times the mean over all
+    samples:
 
     `y = mean_c BN(de_albino(arrange(x))) + alpha · common`
 
-    With `affinity="running"` `common` is this batch's mean in training and a running mean in eval,
-    like batch normalisation's. The authors' code takes the batch's mean in eval too
-    (`affinity="batch"`), which makes a prediction depend on its batch-mates.
+    With `affinity="running"`, `common` is the mean of the batch in training mode and a running mean
+    in eval mode, as in batch normalisation. The authors' code uses the mean of the batch in eval
+    mode, too (`affinity="batch"`). Its predictions therefore depend on the other samples of the
+    batch.
 
     Args:
-        in_channels: C of the feature map.
-        input_size: its `(H, W)`, or one number for both; at least 2 x 2.
-        upscale: r; kernel `2r`, stride `r/2`. `"auto"`: `choose_upscale(C)`, 16 for 512 channels as
-            in the paper. If `r²` does not divide C, a 1 x 1 convolution first widens the map to the
-            next multiple.
+        in_channels: number of channels C of the feature map.
+        input_size: size `(H, W)` of the feature map, or one number for both; at least 2 x 2.
+        upscale: upscale factor r. The kernel size is `2r` and the stride is `r/2`. `"auto"` is
+            `choose_upscale(C)`, which is 16 for 512 channels, as in the paper. If `r²` does not
+            divide C, a 1 x 1 convolution first increases C to the next multiple.
         affinity: `"running"`, `"batch"` or `"none"`.
         momentum: weight of a new batch in the running mean.
 
@@ -46,7 +48,7 @@ class PublishedARM(nn.Module):
         `(N, C, H, W)` -> `(N, out_features)`, `out_features = (2H - 3)·(2W - 3)`; 121 for 7 x 7.
 
     Raises:
-        ValueError: an option or the input's shape does not fit.
+        ValueError: an option or the shape of the input is invalid.
 
     Examples:
         >>> arm = PublishedARM(512, (7, 7))
@@ -108,7 +110,7 @@ class PublishedARM(nn.Module):
         nn.init.zeros_(self.running_common)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
+        """Return feature vectors `(N, out_features)` of a map `(N, C, H, W)`."""
         x = checked_map(x, self.in_channels, *self.input_size)
         x = self.bn(amend(self.project(x), self.weight, self.upscale))
         return self._affinity(x).flatten(1)
@@ -132,7 +134,7 @@ class PublishedARM(nn.Module):
         return affinity(x, self.alpha, common)
 
     def _common(self, x: Tensor) -> Tensor:
-        """The mean of the batch and the channels: of all processes if `bn` is synchronised."""
+        """Return the mean over batch and channels, of all processes if `bn` is synchronised."""
         if self._is_joined():
             group = getattr(self.bn, "process_group", None)
             total = SumOverProcesses.apply(x.mean(1).sum(0), group)

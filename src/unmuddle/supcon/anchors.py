@@ -7,7 +7,7 @@ from unmuddle.supcon.inputs import Batch
 from unmuddle.supcon.loss import ContrastMode, Denominator, check_options
 from unmuddle.supcon.positives import find_positives
 
-ROWS = 512  # anchors whose terms are looked for at once
+ROWS = 512  # anchors processed at once
 
 
 @torch.no_grad()
@@ -25,33 +25,34 @@ def valid_anchors(
     denominator: Denominator = "all",
     ignore_index: int = -100,
 ) -> Tensor:
-    """Return whether each anchor has a loss that counts.
+    """Return a mask of the anchors that have a loss.
 
-    It needs a positive, a term in the denominator, and a weight above 0.
+    A valid anchor has a positive, a term in the denominator, and a weight above 0.
 
     `supcon_loss(..., reduction="none")` is 0 for an anchor without a positive, which looks like a
-    perfect loss. Select with this mask before you average the losses of a class or log them.
+    perfect loss. Apply this mask before averaging losses, such as those of a class, or logging
+    them.
 
     Args:
-        features: `(N, D)` or `(B, V, D)`, as given to `supcon_loss`; their values do not matter.
-        labels: as given to `supcon_loss`, like every argument below.
+        features: `(N, D)` or `(B, V, D)`, as passed to `supcon_loss`; the values are not used.
+        labels: as passed to `supcon_loss`, like all arguments below.
         mask: `(B, B)` weights instead of labels.
-        keys: `(M, D)` further rows.
-        key_labels: their labels.
+        keys: `(M, D)` additional rows to contrast with.
+        key_labels: labels of the keys.
         key_weight: `(M,)` weights of the keys in the denominator.
         weight: `(B,)` weights of the anchors' losses.
         denominator_weight: `(B,)` weights of the samples in the denominator.
         contrast_mode: `"all"` or `"one"`.
         denominator: `"all"` or `"negatives"`.
-        ignore_index: label of samples that take no part; they are no valid anchors.
+        ignore_index: label of ignored samples, which are never valid anchors.
 
     Returns:
-        Bool tensor of the shape of the losses with `reduction="none"`: `(N,)`, `(B, V)`, or `(B,)`
-        with `contrast_mode="one"`.
+        Boolean tensor with the shape of the losses for `reduction="none"`: `(N,)`, `(B, V)`, or
+        `(B,)` with `contrast_mode="one"`.
 
     Raises:
-        ValueError: a shape or an option does not fit.
-        TypeError: as `supcon_loss`.
+        ValueError: a shape or an option is invalid.
+        TypeError: see `supcon_loss`.
 
     Examples:
         >>> from unmuddle import supcon_loss
@@ -68,7 +69,7 @@ def valid_anchors(
     anchors = features.shape[:-1].numel()
     dtype = torch.promote_types(x.dtype, torch.float32)
     positives = find_positives(row_labels, row_mask, included, anchors, len(x), dtype)
-    valid = positives.count() != 0  # NaN too: what is undefined is not left out
+    valid = positives.count() != 0  # True for NaN: undefined losses are not hidden
     if denominator == "negatives" or of_terms is not None:
         every = torch.arange(len(x), device=x.device)
         for start in range(0, anchors, ROWS):

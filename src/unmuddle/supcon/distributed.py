@@ -1,9 +1,9 @@
-"""Gathering of one contrast set for all processes, with gradients exact under averaging.
+"""Gathering of one contrast set over all processes; averaged gradients are exact.
 
-Every process holds all features after the forward and computes the rows of its own anchors. The
-gradient of a row needs the log-sum-exp of every anchor, so those are exchanged in the forward too;
-the backward communicates nothing. Gradients are multiplied by the number of processes, which
-`DistributedDataParallel` divides by.
+In the forward pass, every process gathers all features and computes the rows of its own anchors.
+The gradient of a row needs the log-sum-exp of every anchor, so these are exchanged in the forward
+pass, too. The backward pass needs no communication. Gradients are multiplied by the number of
+processes, since `DistributedDataParallel` divides by it.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ REFUSED = -1
 
 @dataclass(frozen=True)
 class Shard:
-    """Part of one process.
+    """Rows of the gathered batch that belong to this process.
 
     Attributes:
-        sizes: rows of each process, in rank order.
-        rank: of this process.
+        sizes: number of rows of each process, in rank order.
+        rank: rank of this process.
     """
 
     sizes: tuple[int, ...]
@@ -37,11 +37,11 @@ class Shard:
         return slice(first, first + self.sizes[self.rank])
 
     def times(self, factor: int) -> "Shard":
-        """Return the shard with `factor` rows in place of each."""
+        """Return the shard with each row replaced by `factor` rows."""
         return Shard(tuple(size * factor for size in self.sizes), self.rank)
 
     def join(self, ours: Tensor) -> Tensor:
-        """Join `(n, ...)` of each process to `(N, ...)`."""
+        """Concatenate the tensors `(n, ...)` of all processes to `(N, ...)`."""
         if not any(self.sizes):
             return ours
         padded = ours.new_zeros(max(self.sizes), *ours.shape[1:])
@@ -51,7 +51,7 @@ class Shard:
         return torch.cat([part[:size] for part, size in zip(everyone, self.sizes, strict=True)])
 
     def join_losses(self, ours: Losses) -> Losses:
-        """Join what each process knows of its anchors."""
+        """Concatenate the losses and residuals of the anchors of all processes."""
         z, norm, kept, rest = ours.residuals
         assert ours.has_loss is not None
         joined = self.join(torch.stack([ours.each, ours.has_loss, *kept], 1)).T.contiguous()
@@ -59,7 +59,7 @@ class Shard:
 
 
 class _JoinRows(torch.autograd.Function):
-    """`Shard.join`; the backward gives our rows, times the number of processes."""
+    """`Shard.join`, whose backward returns this process's rows times the number of processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shard: Shard) -> Tensor:
@@ -79,13 +79,13 @@ class BatchSignature(NamedTuple):
     """Properties that the batches of all processes must share.
 
     Attributes:
-        views: V.
-        dim: D.
-        label_columns: C of soft labels, 0 for integer ones, -1 without labels.
-        weighted: whether there are weights.
-        denominator_weighted: whether there are weights of the denominator.
-        keys: M.
-        bits: of a feature.
+        views: number of views V.
+        dim: feature dimension D.
+        label_columns: C for soft labels, 0 for integer labels, -1 without labels.
+        weighted: whether anchors have weights.
+        denominator_weighted: whether the denominator has weights.
+        keys: number of keys M.
+        bits: bits per feature value.
     """
 
     views: int

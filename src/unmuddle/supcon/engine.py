@@ -1,6 +1,6 @@
-"""Loss of a contrast set as a differentiable function: pose the problem, call a backend, reduce.
+"""Differentiable loss of a contrast set: set up the problem, call a backend, and reduce.
 
-The custom operators of `operators` do the same where a graph must not look inside.
+The custom operators in `operators` do the same for backends that `torch.compile` cannot trace.
 """
 
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from unmuddle.supcon.problem import ContrastSet, Losses, Options, Problem, Reduc
 
 
 class Backend(Protocol):
-    """An implementation of the loss. `reference` has no backward: autograd differentiates it."""
+    """Interface of a backend. `reference` has no `backward`, since autograd differentiates it."""
 
     def forward(self, x: Tensor, problem: Problem) -> Losses:
         """Return the losses of the anchors in `problem.rows`."""
@@ -24,9 +24,9 @@ class Backend(Protocol):
     def backward(
         self, x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`.
+        """Return the gradients of `sum_i grad_i L_i` with respect to x and, if needed, `1 / τ`.
 
-        A number is the gradient of every loss.
+        If `grad` is a number, it is the gradient of every loss.
         """
         ...
 
@@ -35,14 +35,14 @@ BACKENDS: dict[str, Backend] = {"dense": dense, "tiled": tiled}
 
 
 def reference_loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
-    """Return the loss by plain operations in fp64, differentiable any number of times."""
+    """Return the loss, computed by plain fp64 operations with derivatives of any order."""
     problem = pose(contrast, options._replace(dtype=torch.float64))
     losses = reference.forward(contrast.x, problem)
     return reduction.reduce(losses.each, losses.has_loss)[0]
 
 
 class Loss(torch.autograd.Function):
-    """Differentiable loss; the arguments are those of `forward`, then reduction and shard."""
+    """Differentiable loss; its arguments are a contrast set, options, reduction and shard."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -56,7 +56,7 @@ class Loss(torch.autograd.Function):
         loss, ctx.weights = reduction.reduce(losses.each, losses.has_loss)
         ctx.problem, kept = problem, losses.residuals
         if options.needs_grad and isinstance(ctx.weights, float) and not loss.ndim:
-            # The gradient at once: the fewest steps, and the least to keep.
+            # Compute the gradient right away, which takes the fewest steps and the least memory.
             ctx.problem, kept = None, backend.backward(contrast.x, problem, kept, ctx.weights)
         ctx.save_for_backward(*contrast[:5], reduction.weight, *kept)
         ctx.others = contrast[5], *arguments[6:]
@@ -64,7 +64,7 @@ class Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Compute the gradients, with `create_graph=True` through the reference."""
+        """Compute the gradients; with `create_graph=True`, differentiate the reference."""
         saved, (inv_temperature, options, reduction, shard) = ctx.saved_tensors, ctx.others
         contrast = ContrastSet._make((*saved[:5], inv_temperature))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
@@ -82,12 +82,12 @@ class Loss(torch.autograd.Function):
             backend = BACKENDS.get(options.impl) or load_triton()
             problem, grad = ctx.problem or pose(contrast, options, shard), grads[0] * ctx.weights
             if not torch.compiler.is_compiling():
-                ctx.problem = None  # freed, as saved tensors are
+                ctx.problem = None  # freed, like saved tensors
             with torch.autocast(contrast.x.device.type, enabled=False):
                 dx, dt = backend.backward(contrast.x, problem, saved[6:], grad)
         if shard is not None:
-            # Averaging over processes divides by their number; rows of features are scaled when
-            # they return to their process.
+            # Averaging over processes divides gradients by their number, so multiply by it here.
+            # Gradients of features are multiplied by it when they return to their process.
             dx[options.anchors :] *= len(shard.sizes)
             dt = None if dt is None else dt * len(shard.sizes)
         dx = dx if dx.dtype == contrast.x.dtype else dx.to(contrast.x.dtype)
@@ -95,7 +95,7 @@ class Loss(torch.autograd.Function):
 
 
 def pose(contrast: ContrastSet, options: Options, shard: Shard | None = None) -> Problem:
-    """Return the problem for a backend."""
+    """Return the problem that a backend solves."""
     x, labels, mask, included, weight, inv_temperature = contrast
     dtype, total = options.dtype, x.shape[0]
     included = None if included is None else included.to(dtype)
@@ -106,7 +106,7 @@ def pose(contrast: ContrastSet, options: Options, shard: Shard | None = None) ->
 
 
 def load_triton() -> Backend:
-    """Import Triton only where it is used."""
+    """Return the Triton backend, which is imported on first use."""
     from unmuddle.supcon.backends import triton
 
     return triton

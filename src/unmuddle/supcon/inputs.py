@@ -1,4 +1,4 @@
-"""The tensors of one call: checked, joined over processes, laid out as one contrast set."""
+"""Validation and gathering of the tensors of one call, and their layout as a contrast set."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from unmuddle.supcon.problem import ContrastSet
 
 
 class Batch(NamedTuple):
-    """Tensors of one call, see `supcon_loss`."""
+    """Tensor arguments of one call of `supcon_loss`."""
 
     features: Tensor
     labels: Tensor | None = None
@@ -27,11 +27,11 @@ class Batch(NamedTuple):
         return self.features.shape[1] if self.features.ndim == 3 else 1
 
     def checked(self) -> "Batch":
-        """Return the tensors on one device and in few dtypes.
+        """Validate the tensors, and return them on one device and in a few common dtypes.
 
         Raises:
-            ValueError: a shape or a value does not fit.
-            TypeError: features are not floating point, or classes are not integer.
+            ValueError: a shape or a value is invalid.
+            TypeError: features are not floating point, or class labels are not integers.
         """
         features, labels, mask = self.features, self.labels, self.mask
         if not isinstance(features, Tensor):
@@ -71,7 +71,7 @@ class Batch(NamedTuple):
         return batch
 
     def gathered(self) -> tuple["Batch", Shard]:
-        """Return the checked batch of all processes, and which of its rows are ours."""
+        """Return the validated batch of all processes, and the shard of this process."""
         device = torch.as_tensor(self.features).device
         size, signature = REFUSED, BatchSignature(0, 0, 0, 0, 0, 0, 0)
         try:
@@ -87,7 +87,7 @@ class Batch(NamedTuple):
         return batch._replace(**rows), shard.times(batch.views)
 
     def contrast_set(self, ignore_index: int) -> ContrastSet:
-        """Return the rows of anchors, then of keys."""
+        """Return the contrast set: first the rows of the anchors, then those of the keys."""
         x, views = self.features, 1
         if x.ndim == 3:
             x, views = x.flatten(0, 1), x.shape[1]
@@ -110,7 +110,7 @@ class Batch(NamedTuple):
             included = _joined(included, keys_included, len(x), size)
         if labels is not None:
             key_labels = self.key_labels
-            if self.labels is None or key_labels is None:  # nobody's positives: -2, ignored: -1
+            if self.labels is None or key_labels is None:  # never a positive: -2, ignored: -1
                 key_labels = labels.new_full((size,), -2)
                 if keys_included is not None:
                     key_labels.masked_fill_(~keys_included, -1)
@@ -138,7 +138,7 @@ class Batch(NamedTuple):
                 f"labels, got {tuple(key_labels.shape)}"
             )
         if key_labels.ndim == 1:
-            key_labels = key_labels.long()  # or ignore_index would not fit
+            key_labels = key_labels.long()  # small integer types cannot hold ignore_index
         return self._replace(keys=keys, key_labels=key_labels, key_weight=key_weight)
 
     def _signature(self) -> BatchSignature:
@@ -155,7 +155,7 @@ class Batch(NamedTuple):
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int, ...], symbols: str) -> None:
-    """Raise a ValueError with both shapes unless `value` has the expected one."""
+    """Raise a ValueError that names both shapes, unless `value` has the expected shape."""
     if value.shape != expected:
         raise ValueError(f"{name}: expected shape {symbols} = {expected}, got {tuple(value.shape)}")
 
@@ -171,7 +171,7 @@ def _checked_weight(
 
 
 def _dtype_of(features: Tensor) -> torch.dtype:
-    """Return the type of weights and memberships: that of the features, but at least fp32."""
+    """Return the dtype of weights and soft labels: that of the features, but at least fp32."""
     return torch.promote_types(features.dtype, torch.float32)
 
 
@@ -189,7 +189,7 @@ def _check_labels(name: str, labels: Tensor, size: int, symbol: str) -> None:
 
 
 def _joined(of_rows: Tensor | None, of_keys: Tensor | None, rows: int, keys: int) -> Tensor | None:
-    """Return a value of each row, then of each key; None is all 1."""
+    """Concatenate the values of the rows and of the keys; None stands for all 1."""
     known = of_keys if of_rows is None else of_rows
     if known is None:
         return None
@@ -198,12 +198,12 @@ def _joined(of_rows: Tensor | None, of_keys: Tensor | None, rows: int, keys: int
 
 
 def _takes_part(name: str, labels: Tensor, ignore_index: int) -> Tensor | None:
-    """Return `(n,)` whether a row is not ignored, or None if all are seen to take part.
+    """Return a mask `(n,)` of rows that are not ignored, or None if all are known to be included.
 
     Raises:
-        ValueError: there are negative memberships.
+        ValueError: a soft label is negative.
     """
-    # On a CPU a look at the values costs no synchronisation.
+    # On a CPU, reading the values needs no synchronisation.
     may_look = labels.is_cpu and not torch.compiler.is_compiling() and labels.numel() > 0
     if may_look:
         least = labels.min().item()

@@ -35,17 +35,17 @@ OPTIONS = (
     "no_positive", "ignore_index", "reduction", "gather", "impl",
 )  # fmt: skip
 SHARP_TEMPERATURE = 1 / 40
-BOUNDED_TEMPERATURE = 1 / 41  # from which similarities of unit rows are at most 60 bits
+BOUNDED_TEMPERATURE = 1 / 41  # from here on, `|s_ij| / ln 2 <= 60` for unit rows
 
 
 def _has_triton() -> bool:
-    """Return whether Triton is installed in a version that multiplies fp64."""
+    """Return whether Triton is installed, in a version that supports fp64 matrix products."""
     try:
         release = version("triton").split(".")[:2] if find_spec("triton") else (0,)
         return [int(part) for part in release] >= [3, 4]
-    except PackageNotFoundError:  # a nightly build, which has another name
+    except PackageNotFoundError:  # a nightly build, whose package has another name
         return True
-    except (ImportError, ValueError):  # blocked
+    except (ImportError, ValueError):  # the import is blocked, or the version is not a number
         return False
 
 
@@ -54,7 +54,7 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def gathers_outside_graphs(function: Function) -> Function:
-    """Leave `torch.compile` where `gather=True`: no graph holds what processes exchange."""
+    """Disable `torch.compile` for calls with `gather=True`, whose communication breaks graphs."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -90,66 +90,72 @@ def supcon_loss(
 ) -> Tensor:
     """Supervised contrastive loss of Khosla et al. 2020.
 
-    For rows `z_i` of unit length, `s_ij = z_i · z_j / τ`, all other rows `A(i)` and weights `w_ij`
-    of the positives (1 for rows of the same class and other views of the same sample, else 0):
+    Let `z_i` be rows of unit length, `s_ij = z_i · z_j / τ`, and `A(i)` the set of all rows but i.
+    Let `w_ij` be the weights of the positives: 1 for rows of the same class and for other views of
+    the same sample, else 0. The loss of row i is
 
         L_i = log sum_{a in A(i)} v_a exp s_ia - sum_p w_ip s_ip / sum_p w_ip        ("out", Eq. 2)
         L_i = log sum_{a in A(i)} v_a exp s_ia - log(sum_p w_ip exp s_ip / sum_p w_ip) ("in", Eq. 3)
 
-    The weights of the denominator `v_a` are 1 in the paper.
+    In the paper, the weights `v_a` of the denominator are 1.
 
     Args:
         features: `(N, D)` embeddings, or `(B, V, D)`: V views of each of B samples, N = B·V rows.
-        labels: `(B,)` integer classes; or `(B, C)` soft or multi-hot memberships `y_i >= 0`, which
-            weigh positives by `w_ij = y_i · y_j` (one-hot rows are the integer case). `None` with
-            no mask: the views of one sample are its positives (SimCLR). No gradient.
-        mask: `(B, B)` non-negative weights instead of labels; `mask[i, j]` is how much sample j is
-            a positive of sample i. Need not be symmetric. No gradient.
-        keys: `(M, D)` more rows to contrast with, such as a queue or prototypes of the classes.
-            They are no anchors.
-        key_labels: `(M,)` or `(M, C)` labels of the keys, needed where `labels` are given. Without
-            labels every key is a negative, except for those labelled `ignore_index`: give both
-            results of `FeatureQueue.keys()`.
-        key_weight: `(M,)` non-negative weights `v` of the keys in the denominator. Default: 1. No
+        labels: `(B,)` integer class labels, or `(B, C)` non-negative soft or multi-hot labels
+            `y_i`. Soft and multi-hot labels weight the positives by `w_ij = y_i · y_j`; one-hot
+            rows are equivalent to integer labels. If both `labels` and `mask` are `None`, the
+            positives of a row are the other views of its sample (SimCLR). Receives no gradient.
+        mask: `(B, B)` non-negative weights, as an alternative to labels. `mask[i, j]` is the weight
+            of sample j as a positive of sample i. The mask need not be symmetric. Receives no
             gradient.
-        temperature: `τ > 0`; a scalar tensor may require a gradient (its value is not checked:
-            train its logarithm to keep it positive).
-        contrast_mode: `"all"`: every row is an anchor; `"one"`: the first view of each sample is.
+        keys: `(M, D)` additional rows to contrast with, such as a queue or class prototypes. Keys
+            are not anchors.
+        key_labels: `(M,)` or `(M, C)` labels of the keys, required if `labels` is given. Without
+            `labels`, every key is a negative, except keys labelled `ignore_index`. Always pass both
+            results of `FeatureQueue.keys()`.
+        key_weight: `(M,)` non-negative weights `v` of the keys in the denominator. Default: 1.
+            Receives no gradient.
+        temperature: `τ > 0`. A scalar tensor may require a gradient, but its value is not checked.
+            To keep a learned temperature positive, learn its logarithm.
+        contrast_mode: `"all"`: every row is an anchor; `"one"`: only the first view of each sample
+            is an anchor.
         positives: average positives outside (`"out"`) or inside (`"in"`) the logarithm.
         denominator: `"all"`: `A(i)` is every other row; `"negatives"`: every row with `w_ij = 0`.
-        weight: `(B,)` non-negative weights of the anchors' losses; `"mean"` is the weighted mean,
-            and with `reduction="none"` each loss is multiplied by its weight. What a sample weighs
-            as a positive is set by soft labels.
+        weight: `(B,)` non-negative weights of the anchors' losses. With `reduction="mean"`, the
+            result is the weighted mean; with `reduction="none"`, each loss is multiplied by its
+            weight. To weight a sample as a positive, use soft labels.
         denominator_weight: `(B,)` non-negative weights `v` of the samples in the denominator, such
-            as `1 / size of the class`. A sample of weight 0 is no term of it, but remains a
-            positive. Default: 1. No gradient.
+            as the inverse class size. A sample of weight 0 is excluded from the denominator, but
+            remains a positive. Default: 1. Receives no gradient.
         normalize: scale rows to unit length; a zero row stays zero and gets a zero gradient.
-        no_positive: anchors without a positive, or without a term in the denominator, are left out
-            of the mean (`"skip"`) or count as 0 (`"zero"`).
-        ignore_index: samples and keys of this label (soft: rows filled with it) take no part: no
-            anchor, positive or negative. Their features must be finite all the same.
+        no_positive: whether anchors without a positive, or without a term in the denominator, are
+            excluded from the mean (`"skip"`) or count as 0 (`"zero"`).
+        ignore_index: samples and keys with this label are ignored; for soft labels, these are rows
+            filled with it. They are neither anchors, positives nor negatives. Their features must
+            still be finite.
         reduction: `"mean"`, `"sum"`, or `"none"`: `(N,)` for `(N, D)` features, `(B, V)` for
-            `(B, V, D)`, `(B,)` with `contrast_mode="one"`. With `"none"` an anchor without a
-            positive has a loss of 0: select with `valid_anchors` before you average or log.
+            `(B, V, D)`, `(B,)` with `contrast_mode="one"`. With `"none"`, an anchor without a
+            positive has a loss of 0. Select anchors with `valid_anchors` before averaging or
+            logging the losses.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
-        gather: contrast with the samples of all processes of `torch.distributed`. Every process
-            gets the loss of the global batch; averaged over the processes, as
-            `DistributedDataParallel` does, gradients are those of one process holding that batch.
-            Local batches may differ in size. Keys must be the same everywhere.
-        impl: `"dense"` (all pairs at once), `"tiled"` (O(N·D) memory), `"triton"` (the same on
-            CUDA), `"reference"` (the equation in fp64), or `"auto"`, which `choose_impl` resolves.
-            With `create_graph=True` every one takes the memory of `"reference"`, which holds
+        gather: contrast with the samples of all `torch.distributed` processes. Every process
+            returns the loss of the global batch. Averaged over the processes, as by
+            `DistributedDataParallel`, the gradients equal those of one process with the global
+            batch. Local batches may differ in size. Keys must be the same in all processes.
+        impl: `"dense"` (all pairs at once), `"tiled"` (O(N·D) memory), `"triton"` (the same in CUDA
+            kernels), `"reference"` (the equation in fp64), or `"auto"` (see `choose_impl`). With
+            `create_graph=True`, every backend needs as much memory as `"reference"`, which holds
             several fp64 matrices of all pairs.
 
     Returns:
-        The loss in fp32 (fp64 for fp64 features). 0 with zero gradient when no anchor has a
-        positive. NaN in gives NaN out.
+        The loss in fp32, or in fp64 for fp64 features. If no anchor has a positive, the loss is 0
+        and its gradient is zero. NaN in the input propagates to the loss.
 
     Raises:
-        ValueError: a shape or an option does not fit.
-        TypeError: `features` is not floating point, or `(B,)` labels are not integer.
-        RuntimeError: the input of another process was refused (`gather=True`); or
-            `create_graph=True` with `gather=True`.
+        ValueError: a shape or an option is invalid.
+        TypeError: `features` are not floating point, or `(B,)` labels are not integers.
+        RuntimeError: another process rejected its input (`gather=True`), or `create_graph=True` is
+            combined with `gather=True`.
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -210,11 +216,11 @@ def _plan(
     ignore_index: int,
     impl: Impl,
 ) -> tuple[ContrastSet, Options, Shard | None]:
-    """Return the contrast set with its temperature, the options, and the part of this process."""
+    """Return the contrast set with the temperature, the options, and the shard of this process."""
     x, is_classed = contrast.x, contrast.labels is not None and contrast.labels.ndim == 1
     total = x.shape[0]
     anchors = total - (0 if batch.keys is None else len(batch.keys))
-    # No pair, nothing to be fast at; a transform of torch.func may want any derivative.
+    # Speed does not matter without pairs, and torch.func transforms may need any derivative.
     is_transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
     chosen = choose_impl(
         impl if total > 1 and not is_transformed else "reference",
@@ -224,7 +230,7 @@ def _plan(
         weighs_pairs=not is_classed and (positives != "out" or denominator != "all"),
     )
     if chosen in ("reference", "dense"):
-        shard = None  # every process computes the whole
+        shard = None  # every process computes the full loss
     dtype, product_dtype = _dtypes(batch.features, anchors * total, temperature, chosen)
     is_tensor = isinstance(temperature, Tensor)
     trains_temperature = is_tensor and temperature.requires_grad
@@ -255,7 +261,7 @@ def _plan(
 def check_options(
     *, temperature: Any = 1.0, base_temperature: float | None = None, **options: Any
 ) -> None:
-    """Raise a ValueError that names the first option out of its range."""
+    """Raise a ValueError that names the first invalid option."""
     for name, choices in CHOICES.items():
         if name in options and options[name] not in choices:
             raise ValueError(f"{name}: expected one of {choices}, got {options[name]!r}")
@@ -279,16 +285,17 @@ def choose_impl(
     dim: int = 128,
     weighs_pairs: bool = False,
 ) -> str:
-    """Return the backend that `impl` stands for; an explicit name stands for itself.
+    """Return the name of the backend that `impl` selects; explicit names are returned unchanged.
 
     Args:
         impl: the option of `supcon_loss`.
-        device: of the features.
-        pairs: anchors times rows, N² without keys. `"dense"` takes up to 512² of them, on a GPU up
-            to 2048². Default: a large batch.
-        dim: D.
-        weighs_pairs: soft labels or a mask together with positives="in" or
-            denominator="negatives", which the kernels do not support.
+        device: device of the features.
+        pairs: number of anchors times number of rows, N² without keys. `"auto"` selects `"dense"`
+            for up to 512² pairs on a CPU and up to 2048² on other devices. The default stands for a
+            large batch.
+        dim: feature dimension D.
+        weighs_pairs: whether soft labels or a mask are combined with `positives="in"` or
+            `denominator="negatives"`, which the Triton kernels do not support.
 
     Raises:
         ValueError: `impl` is unknown.
@@ -311,10 +318,10 @@ def choose_impl(
 def _dtypes(
     features: Tensor, pairs: int, temperature: float | Tensor, impl: str
 ) -> tuple[torch.dtype, torch.dtype]:
-    """Return the working type and that of the operands of large products.
+    """Return the dtype of the computation and that of the operands of large matrix products.
 
-    The working type is fp32, or fp64 where that costs little and the rounding of a similarity
-    shows in the gradient.
+    The computation runs in fp32. It runs in fp64 for the reference, for fp64 features, and where
+    fp64 costs little and the rounding of similarities would affect the gradient.
     """
     autocast = torch.is_autocast_enabled(features.device.type)
     is_single = features.dtype == torch.float32 and not autocast
@@ -328,17 +335,19 @@ def _dtypes(
 
 
 class SupConLoss(nn.Module):
-    """Supervised contrastive loss; equation, options and errors as in `supcon_loss`.
+    """Supervised contrastive loss as a module.
+
+    See `supcon_loss` for the equation, the options and the errors.
 
     Args:
-        temperature: `τ`; an `nn.Parameter` is trained.
+        temperature: `τ`. Pass an `nn.Parameter` to learn it.
         contrast_mode: `"all"` or `"one"`.
         base_temperature: if given, the loss is multiplied by `τ / base_temperature`.
         positives: `"out"` or `"in"`.
         denominator: `"all"` or `"negatives"`.
         normalize: scale embeddings to unit length.
         no_positive: `"skip"` or `"zero"`.
-        ignore_index: label of samples that take no part.
+        ignore_index: label of samples to ignore.
         reduction: `"mean"`, `"sum"` or `"none"`.
         gather: contrast with the samples of all processes.
         impl: `"auto"`, `"reference"`, `"dense"`, `"tiled"` or `"triton"`.
@@ -391,7 +400,7 @@ class SupConLoss(nn.Module):
         weight: Tensor | None = None,
         denominator_weight: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of `(N, D)` or `(B, V, D)` features; tensors as in `supcon_loss`."""
+        """Return the loss of `(N, D)` or `(B, V, D)` features; see `supcon_loss` for arguments."""
         return supcon_loss(
             features, labels, mask=mask, keys=keys, key_labels=key_labels, key_weight=key_weight,
             weight=weight, denominator_weight=denominator_weight, **self._options(),

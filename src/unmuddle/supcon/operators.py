@@ -1,4 +1,4 @@
-"""`engine` as two operators, opaque to `torch.compile`: `unmuddle::supcon` and its backward."""
+"""Custom operators that `torch.compile` does not trace: `unmuddle::supcon` and its backward."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ OPTIONS = (
 
 
 def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tensor:
-    """Return the loss by the operators."""
+    """Return the loss, computed by the custom operators."""
     if not isinstance(contrast.inv_temperature, Tensor):
         scalar = contrast.x.new_full((), contrast.inv_temperature, dtype=options.dtype)
         contrast = contrast._replace(inv_temperature=scalar)
@@ -35,13 +35,13 @@ def loss(contrast: ContrastSet, options: Options, reduction: Reduction) -> Tenso
     schema=f"({CONTRAST}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def supcon(*arguments: Any) -> tuple[Tensor, ...]:
-    """Return losses, `has_loss`, and what the backward pass needs."""
+    """Return the losses, `has_loss`, and the residuals for the backward pass."""
     contrast, options = ContrastSet(*arguments[:6]), Options(*arguments[6:])
     backend = engine.BACKENDS.get(options.impl) or engine.load_triton()
     losses = backend.forward(contrast.x, engine.pose(contrast, options))
     assert losses.has_loss is not None
     z, *residuals = losses.residuals
-    z = z.clone() if z is contrast.x else z.contiguous()  # no operator returns what it was given
+    z = z.clone() if z is contrast.x else z.contiguous()  # operators must not return an input
     return losses.each, losses.has_loss, z, *residuals
 
 

@@ -1,9 +1,9 @@
-"""Weights of positives: how much each row is a positive of each anchor.
+"""Weights of the positives of each anchor.
 
-The contrast set has T rows: the N anchors of the batch first, keys after them. `w_ij >= 0` is how
-much row j is a positive of anchor i; a row is never its own positive, a row that takes no part is
-nobody's. Every kind of supervision answers the same four questions, three of them without an
-(N, T) matrix.
+The contrast set has T rows: first the N anchors of the batch, then the keys. `w_ij >= 0` is the
+weight of row j as a positive of anchor i. A row is never a positive of itself, and an ignored row
+is never a positive. Each kind of supervision implements the four methods of `Positives`, three of
+them without an (N, T) matrix.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Positives(Protocol):
         ...
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """`w` itself for some anchors and rows; what it says of a row and itself is undefined."""
+        """Return `w` for some anchors and rows; entries of a row with itself are undefined."""
         ...
 
 
@@ -40,9 +40,9 @@ class Classes:
 
     Attributes:
         labels: `(T,)` integers.
-        included: `(T,)` 1 for a row that takes part, 0 for an ignored one; None: all do.
-        anchors: N.
-        dtype: of the weights.
+        included: `(T,)` 1 for an included row, 0 for an ignored row; None if all are included.
+        anchors: number of anchors N.
+        dtype: dtype of the weights.
     """
 
     labels: Tensor
@@ -57,7 +57,7 @@ class Classes:
         return self._sum_others(ones, self.anchors)
 
     def sum(self, z: Tensor) -> Tensor:
-        """`sum_j w_ij z_j`: class sums replace the pairs, the positive term is linear."""
+        """`sum_j w_ij z_j`, from class sums instead of pairs, since the positive term is linear."""
         return self._sum_others(z, self.anchors)
 
     def spread(self, b: Tensor) -> Tensor:
@@ -65,17 +65,17 @@ class Classes:
         return self._sum_others(b, len(self.labels))
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """Return the weights themselves."""
+        """Return `w` for some anchors and rows."""
         every, is_whole = self.labels, rows == cols == slice(0, len(self.labels))
         a, b = (every, every) if is_whole else (every[rows], every[cols])
         out = torch.empty(len(a), len(b), dtype=self.dtype, device=a.device)
         torch.eq(a.unsqueeze(1), b, out=out)  # in one pass
         if self.included is None:
             return out
-        return out.mul_(self.included[cols])  # no row of another label is ignored
+        return out.mul_(self.included[cols])  # ignored rows share a label, so columns suffice
 
     def _sum_others(self, x: Tensor, size: int) -> Tensor:
-        """Return for each of the first `size` rows the sum of x over the others of its class."""
+        """Return the sum of x over the other rows of the class, for each of `size` first rows."""
         if self.included is not None:
             x = (x.t() * self.included[: len(x)]).t()
         group = self.group() if self._group is None else self._group
@@ -85,8 +85,11 @@ class Classes:
         return others if self.included is None else (others.t() * self.included[:size]).t()
 
     def group(self) -> Tensor:
-        """Number the classes `(T,)` 0, 1, ... by sorting: any int64 labels, no dynamic shape."""
-        if self._group is None:  # no cached_property, whose lock torch.compile does not know
+        """Return the class index of each row `(T,)`, from 0 on.
+
+        Sorting allows any int64 labels and needs no dynamic shapes.
+        """
+        if self._group is None:  # not a cached_property: torch.compile cannot trace its lock
             ordered, order = self.labels.sort()
             starts = torch.zeros_like(ordered)
             starts[1:] = ordered[1:] != ordered[:-1]
@@ -96,11 +99,11 @@ class Classes:
 
 @dataclass
 class SoftClasses:
-    """`w_ij = y_i · y_j`: one-hot rows are classes, others are distributions or several classes.
+    """`w_ij = y_i · y_j` for one-hot, soft or multi-hot labels.
 
     Attributes:
-        memberships: `(T, C)` non-negative, 0 in the rows that take no part.
-        anchors: N.
+        memberships: `(T, C)` non-negative labels, 0 in ignored rows.
+        anchors: number of anchors N.
     """
 
     memberships: Tensor
@@ -108,14 +111,14 @@ class SoftClasses:
 
     def count(self) -> Tensor:
         """`sum_j w_ij`."""
-        # Taking a row away before the product leaves an exact 0 where nobody shares its classes. In
-        # fp64, because a row may weigh far more with itself than with all others together.
+        # Subtracting the row before the product gives an exact 0 where no other row shares its
+        # classes. This needs fp64: w_ii may be far larger than the sum of all other w_ij.
         every = self.memberships.double()
         own = every[: self.anchors]
         return (own * (every.sum(0) - own)).sum(1).to(self.memberships.dtype)
 
     def sum(self, z: Tensor) -> Tensor:
-        """`sum_j w_ij z_j`, by the sums of each class."""
+        """`sum_j w_ij z_j`, computed from the sums of each class."""
         every, rows = self.memberships.double(), z.double()  # as in count
         own = every[: self.anchors]
         total = own @ (every.T @ rows)
@@ -130,18 +133,19 @@ class SoftClasses:
         return spread.to(b.dtype)
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """Return the weights themselves."""
+        """Return `w` for some anchors and rows."""
         return self.memberships[rows] @ self.memberships[cols].T
 
 
 @dataclass
 class SampleMask:
-    """`w_ij = mask[b(i), b(j)]` for views of samples b; keys are nobody's positives.
+    """`w_ij = mask[b(i), b(j)]`, where b(i) is the sample of row i; keys are never positives.
 
     Attributes:
-        mask: `(B, B)` non-negative weights between samples; its diagonal is for a sample's views.
-        views: V, so that N = B * V and `b(i) = i // V`.
-        rows: T.
+        mask: `(B, B)` non-negative weights between samples. The diagonal holds the weights between
+            the views of a sample.
+        views: number of views V; N = B * V and `b(i) = i // V`.
+        rows: number of rows T.
     """
 
     mask: Tensor
@@ -155,7 +159,7 @@ class SampleMask:
         return total.repeat_interleave(self.views)
 
     def sum(self, z: Tensor) -> Tensor:
-        """`sum_j w_ij z_j`, by the sums of each sample's views."""
+        """`sum_j w_ij z_j`, computed from the sums over each sample's views."""
         return self._sum(self.mask, z[: len(self.mask) * self.views])
 
     def spread(self, b: Tensor) -> Tensor:
@@ -163,7 +167,7 @@ class SampleMask:
         return F.pad(self._sum(self.mask.T, b), (0, 0, 0, self.rows - len(b)))
 
     def tile(self, rows: slice, cols: slice) -> Tensor:
-        """Return the weights themselves."""
+        """Return `w` for some anchors and rows."""
         index = torch.arange(self.rows, device=self.mask.device) // self.views
         row, col = index[rows][:, None], index[cols]
         size = len(self.mask)
@@ -185,11 +189,11 @@ def find_positives(
     rows: int,
     dtype: torch.dtype,
 ) -> Positives:
-    """Choose the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
+    """Return the weights for `(T,)` integer labels, `(T, C)` soft labels, or a `(B, B)` mask."""
     if mask is not None:
         mask, views = mask.to(dtype), anchors // len(mask) if len(mask) else 1
         if views == 1:
-            mask = mask.clone().fill_diagonal_(0)  # of no use, whatever it is
+            mask = mask.clone().fill_diagonal_(0)  # not used with a single view
         return SampleMask(mask, views, rows)
     assert labels is not None
     if labels.ndim == 1:

@@ -1,4 +1,4 @@
-"""Records that the steps of a call hand to each other, from contrast set to reduction."""
+"""Data structures passed between the steps of a call, from contrast set to reduction."""
 
 from typing import Literal, NamedTuple
 
@@ -15,10 +15,11 @@ class ContrastSet(NamedTuple):
     """Anchors and keys in one matrix, and the temperature.
 
     Attributes:
-        x: `(T, D)`: the N = B·V anchors, the views of a sample side by side, then the keys.
-        labels: `(T,)` int64 classes or `(T, C)` memberships, or None with a mask.
+        x: `(T, D)` rows: first the N = B·V anchors, with the views of a sample in consecutive rows,
+            then the keys.
+        labels: `(T,)` int64 class labels or `(T, C)` soft labels, or None with a mask.
         mask: `(B, B)` or None.
-        included: `(T,)` whether a row takes part, or None if all do.
+        included: `(T,)` True for an included row, or None if all are included.
         denominator_weight: `(T,)` weights of the rows in the denominator, or None if all are 1.
         inv_temperature: `1 / τ`, a number or a scalar tensor.
     """
@@ -35,17 +36,19 @@ class Options(NamedTuple):
     """Options of one evaluation of the loss.
 
     Attributes:
-        anchors: N, the first rows of the contrast set.
+        anchors: number of anchors N. They are the first rows of the contrast set.
         normalize: scale rows to unit length.
-        is_bounded: every similarity is known to be at most 60 bits, and sums have weights of 1.
-        ignore_index: label of rows that take no part.
-        dtype: fp32 or fp64, in which the loss is computed.
+        is_bounded: whether `|s_ij| / ln 2` is known to be at most 60, and all terms of the
+            denominator have a weight of 1.
+        ignore_index: label of ignored rows.
+        dtype: dtype of the computation, fp32 or fp64.
         positives: "out" or "in".
         denominator: "all" or "negatives".
-        product_dtype: of the operands of the large products, where the backend has a choice.
+        product_dtype: dtype of the operands of large matrix products, if the backend has a choice.
         impl: "dense", "tiled", "triton" or "reference".
         needs_grad: whether there will be a backward pass.
-        keys_need_grad: whether keys need a gradient; that of the temperature needs it too.
+        keys_need_grad: whether gradients of the keys are needed. The gradient of the temperature
+            depends on them.
         temperature_needs_grad: whether the temperature needs a gradient.
     """
 
@@ -64,15 +67,15 @@ class Options(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Problem for a backend: losses of N anchors, the first of the rows `x` `(T, D)`.
+    """Problem for a backend: the losses of N anchors, which are the first rows of `x` `(T, D)`.
 
     Attributes:
         inv_temperature: `1 / τ`, a number or a scalar tensor.
         positives: weights `w_ij` of N anchors over T rows.
-        included: `(T,)` 1 for a row that takes part, 0 for an ignored one; None: all do.
-        denominator_weight: `(T,)` weights of the rows in the denominator; None: all are 1.
-        rows: the anchors to compute; of several processes, each computes its own.
-        options: of the evaluation.
+        included: `(T,)` 1 for an included row, 0 for an ignored row; None if all are included.
+        denominator_weight: `(T,)` weights of the rows in the denominator; None if all are 1.
+        rows: anchors to compute. In a distributed run, each process computes its own anchors.
+        options: options of the evaluation.
     """
 
     inv_temperature: Tensor | float
@@ -83,7 +86,10 @@ class Problem(NamedTuple):
     options: Options
 
     def unit_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows of unit length and their lengths before, `(T, 1)`; else `(0, 1)`."""
+        """Return rows scaled to unit length, and their original lengths `(T, 1)`.
+
+        Without normalisation, rows are not scaled and the lengths are `(0, 1)`.
+        """
         z = x if x.dtype == self.options.dtype else x.to(self.options.dtype)
         if not self.options.normalize:
             return z, z.new_empty(0, 1)
@@ -92,19 +98,22 @@ class Problem(NamedTuple):
         return z / norm, norm
 
     def gradients(self, dz: Tensor, z: Tensor, norm: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients of x and, if needed, of `1 / τ`, from that of the unit rows."""
+        """Return the gradients of x and, if needed, `1 / τ`, given that of the unit rows."""
         options, dt = self.options, None
         if options.normalize or options.temperature_needs_grad:
             along = (z * dz).sum(1, keepdim=True)
             if options.temperature_needs_grad:
-                # The losses depend on z only through z·z/τ: Euler's theorem.
+                # Euler's theorem: the losses depend on z and τ only through z_i · z_j / τ.
                 dt = along.sum() / (2 * self.inv_temperature)
             if options.normalize:
                 dz.addcmul_(z, along, value=-1).div_(norm)
         return dz, dt
 
     def attraction_gradient(self, z: Tensor, a: Tensor) -> Tensor:
-        """Return the gradient `(T, D)` of `sum_i a_i z_i · sum_j w_ij z_j`; of keys, our part."""
+        """Return the gradient `(T, D)` of `sum_i a_i z_i · sum_j w_ij z_j`.
+
+        Gradients of keys contain only the contribution of this process.
+        """
         anchors, positives, ours = self.options.anchors, self.positives, self.rows
         gradient = positives.spread(a[:, None] * z[:anchors])
         if anchors < len(z):
@@ -115,7 +124,7 @@ class Problem(NamedTuple):
         return gradient
 
     def of_ours(self, gradient: Tensor) -> Tensor:
-        """Set the gradient of the anchors of other processes to 0."""
+        """Set the gradients of the anchors of other processes to 0, and return the result."""
         if self.rows != slice(0, self.options.anchors):
             gradient[: self.rows.start] = 0
             gradient[self.rows.stop : self.options.anchors] = 0
@@ -129,12 +138,12 @@ class Losses(NamedTuple):
     """Result of a backend's forward pass for n anchors.
 
     Attributes:
-        each: `(n,)` losses, 0 where an anchor has none.
+        each: `(n,)` losses, 0 for an anchor without a loss.
         has_loss: `(n,)` 1 or 0; None if every anchor is known to have a loss.
-        residuals: what the backward pass needs besides: unit rows, their lengths before, and
-            (dense) derivatives `dL_i/ds_ij` `(N, T)`, (tiled) log-sum-exp over the denominator
-            and the positives `(2, n)` and a cache, or (Triton) two numbers of each anchor `(2, n)`
-            and the places of the rows.
+        residuals: tensors for the backward pass. The first two are the unit rows and their original
+            lengths. The others are, for dense, derivatives `dL_i/ds_ij` `(N, T)`; for tiled, the
+            log-sum-exp over the denominator and over the positives `(2, n)`, and a cache; for
+            Triton, two numbers per anchor `(2, n)`, and the order of the rows.
     """
 
     each: Tensor
@@ -147,11 +156,11 @@ class Reduction(NamedTuple):
 
     Attributes:
         kind: "mean", "sum" or "none".
-        included: `(N,)` whether an anchor takes part, or None if all do.
+        included: `(N,)` True for an included anchor, or None if all are included.
         weight: `(B,)` weights of the samples, or None.
-        views: V.
-        first_view_only: only the first view of each sample is an anchor.
-        counts_zeros: anchors without a loss count as losses of 0 instead of not at all.
+        views: number of views V.
+        first_view_only: whether only the first view of each sample is an anchor.
+        counts_zeros: whether anchors without a loss count as losses of 0 instead of being skipped.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""`FeatureQueue`: embeddings of past batches as more keys to contrast with."""
+"""`FeatureQueue`: embeddings of past batches as additional keys to contrast with."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from unmuddle.supcon.inputs import Batch, check_shape
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` embeddings and their labels, first in, first out (MoCo, He et al. 2020).
+    """First-in, first-out queue of the last `size` embeddings and their labels (MoCo).
 
-    Nothing happens by itself: call `enqueue` after the loss, so that a batch is not contrasted with
-    itself, and pass `keys()` to the loss. Slots not yet filled are labelled `ignore_index`, with
-    which they take no part; so shapes never change. The contents are buffers: part of the
-    `state_dict`, moved by `.to`.
+    Pass `keys()` to the loss, and call `enqueue` after the loss. If `enqueue` is called before it,
+    the batch is contrasted with itself. Empty slots are labelled `ignore_index`: the loss ignores
+    them, and shapes never change. The contents are buffers, which are part of the `state_dict` and
+    moved by `.to`.
 
     Args:
-        size: M, how many embeddings are kept.
-        dim: D.
-        num_classes: C for `(B, C)` soft labels; None for integer ones (or none).
-        ignore_index: that of the loss; not 0 with soft labels, where a row of zeros is a member of
-            no class and takes part.
-        gather: take the embeddings of all processes, in rank order, so that every process holds the
-            same queue, as the loss with `gather=True` needs it.
+        size: number of embeddings M.
+        dim: embedding dimension D.
+        num_classes: C for `(B, C)` soft labels; None for integer labels or no labels.
+        ignore_index: must equal that of the loss. It cannot be 0 with soft labels, where a row of
+            zeros belongs to no class but is not ignored.
+        gather: enqueue the embeddings of all processes, in rank order. Every process then holds the
+            same queue, as a loss with `gather=True` requires.
 
     Examples:
         >>> queue = FeatureQueue(size=4, dim=2)
@@ -64,28 +64,28 @@ class FeatureQueue(nn.Module):
             shape, dtype = (size, num_classes), torch.get_default_dtype()
         self.register_buffer("labels", torch.full(shape, ignore_index, dtype=dtype))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("ignored", torch.tensor(ignore_index))  # what a state was saved with
+        self.register_buffer("ignored", torch.tensor(ignore_index))  # checked when loading a state
 
     def keys(self) -> tuple[Tensor, Tensor]:
-        """Return embeddings `(M, D)` and their labels `(M,)` or `(M, C)`; copies, safe to keep."""
+        """Return copies of the embeddings `(M, D)` and their labels `(M,)` or `(M, C)`."""
         return self.features.clone(), self.labels.clone()
 
     @torch.no_grad()
     def enqueue(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Replace the oldest embeddings by new ones, without gradient.
+        """Replace the oldest embeddings with new ones, without gradient.
 
         Args:
-            features: `(B, D)`, or `(B, V, D)`: V views of each sample.
-            labels: `(B,)` or `(B, C)`; None: negatives for every anchor.
+            features: `(B, D)`, or `(B, V, D)` for V views of each sample.
+            labels: `(B,)` or `(B, C)`. If None, the embeddings are negatives of every anchor.
 
         Raises:
-            ValueError: a shape does not fit; the queue is as before.
-            TypeError: as `supcon_loss`.
-            RuntimeError: the input of another process was refused (`gather=True`).
+            ValueError: a shape is invalid. The queue is not changed.
+            TypeError: see `supcon_loss`.
+            RuntimeError: another process rejected its input (`gather=True`).
         """
         size, dim = self.features.shape
         if labels is None:
-            # A label that nobody shares: a class without samples, or membership in no class.
+            # A label that matches no other: an unused class, or a soft label of zeros.
             nobody = torch.iinfo(self.labels.dtype).min if self.labels.ndim == 1 else 0
             labels = self.labels.new_full((len(features), *self.labels.shape[1:]), nobody)
         batch = Batch(features, labels)

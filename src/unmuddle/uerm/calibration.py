@@ -1,4 +1,4 @@
-"""Calibration of the posterior by verified labels."""
+"""Calibration of the posterior on verified labels."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unmuddle.uerm.distribution import Distribution
 
-TINY = 1e-5  # posterior probabilities are kept this far from 0 and 1
-# Standard deviations of the normal priors: slope around 1, intercept, class, rival around 0.
+TINY = 1e-5  # posterior probabilities are clamped to [TINY, 1 - TINY]
+# Standard deviations of the normal priors. The mean is 1 for the slope and 0 for the others.
 SLOPE, INTERCEPT, OF_CLASS, OF_RIVAL = 0.5, 3.0, 1.0, 0.5
 
 
@@ -20,24 +20,25 @@ def calibrate(
     verified: Tensor,
     truth: Tensor,
 ) -> Distribution:
-    """Fit a posterior to the samples whose label a person verified.
+    """Calibrate a posterior on the samples whose label a person verified.
 
-    With u the posterior probability that the label y is wrong, and r the most likely other class:
+    Let u be the posterior probability that the label y is wrong, and r the most likely other class:
 
         P(wrong) = sigmoid(a · logit u + b + c[y] + d[r])
 
-    a, b, c and d are the most likely ones given the verified samples, under normal priors: a
-    class of which nothing is verified follows the others. So noise that the predictions have taken
-    over, which no fit to the given labels can see, is found from some dozens of answers. Unless
-    labels of both kinds are verified, right and wrong ones, the posterior stays as it is: answers
-    about the certain cases alone say nothing of the others. Other classes keep their proportions.
+    a, b, c and d are maximum a posteriori estimates given the verified samples, under normal
+    priors. A class without verified samples therefore follows the others. A few dozen verified
+    labels reveal noise that the network has memorised, which no fit to the given labels can detect.
+    The posterior is not changed until both a right and a wrong label have been verified, since
+    answers about clear cases alone say nothing about the others. The classes other than y keep
+    their proportions.
 
     Args:
-        posterior: `P(k | y)` of n samples.
+        posterior: `P(k | y)` for n samples.
         labels: `(n,)` original labels y.
         num_classes: K.
-        verified: `(n,)` True where a person chose the label.
-        truth: `(n,)` labels that they chose; read where verified.
+        verified: `(n,)` True for samples whose label a person verified.
+        truth: `(n,)` labels that the person chose; used only for verified samples.
 
     Examples:
         >>> p = Distribution(torch.tensor([[0.9, 0.1]]).repeat(40, 1))
@@ -80,13 +81,13 @@ def calibrate(
 
 
 def _with_wrong(p: Distribution, labels: Tensor, wrong: Tensor) -> Distribution:
-    """Give the classes other than the label `wrong` `(n,)` together, in their old proportions."""
+    """Scale the classes other than the label to sum to `wrong` `(n,)`; keep their proportions."""
     classes = p.classes
     if classes is None:
         classes = torch.arange(p.probabilities.shape[1], device=labels.device)
     is_label = classes == labels[:, None]
     others = p.probabilities.masked_fill(is_label, 0)
     total = others.sum(1, keepdim=True)
-    even = (~is_label).float() / (others.shape[1] - 1)  # of a label without any doubt
+    even = (~is_label).float() / (others.shape[1] - 1)  # for a label with probability 1
     others = wrong[:, None] * torch.where(total > 0, others / total, even)
     return Distribution(torch.where(is_label, 1 - wrong[:, None], others), p.classes)

@@ -1,4 +1,4 @@
-"""`LedgerDataset`: a data set that also says which sample each item is."""
+"""`LedgerDataset`: a data set that also returns the id of each sample."""
 
 import operator
 from collections.abc import Sized
@@ -8,17 +8,18 @@ from torch.utils.data import Dataset
 
 
 class LedgerDataset(Dataset[tuple[Any, Any, int]]):
-    """Data set whose items `(x, y)` become `(x, y, id)`; the id is the index.
+    """Wrapper of a data set that returns `(x, y, id)` instead of `(x, y)`; the id is the index.
 
-    Labels live in `UERM`, which goes by the id, so nothing in here ever changes: worker processes
-    hold copies that stay right, `persistent_workers=True` too. Wrap the whole data set first and
-    take subsets, samplers or splits of the wrapped one: their items keep their ids.
+    `UERM` stores the labels and looks them up by id, so this data set never changes. Copies in
+    worker processes stay valid, even with `persistent_workers=True`. Wrap the whole data set first,
+    then create subsets, samplers or splits from the wrapper; their items keep their ids.
 
     Args:
-        dataset: has `len` and gives `(x, y)` for an index.
+        dataset: map-style data set with a length, which returns `(x, y)` for an index.
 
     Raises:
-        TypeError: it has no length, as an iterable-style data set, or an item is not a pair.
+        TypeError: the data set has no length (an iterable-style data set), or an item is not a
+            pair.
 
     Examples:
         >>> import torch
@@ -41,7 +42,7 @@ class LedgerDataset(Dataset[tuple[Any, Any, int]]):
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        """Return `(x, y, id)`; a negative index counts from the end, its id does not."""
+        """Return `(x, y, id)`; a negative index counts from the end, but ids are never negative."""
         index = range(self._length)[operator.index(index)]
         item: Any = self.dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:

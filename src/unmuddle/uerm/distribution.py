@@ -1,4 +1,4 @@
-"""Distributions over classes, whole or their largest entries."""
+"""Distributions over classes, with all entries or only the largest ones."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Distribution(NamedTuple):
-    """A distribution over K classes for each of n samples, whole or its largest entries.
+    """A distribution over K classes for each of n samples, with all entries or the k largest.
 
     Attributes:
-        probabilities: `(n, k)`; k = K when whole.
-        classes: `(n, k)` the class of each entry; `None` when whole: entry j is class j.
+        probabilities: `(n, k)` entries; k = K if all entries are present.
+        classes: `(n, k)` class of each entry; `None` if all are present and entry j is class j.
     """
 
     probabilities: Tensor
@@ -52,9 +52,9 @@ class Distribution(NamedTuple):
         return probability.float(), best.long()
 
     def margin(self, labels: Tensor) -> Tensor:
-        """Return the probability `(n,)` of the label less that of its rival, in [-1, 1].
+        """Return the probability `(n,)` of the label minus that of its rival, in [-1, 1].
 
-        -1: another class is certain; 1: the label is.
+        -1 means that another class is certain; 1 means that the label is certain.
 
         References:
             Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking,
@@ -70,8 +70,9 @@ class Distribution(NamedTuple):
     def with_label(self, labels: Tensor, num_classes: int) -> "Distribution":
         """Return the distribution with each sample's label `(n,)` among its entries.
 
-        Where it is none of the k largest, it takes the place of the least of them, with an even
-        share of what these leave to all other classes, and no more than that entry had.
+        A label that is not among the k entries replaces the smallest entry. Its probability is an
+        even share of what the entries leave to all other classes, but at most that of the replaced
+        entry.
 
         Examples:
             >>> p = Distribution(torch.tensor([[0.6, 0.3]]), torch.tensor([[4, 1]]))
@@ -92,11 +93,11 @@ class Distribution(NamedTuple):
 
 
 def to_probabilities(predictions: Distribution, num_classes: int) -> Distribution:
-    """Return the predictions detached if they are probabilities of K classes.
+    """Return detached predictions if they are probabilities of K classes.
 
     Raises:
-        ValueError: the type or shape is wrong, or a row is negative, not finite, or adds up to more
-            than 1.
+        ValueError: the type or shape is invalid, or a row has a negative or non-finite entry, or
+            sums to more than 1.
     """
     if not isinstance(predictions, Distribution) or not isinstance(
         predictions.probabilities, Tensor

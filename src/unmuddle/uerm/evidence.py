@@ -1,4 +1,4 @@
-"""Evidence about every sample when an epoch ends."""
+"""Evidence about every sample at the end of an epoch."""
 
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ class Evidence(NamedTuple):
 
     Attributes:
         predictions: running mean of each sample's predictions.
-        posterior: `P(k | y)`, the class that each sample really has, given its original label: by
-            the noise model that fits the predictions, and by the verified labels.
-        original: `(n,)` labels as given.
-        current: `(n,)` labels as they stand.
-        num_classes: K.
-        uncertainty: `(n,)` of the current label, in [0, 1]; what the estimator made of the rest.
+        posterior: `P(k | y)`, the distribution of each sample's true class given its original
+            label, by the noise model, calibrated on verified labels.
+        original: `(n,)` original labels.
+        current: `(n,)` current labels.
+        num_classes: number of classes K.
+        uncertainty: `(n,)` uncertainty of the current labels in [0, 1], set by the estimator.
         importance: `(n,)` running mean of the attention head's output, for `"attention"`.
     """
 
@@ -34,12 +34,15 @@ class Evidence(NamedTuple):
     importance: Tensor | None = None
 
     def about(self, current: Tensor) -> "Evidence":
-        """Replace the current labels `(n,)`; the uncertainty is `1 - P(label is right)` again."""
+        """Return the evidence with other current labels `(n,)`.
+
+        The uncertainty is reset to `1 - P(label is right)`.
+        """
         wrong = (1 - self.posterior.prob_of(current)).clamp(0, 1)
         return self._replace(current=current, uncertainty=wrong)
 
     def copy(self) -> "Evidence":
-        """Copy every tensor."""
+        """Return a copy with all tensors cloned."""
 
         def copied(value: Any) -> Any:
             if isinstance(value, Distribution):
@@ -58,21 +61,21 @@ def gather_evidence(
     verified: Tensor | None = None,
     importance: Tensor | None = None,
 ) -> Evidence:
-    """Fit the noise model to predictions and labels, and its posterior to verified labels.
+    """Fit the noise model to predictions and labels, and calibrate its posterior.
 
     The uncertainty is `1 - P(label is right)`.
 
     Args:
-        predictions: of any classifier; best out of sample, or averaged over a training.
-        original: `(n,)` labels as given.
-        num_classes: K.
-        current: `(n,)` labels as they stand; `None`: as given.
-        verified: `(n,)` True where a person chose the current label; the posterior is calibrated to
-            these samples.
+        predictions: predictions of any classifier, ideally out of sample or averaged over training.
+        original: `(n,)` original labels.
+        num_classes: number of classes K.
+        current: `(n,)` current labels; `None` stands for the original labels.
+        verified: `(n,)` True for samples whose current label a person verified. The posterior is
+            calibrated on these samples.
         importance: see `Evidence`.
 
     Raises:
-        ValueError: predictions are no probabilities, or a shape, type or label is wrong.
+        ValueError: predictions are not probabilities, or a shape, dtype or label is invalid.
 
     Examples:
         >>> p = Distribution(torch.eye(2)[[0, 0, 0, 1, 1, 1]] * 0.98 + 0.01)

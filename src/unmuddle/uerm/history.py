@@ -1,7 +1,7 @@
 """Running means over epochs of a distribution for each of n samples.
 
-Within an epoch, sums are kept as integers: what order, batches or processes they were made in
-makes no difference to a single bit of them, while they are whole.
+Within an epoch, sums are kept as integers. Sums of all K entries are therefore bitwise independent
+of the order of the predictions, of the batches, and of the number of processes.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from unmuddle.uerm.distribution import Distribution
 from unmuddle.uerm.processes import over_processes
 
-UNIT = 2**16  # one, as an integer: 15 millionths are told apart, 32,767 ones fit into a sum
-ROWS = 8192  # samples whose whole distributions a top-k history unfolds at once
+UNIT = 2**16  # fixed-point 1: a resolution of 15 millionths, sums of up to 32,767 ones in int32
+ROWS = 8192  # number of samples that a top-k history expands to all K entries at once
 
 
 class Folded(NamedTuple):
-    """Running means with this epoch in them, not yet in place."""
+    """Running means updated with the current epoch, but not yet stored."""
 
     mean: Distribution
     seen: Tensor
@@ -39,7 +39,7 @@ class DenseHistory(nn.Module):
         self.register_buffer("seen", torch.zeros(samples, dtype=torch.int32, device=device))
 
     def add(self, ids: Tensor, distributions: Tensor) -> None:
-        """Take in `(N, K)` distributions of samples `ids`; a row of NaN does not count."""
+        """Add `(N, K)` distributions of samples `ids` to the sums; rows of NaN are skipped."""
         self.total.index_add_(0, ids, _integers(distributions))
 
     def fold(self, momentum: float) -> Folded:
@@ -50,19 +50,18 @@ class DenseHistory(nn.Module):
         return Folded(Distribution(mean.to(self.mean.dtype)), self.seen + (mass > 0))
 
     def put(self, folded: Folded) -> None:
-        """Put the new means in place and begin the next epoch."""
+        """Store the new means and start the next epoch."""
         self.mean.copy_(folded.mean.probabilities)
         self.seen.copy_(folded.seen)
         self.total.zero_()
 
 
 class TopKHistory(nn.Module):
-    """History of the k largest entries of each mean, for large K: 12 n k bytes.
+    """History of the k largest entries of each mean, for large K.
 
-    With float16 means it takes 10 n k bytes.
-
-    What falls out of the k largest is forgotten, so the order in which a sample's predictions come
-    can matter. `dtype` is that of the means.
+    It takes 12 n k bytes, or 10 n k bytes with float16 means. Entries that drop out of the k
+    largest are forgotten, so the order of a sample's predictions can matter. `dtype` is the dtype
+    of the means.
     """
 
     mean: Tensor
@@ -90,16 +89,17 @@ class TopKHistory(nn.Module):
             ("total_classes", index),
         ):
             self.register_buffer(name, torch.zeros(samples, k, dtype=kind, device=device))
-        # All that this epoch's sums held before they were cut to k; and epochs seen before it.
+        # mass: this epoch's total before truncation to k entries; seen: past epochs with
+        # predictions.
         for name in ("mass", "seen"):
             self.register_buffer(name, torch.zeros(samples, dtype=torch.int32, device=device))
 
     def add(self, ids: Tensor, distributions: Tensor) -> None:
-        """Take in `(N, K)` distributions of samples `ids`; a row of NaN does not count."""
+        """Add `(N, K)` distributions of samples `ids` to the sums; rows of NaN are skipped."""
         if not len(ids):
             return
         added = _integers(distributions)
-        # Rows of one sample all get their common sum, so it does not matter which one is kept.
+        # All rows of a sample get the same sum, so it does not matter which one is written last.
         first = (ids[:, None] == ids).int().argmax(1)
         common = torch.zeros_like(added).index_add_(0, first, added)[first]
         sums = _unfold(self.total[ids], self.total_classes[ids], self.size)
@@ -122,7 +122,7 @@ class TopKHistory(nn.Module):
         return Folded(Distribution(mean, classes), self.seen + (mass > 0))
 
     def put(self, folded: Folded) -> None:
-        """Put the new means in place and begin the next epoch."""
+        """Store the new means and start the next epoch."""
         assert folded.mean.classes is not None
         self.mean.copy_(folded.mean.probabilities)
         self.classes.copy_(folded.mean.classes)
@@ -137,7 +137,7 @@ def _integers(distributions: Tensor) -> Tensor:
 
 
 def _rate(seen: Tensor, mass: Tensor, momentum: float) -> Tensor:
-    """Weight of this epoch's mean: 1 when it is the first, 0 when there is none."""
+    """Return the weight of this epoch's mean: 1 if it is the first, 0 without predictions."""
     return torch.where(seen > 0, 1 - momentum, 1.0).float() * (mass > 0)
 
 

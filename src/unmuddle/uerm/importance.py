@@ -1,4 +1,4 @@
-"""The Self-Cure Network's importance of a sample, from its features."""
+"""Importance of samples in the Self-Cure Network, computed from their features."""
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -12,8 +12,8 @@ def rank_penalty(importance: Tensor, *, high_fraction: float = 0.7, delta: float
 
     Args:
         importance: `(N,)` in [0, 1].
-        high_fraction: share of the high group.
-        delta: least difference of the groups' means.
+        high_fraction: share of the batch that forms the high group.
+        delta: minimum difference between the means of the groups.
 
     Returns:
         Scalar; 0 when one of the groups is empty.
@@ -32,9 +32,9 @@ def rank_penalty(importance: Tensor, *, high_fraction: float = 0.7, delta: float
 class AttentionHead(nn.Module):
     """Importance of a sample from its features: `a = sigmoid(w·x + b)`; its uncertainty is `1 - a`.
 
-    Wang et al. 2020 scale the classifier's logits by `a`; that trains the head, but flattens the
-    very margins that relabeling compares. Here `loss` gives the head the same signal from logits
-    and features cut from the graph, so the classifier is left as it is (our choice).
+    Wang et al. 2020 scale the classifier's logits by `a`. This trains the head, but flattens the
+    margins that relabeling compares. Here, `loss` trains the head in the same way on detached
+    logits and features, so it does not affect the classifier (our choice).
     """
 
     def __init__(self, feature_dim: int) -> None:
@@ -42,7 +42,7 @@ class AttentionHead(nn.Module):
         self.linear = nn.Linear(feature_dim, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Importances `(N,)` of features `(N, D)`."""
+        """Return the importances `(N,)` of features `(N, D)`."""
         features = features.detach().to(self.linear.weight.dtype)
         return self.linear(features)[:, 0].float().sigmoid()
 

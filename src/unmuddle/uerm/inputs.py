@@ -13,7 +13,7 @@ def to_integers(name: str, values: Tensor, stop: int, size: int | None = None) -
     """Return `values` as int64 if they are `(size,)` integers in `[0, stop)`."""
     try:
         values = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # as names of classes
+    except (TypeError, ValueError, RuntimeError) as error:  # such as class names
         raise ValueError(f"{name}: expected a vector of integers, got {values!r:.40}") from error
     if values.ndim != 1 or (len(values) and values.dtype not in INTEGERS):
         raise ValueError(
@@ -29,7 +29,7 @@ def to_integers(name: str, values: Tensor, stop: int, size: int | None = None) -
 
 
 def whole(name: str, value: Any) -> int:
-    """Return `value` as an int if it is an integer of at least 0, of any library."""
+    """Return `value` as an int if it is a non-negative integer, of any library's type."""
     try:
         number = operator.index(value)
     except TypeError:

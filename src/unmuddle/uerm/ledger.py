@@ -1,4 +1,4 @@
-"""`LabelLedger`: the labels as they stand, and every change that led there."""
+"""`LabelLedger`: the current labels, and a record of every change to them."""
 
 import csv
 import json
@@ -23,21 +23,21 @@ BY_HAND = (REVERT, DECIDE, KEEP)
 class LabelLedger(nn.Module):
     """Current labels of n samples, and an append-only record of every change to them.
 
-    Only `record`, `decide` and `revert` change labels, and each change becomes an event, a revert
-    too. Replaying the events over the original labels gives the current ones. All state is tensors
-    in `state_dict`, which loads only into a ledger made with the same labels; the data set itself
-    is never written to.
+    Only `record`, `decide`, `keep` and `revert` change labels. Each change is recorded as an event,
+    including a revert. Replaying the events on the original labels yields the current labels. All
+    state consists of tensors in the `state_dict`, which can only be loaded into a ledger created
+    with the same labels. The data set itself is never modified.
 
     Attributes:
-        original_labels: `(n,)` labels as given.
-        current_labels: `(n,)` labels as they stand; not to be written to.
+        original_labels: `(n,)` original labels.
+        current_labels: `(n,)` current labels. Do not write to them.
 
     Args:
-        labels: `(n,)` integer labels as given.
-        num_classes: K; labels are in `[0, K)`.
+        labels: `(n,)` original integer labels.
+        num_classes: number of classes K; labels are in `[0, K)`.
 
     Raises:
-        ValueError: a shape, label or id is out of range; nothing is recorded then.
+        ValueError: a shape is invalid, or a label or id is out of range. Nothing is recorded.
 
     Examples:
         >>> ledger = LabelLedger(torch.tensor([0, 1, 2]), num_classes=3)
@@ -51,9 +51,9 @@ class LabelLedger(nn.Module):
 
     original_labels: Tensor
     current_labels: Tensor
-    # One row an event: sample, epoch, old, new, index of the rule's name.
+    # One row per event: sample, epoch, old label, new label, index of the rule's name.
     event_integers: Tensor
-    # One row an event: uncertainty, margin, threshold.
+    # One row per event: uncertainty, margin, threshold.
     event_scores: Tensor
     rule_names: Tensor
 
@@ -83,15 +83,15 @@ class LabelLedger(nn.Module):
         margin: Tensor | None = None,
         threshold: Tensor | float = float("nan"),
     ) -> None:
-        """Give samples `ids` `(m,)` new `labels` `(m,)`, one event each.
+        """Assign new `labels` `(m,)` to samples `ids` `(m,)`, and record one event for each.
 
         Args:
             ids: distinct sample ids.
-            labels: their new labels.
-            epoch: when.
-            rule: why; a name of one line, other than "revert", "decide" and "keep".
-            uncertainty: `(m,)` of the old label.
-            margin: `(m,)` by which the rule preferred the new label.
+            labels: new labels of these samples.
+            epoch: epoch of the change.
+            rule: name of the rule, on one line, other than "revert", "decide" and "keep".
+            uncertainty: `(m,)` uncertainty of the old labels.
+            margin: `(m,)` margin by which the rule preferred the new labels.
             threshold: `(m,)` or one number; the bound that the margin passed.
         """
         if not isinstance(rule, str) or not rule or "\n" in rule or rule in BY_HAND:
@@ -136,35 +136,36 @@ class LabelLedger(nn.Module):
             self.rule_names = _encode([*names, rule]).to(self.rule_names.device)
         self.event_integers = torch.cat([self.event_integers, integers])
         self.event_scores = torch.cat([self.event_scores, score_rows])
-        # Not in place: a state dict taken before keeps labels that belong to its events.
+        # Not in place: the labels in an earlier state dict must still match its events.
         self.current_labels = self.current_labels.index_copy(0, ids, labels)
 
     def decide(self, ids: Tensor, labels: Tensor) -> None:
-        """Record that a person verified: samples `ids` `(m,)` have `labels` `(m,)`.
+        """Record `labels` `(m,)` that a person verified for samples `ids` `(m,)`.
 
-        One event of rule "decide" each, in the epoch of the last event, also where a label is
-        confirmed. `UERM` leaves these samples alone from then on, and learns from them how far to
-        trust the other labels.
+        Every sample gets an event with rule "decide" and the epoch of the last event, even if the
+        label is only confirmed. From then on, `UERM` does not relabel these samples, and uses them
+        to calibrate how far it trusts the other labels.
         """
         self._append(ids, labels, self._last_epoch(), DECIDE)
 
     def keep(self, ids: Tensor, labels: Tensor) -> None:
-        """Fix `labels` `(m,)` of samples `ids` `(m,)` that nobody verified, as of an earlier run.
+        """Fix unverified `labels` `(m,)` of samples `ids` `(m,)`, such as those of an earlier run.
 
-        As `decide`, with the rule "keep": `UERM` leaves these samples alone, and learns nothing
-        from them.
+        This works like `decide`, but with the rule "keep": `UERM` does not relabel these samples,
+        and does not calibrate on them.
         """
         self._append(ids, labels, self._last_epoch(), KEEP)
 
     def revert(
         self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None
     ) -> None:
-        """Undo changes: of samples (back to their original labels), of one event, or of one epoch.
+        """Revert samples to their original labels, or undo one event or one epoch.
 
-        For an event or an epoch the samples return to the label they had before it. Of an epoch
-        only what rules changed is undone, and no label that somebody chose since. Every sample
-        concerned gets an event of rule "revert", in the epoch of the last event, also where its
-        label stays the same: somebody chose it, and `UERM` leaves it alone from then on.
+        For an event or an epoch, samples return to the label that they had before it. For an epoch,
+        only changes made by rules are undone, and labels set by hand since then are kept. Every
+        reverted sample gets an event with rule "revert" and the epoch of the last event, even if
+        its label stays the same. The label then counts as set by hand, and `UERM` does not change
+        it any more.
         """
         if sum(given is not None for given in (ids, event, epoch)) != 1:
             raise ValueError("revert: give exactly one of ids, event, epoch")
@@ -173,7 +174,7 @@ class LabelLedger(nn.Module):
             before = self.original_labels[ids]
         else:
             rows = self._rows(event, epoch)
-            # Of several events of one sample, the earliest holds the label from before them.
+            # If a sample has several events, the earliest one holds the label before all of them.
             first = {row[0]: row[2] for row in reversed(rows.tolist())}
             first = dict(sorted(first.items()))
             ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
@@ -181,41 +182,41 @@ class LabelLedger(nn.Module):
         self._append(ids, before, self._last_epoch(), REVERT)
 
     def fixed(self) -> Tensor:
-        """Return `(n,)` True where the last event is a revert, a decision or a kept label."""
+        """Return a mask `(n,)` of samples whose last event is a revert, a decision or "keep"."""
         return self._last_rule_is(*BY_HAND)
 
     def human_verified(self) -> Tensor:
-        """Return `(n,)` True where a sample's last event is a decision of a person."""
+        """Return a mask `(n,)` of samples whose last event is a decision by a person."""
         return self._last_rule_is(DECIDE)
 
     def _last_rule_is(self, *names: str) -> Tensor:
         is_one = self._is_rule(*names)
-        # Samples without an event look up the False put at the end.
+        # Samples without an event have index -1, which selects the False appended at the end.
         return torch.cat([is_one, is_one.new_zeros(1)])[_last(self.event_integers, len(self))]
 
     def _is_rule(self, *names: str) -> Tensor:
-        """Return `(events,)` True where the event has a rule of one of these names."""
+        """Return a mask `(events,)` of the events whose rule has one of these names."""
         codes = [code for code, name in enumerate(self._rules()) if name in names]
         rules = self.event_integers[:, 4]
         return torch.isin(rules, torch.tensor(codes, dtype=rules.dtype, device=rules.device))
 
     def events(self, since: int = 0) -> list[Event]:
-        """The events from number `since` on, oldest first."""
+        """Return the events from number `since` on, oldest first."""
         return list(self._events(whole("since", since)))
 
     def replay(self) -> Tensor:
-        """Return the labels `(n,)` that the events make of the original ones: `current_labels`."""
+        """Return the labels `(n,)` after replaying all events; they equal `current_labels`."""
         return _replayed(self.original_labels, self.event_integers)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the events with a header row."""
+        """Write the events to a CSV file with a header row."""
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Event._fields)
             writer.writerows(self._events())
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the events, one JSON object a line; an unknown or infinite score is null."""
+        """Write the events as JSON Lines; unknown and infinite scores are null."""
         with Path(path).open("w", encoding="utf-8") as file:
             for event in self._events():
                 known = {
@@ -225,13 +226,13 @@ class LabelLedger(nn.Module):
                 file.write(json.dumps(known) + "\n")
 
     def flow(self) -> Tensor:
-        """Count original labels by current ones, `(K, K)`."""
+        """Return counts `(K, K)` of samples by original label and current label."""
         cell = self.original_labels * self.num_classes + self.current_labels
         counts = torch.bincount(cell, minlength=self.num_classes**2)
         return counts.view(self.num_classes, self.num_classes)
 
     def compare(self, true_labels: Tensor) -> Comparison:
-        """Score the changes against the truth `(n,)`."""
+        """Compare the original and the current labels with the true labels `(n,)`."""
         true_labels = torch.as_tensor(true_labels)
         if true_labels.shape != self.original_labels.shape:
             raise ValueError(
@@ -291,10 +292,10 @@ class LabelLedger(nn.Module):
         return ids
 
     def check_state(self, state_dict: dict[str, Any], prefix: str = "") -> None:
-        """Raise a RuntimeError if a saved state belongs to another ledger, or to other events.
+        """Raise a RuntimeError if a saved state does not match this ledger or its own events.
 
-        Its original labels have to be those of this ledger, and its current ones what its events
-        make of them.
+        The saved original labels must equal those of this ledger. The saved current labels must be
+        the result of replaying the saved events.
         """
         name = prefix + "original_labels"
         saved, given = state_dict.get(name), self.original_labels
@@ -335,14 +336,14 @@ class LabelLedger(nn.Module):
 
 
 def _last(events: Tensor, samples: int) -> Tensor:
-    """Return the number `(n,)` of each sample's last event; -1 where it has none."""
+    """Return the number `(n,)` of each sample's last event, or -1 if it has none."""
     number = torch.arange(len(events), device=events.device)
     none = torch.full((samples,), -1, device=events.device)
     return none.scatter_reduce(0, events[:, 0], number, "amax")
 
 
 def _replayed(original: Tensor, events: Tensor) -> Tensor:
-    """Return the labels `(n,)` that events make of the original ones."""
+    """Return the labels `(n,)` after replaying the events on the original labels."""
     last = _last(events, len(original))
     new = torch.cat([events[:, 3], events.new_zeros(1)])[last]
     return torch.where(last >= 0, new, original)

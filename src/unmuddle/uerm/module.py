@@ -1,4 +1,4 @@
-"""`UERM(nn.Module)`: watches predictions, proposes relabels once an epoch, records them."""
+"""`UERM(nn.Module)`: collects predictions, relabels samples once per epoch, records changes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ from unmuddle.uerm.uncertainty import Estimator, EstimatorName, choose_estimator
 
 
 class EpochMeans(NamedTuple):
-    """Running means with this epoch in them, not yet in place."""
+    """Running means updated with the current epoch, but not yet stored."""
 
     predictions: Folded
     importance: Folded | None
@@ -40,10 +40,10 @@ class Decision(NamedTuple):
     Attributes:
         ids: `(m,)` samples to relabel.
         labels: `(m,)` their new labels.
-        margin: `(m,)` by which the policy prefers them.
+        margin: `(m,)` margin by which the policy prefers the new labels.
         threshold: `(m,)` bound that the margin passed.
-        old_uncertainty: `(m,)` of the labels before.
-        uncertainty: `(n,)` of all labels after.
+        old_uncertainty: `(m,)` uncertainty of the old labels.
+        uncertainty: `(n,)` uncertainty of all labels after the changes.
         rule: name of the policy.
     """
 
@@ -57,43 +57,43 @@ class Decision(NamedTuple):
 
 
 class UERM(nn.Module):
-    """Uncertainty-estimation-based relabeling module: owns the labels of n training samples.
+    """Uncertainty-estimation-based relabeling module, which owns the labels of n training samples.
 
-    Every training batch adds its predictions to this epoch's mean of each sample; views of a sample
-    count alike, and a row with NaN or infinity does not count. `end_epoch` folds that into a
-    running mean over epochs, `p <- momentum · p + (1 - momentum) · epoch's mean`, lets the policy
-    decide on the evidence, and records each change in `ledger`. In eval mode `forward` updates
-    nothing.
+    In training mode, `forward` adds the predictions of a batch to the mean of each sample in the
+    current epoch. Views of a sample count equally, and rows with NaN or infinity are skipped.
+    `end_epoch` updates a running mean over epochs,
+    `p <- momentum · p + (1 - momentum) · epoch's mean`, applies the policy to the evidence, and
+    records each change in `ledger`. In eval mode, `forward` updates nothing.
 
-    Its state keeps its precision: `.half()`, `.bfloat16()` and `.double()` leave it as it is.
+    The state keeps its dtype under `.half()`, `.bfloat16()` and `.double()`.
 
-    In a distributed run the processes share their evidence in `end_epoch`, which all of them call,
-    and have the same labels after it as one process would. Leave the module out of
-    `DistributedDataParallel`, which would overwrite each process's sums.
+    In a distributed run, all processes must call `end_epoch`, which combines their evidence. The
+    resulting labels are the same as in a single process. Do not wrap the module in
+    `DistributedDataParallel`, which would overwrite the sums of each process.
 
     Args:
-        labels: `(n,)` integer labels as given; a sample's id is its index.
-        num_classes: K.
+        labels: `(n,)` original integer labels; the id of a sample is its index.
+        num_classes: number of classes K.
         policy: `"bayes"`, `"ema_margin"`, `"scn"`, or any callable `Evidence -> Proposals`;
             `functools.partial` binds options, as in `partial(scn, group="all")`.
-        estimator: of uncertainty: `"mislabeled"`, `"attention"`, or any callable
+        estimator: estimator of uncertainty: `"mislabeled"`, `"attention"`, or any callable
             `Evidence -> (n,)` in [0, 1].
-        feature_dim: D of the features; needed for `"attention"`.
-        quarantine: relabeled samples get a weight of 0, so that what is predicted of them stays
-            evidence; `False`: they are trained on by their new label. `None`: what suits the
-            policy; the Self-Cure Network trains on them.
-        warmup_epochs: W epochs train on the labels as given, with weights of 1; the first relabels
-            come at the end of epoch W, or of the first where W = 0.
-        momentum: of the running mean; `None`: what suits the policy, and 0 for `"scn"`, which
-            looks at the last epoch alone.
-        max_fraction: at most this share of the samples has another label than its original one.
-        class_floor: of the samples given as one class, at least this share keeps that label.
-        top_k: keep this many classes of each running mean, the largest; `None`: all K.
-        dtype: of the running mean, float32 or float16.
+        feature_dim: feature dimension D; required for `"attention"`.
+        quarantine: if `True`, relabeled samples get a weight of 0, so their predictions remain
+            evidence. If `False`, they are trained on with their new label. If `None`, use the
+            default of the policy, which is `False` for `"scn"` and `True` otherwise.
+        warmup_epochs: number of epochs W that train on the original labels with weights of 1. The
+            first relabels are made at the end of epoch W, or of the first epoch if W = 0.
+        momentum: momentum of the running mean. If `None`, use the default of the policy, which is 0
+            for `"scn"`, since it uses only the last epoch.
+        max_fraction: maximum share of samples whose label differs from the original label.
+        class_floor: minimum share of the samples of each original class that keep their label.
+        top_k: number of largest entries to keep of each running mean; `None` keeps all K.
+        dtype: dtype of the running mean, float32 or float16.
 
     Raises:
-        ValueError: an option or shape does not fit. An id out of range is a RuntimeError, before
-            anything is written.
+        ValueError: an option or a shape is invalid.
+        RuntimeError: an id is out of range. Nothing is written.
 
     Examples:
         >>> uerm = UERM(torch.tensor([0, 1, 1, 0]), num_classes=2)
@@ -176,7 +176,7 @@ class UERM(nn.Module):
         self.register_buffer("one_hot", torch.eye(num_classes, device=device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UERM":
-        """Move to a device, as `nn.Module` does, but never to another dtype."""
+        """Apply `fn` as `nn.Module` does, but keep the dtype of each tensor."""
 
         def moved(tensor: Tensor) -> Tensor:
             new = fn(tensor)
@@ -187,13 +187,14 @@ class UERM(nn.Module):
     def forward(
         self, features: Tensor, logits: Tensor, ids: Tensor, *, observe: bool = True
     ) -> UERMOutput:
-        """Return what to train a batch on, and take its predictions in as evidence.
+        """Return training targets and weights of a batch, and collect its predictions as evidence.
 
         Args:
-            features: `(N, D)` embeddings of the samples; only estimator `"attention"` reads them.
-            logits: `(N, K)` of the classifier.
+            features: `(N, D)` embeddings of the samples; used only by the estimator `"attention"`.
+            logits: `(N, K)` logits of the classifier.
             ids: `(N,)` integer sample ids; views of one sample repeat its id.
-            observe: `False` where better predictions are given to `observe`.
+            observe: whether to collect the predictions. Use `False` if better predictions are
+                passed to the method `observe`.
         """
         self._check_batch(features, logits, ids)
         ids = ids.long()
@@ -210,17 +211,17 @@ class UERM(nn.Module):
         return UERMOutput(labels, targets, weight, uncertainty, regularizer)
 
     def observe(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
-        """Take in predictions as evidence, in eval mode too; arguments as in `forward`.
+        """Collect predictions as evidence, also in eval mode; see `forward` for the arguments.
 
-        Evidence is best from a better model than the one in training: an average of its weights
-        over the last steps, on images without augmentation, once an epoch.
+        The best evidence comes from a better model than the one being trained, such as an average
+        of its weights over the last steps. Predict images without augmentation once per epoch.
         """
         self._check_batch(features, logits, ids)
         self._take_in(features, logits, ids.long())
 
     @torch.no_grad()
     def _take_in(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
-        # A row that overflowed is NaN throughout, and does not count.
+        # A row that overflowed is all NaN, and the history skips it.
         self.predictions.add(ids, logits.float().softmax(1))
         if self.importance is not None and self.attention is not None:
             importance = self.attention(features)
@@ -228,9 +229,9 @@ class UERM(nn.Module):
 
     @torch.no_grad()
     def end_epoch(self) -> list[Event]:
-        """Count the epoch; once warm let the policy propose, apply it, and return the events.
+        """End the epoch; after the warm-up, apply the policy. Return the new events.
 
-        Samples never seen, and samples whose label somebody chose, are left alone.
+        Samples never seen, and samples whose label was set by hand, are not relabeled.
         """
         epoch = int(self.epoch) + 1
         means = self._epoch_means()
@@ -256,24 +257,24 @@ class UERM(nn.Module):
 
     @torch.no_grad()
     def evidence(self) -> Evidence:
-        """Return what is known of every sample, this epoch so far included.
+        """Return the evidence about every sample, including the current epoch so far.
 
-        In a distributed run all processes call it.
+        In a distributed run, all processes must call this method.
         """
         return self._evidence(self._epoch_means()).copy()
 
     @torch.no_grad()
     def suggest(self, limit: int | None = None, *, to_verify: bool = False) -> list[Suggestion]:
-        """List what the policy would relabel now, most confident first; nothing is applied.
+        """List the relabels that the policy would make now, most confident first; apply none.
 
-        Samples never seen, and samples whose label somebody chose, are left out. In a distributed
-        run all processes call it.
+        Samples never seen, and samples whose label was set by hand, are left out. In a distributed
+        run, all processes must call this method.
 
         Args:
             limit: maximum number of suggestions.
-            to_verify: suggest labels to verify with `ledger.decide` instead, drawn at random from
-                the half that is most likely wrong. `margin` is then the probability that the label
-                is wrong. Each decision leads to another draw.
+            to_verify: suggest labels to verify with `ledger.decide` instead. They are drawn at
+                random from the half of the labels that is most likely wrong. `margin` is then the
+                probability that the label is wrong. The draw changes with each decision.
         """
         if limit is not None:
             limit = whole("limit", limit)
@@ -298,11 +299,11 @@ class UERM(nn.Module):
         )
 
     def _free(self, means: EpochMeans) -> Tensor:
-        """Return `(n,)` True where a policy may change the label."""
+        """Return a mask `(n,)` of the samples whose label a policy may change."""
         return (means.predictions.seen > 0) & ~self.ledger.fixed()
 
     def _evidence(self, means: EpochMeans) -> Evidence:
-        """Fit the noise model and the verified labels; estimate the current labels' uncertainty."""
+        """Fit the noise model, calibrate on verified labels, and estimate the uncertainty."""
         predictions, importance = means
         evidence = gather_evidence(
             predictions.mean,
@@ -321,7 +322,7 @@ class UERM(nn.Module):
         return found.detach().float().masked_fill(means.predictions.seen == 0, 0)
 
     def _proposals(self, evidence: Evidence, free: Tensor) -> Proposals:
-        """The policy's proposals within what may change."""
+        """Return the proposals of the policy, restricted to changes that are allowed."""
         proposals = self.policy(evidence.copy())
         if not isinstance(proposals, Proposals):
             raise ValueError(f"policy: expected Proposals, got {type(proposals).__name__}")
@@ -359,7 +360,7 @@ class UERM(nn.Module):
         )
 
     def _weights(self) -> Tensor:
-        """Return how far each target is trusted: fully where its label is fixed."""
+        """Return the weight of each target, which is 1 if its label is fixed."""
         ledger = self.ledger
         weight = 1 - self.uncertainty
         if self.quarantine:
@@ -369,7 +370,7 @@ class UERM(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # A state is loaded whole or not at all.
+        # Check everything first: a state is loaded completely or not at all.
         other_options = "was it saved by a UERM of other options?"
         self.ledger.check_state(state_dict, f"{prefix}ledger.")
         own = self.state_dict()
@@ -412,7 +413,7 @@ class UERM(nn.Module):
                 f"features: expected shape (N, D) = ({n}, {dim}), got {tuple(features.shape)}"
             )
         if ids.is_cuda and not torch.compiler.is_compiling():
-            return  # index_select asserts the range on the device: nothing waits for the host
+            return  # index_select asserts the range on the device, without synchronisation
         samples = len(self.ledger)
         torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             ((ids >= 0) & (ids.long() < samples)).all(), f"ids: expected 0 <= id < {samples}"

@@ -20,7 +20,7 @@ from unmuddle.uerm.distribution import Distribution, to_probabilities
 from unmuddle.uerm.inputs import to_integers
 
 FITTED = 16_384  # size of the random subset that β and b are fitted to
-FLOOR = 2**-17  # least probability that counts: half of what a history can tell from 0
+FLOOR = 2**-17  # lower bound of probabilities: half the resolution of a history
 # Divergence of contradictions from uniform, in nats: noise is symmetric up to EVEN and
 # class-conditional from UNEVEN on.
 EVEN, UNEVEN = 0.1, 0.3
@@ -58,13 +58,13 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
     probabilities are all 0, are not counted. The fit takes 20 K² bytes.
 
     Args:
-        predictions: of n samples.
-        labels: `(n,)` labels as given.
-        num_classes: K.
+        predictions: predictions for n samples.
+        labels: `(n,)` original labels.
+        num_classes: number of classes K.
 
     Raises:
-        ValueError: there are fewer than two classes, the predictions are no probabilities, or the
-            labels are no integers from 0 to K - 1.
+        ValueError: there are fewer than two classes, the predictions are not probabilities, or the
+            labels are not integers from 0 to K - 1.
 
     Examples:
         >>> p, y = torch.eye(2)[torch.arange(1000) % 2], torch.arange(1000) % 2
@@ -81,7 +81,7 @@ def fit_noise(predictions: Distribution, labels: Tensor, num_classes: int) -> No
 
 @torch.inference_mode(False)
 def fit_checked(predictions: Distribution, labels: Tensor, num_classes: int) -> NoiseModel:
-    """Fit the noise model to input that has been checked."""
+    """Fit the noise model to validated input."""
     confidence, predicted = predictions.best()
     seen = (confidence > 0).nonzero()[:, 0]
     confidence, predicted, given = confidence[seen], predicted[seen], labels[seen]
@@ -166,8 +166,8 @@ def fit_likelihood(
 def _unevenness(wrong: Tensor) -> Tensor:
     """Return 0 for symmetric and 1 for class-conditional contradictions `(K, K)`.
 
-    The measure is the Kullback-Leibler divergence of the rows from uniform, in nats, less its
-    expectation if each cell were a Poisson variable of the row's mean.
+    The measure is the Kullback-Leibler divergence of the rows from uniform, in nats, minus its
+    expectation if each cell were a Poisson variable with the mean of its row.
     """
     of_class = wrong.sum(1, keepdim=True)
     mean = (of_class / (len(wrong) - 1)).clamp(min=1e-9)
@@ -181,7 +181,7 @@ def _unevenness(wrong: Tensor) -> Tensor:
 
 
 def _label_given_class(p: Distribution, labels: Tensor, model: NoiseModel) -> Tensor:
-    """Likelihood P(y | k) `(n, k)` of each sample's label under the classes of its entries."""
+    """Return the likelihood P(y | k) `(n, k)` of each sample's label for its entries' classes."""
     if p.classes is None:
         wrong = model.confusion.T[labels]
         return (model.rate * wrong).scatter(1, labels[:, None], (1 - model.rate).item())

@@ -1,4 +1,4 @@
-"""`UERMOutput`: what `UERM` gives for a batch."""
+"""`UERMOutput`: the output of `UERM` for a batch."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,15 @@ from unmuddle.uerm.processes import over_processes
 
 
 class UERMOutput(NamedTuple):
-    """Targets and weights to train a batch of N samples on.
+    """Targets and weights for training on a batch of N samples.
 
     Attributes:
-        labels: `(N,)` labels as they stand.
+        labels: `(N,)` current labels.
         targets: `(N, K)` one-hot labels to train on.
         weight: `(N,)` in [0, 1], for `weighted_mean`; 1 during warm-up and for samples never seen
             before.
-        uncertainty: `(N,)` of the labels, in [0, 1], as the last epoch left it; 0 where somebody
-            had chosen the label, and for samples never seen.
+        uncertainty: `(N,)` uncertainty of the labels in [0, 1], as of the end of the last epoch; 0
+            for labels set by hand and for samples never seen.
         regularizer: scalar to add to the loss; trains the attention head only.
     """
 
@@ -29,23 +29,24 @@ class UERMOutput(NamedTuple):
     regularizer: Tensor
 
     def weighted_mean(self, losses: Tensor, *, gather: bool = False) -> Tensor:
-        """`sum_i w_i L_i / sum_i w_i`; 0 with zero gradient where every weight is 0.
+        """Return `sum_i w_i L_i / sum_i w_i`; 0 with zero gradient if all weights are 0.
 
-        A batch may hold quarantined samples alone, whose weights are 0: dividing by `weight.sum()`
-        would then make the loss, and with it every weight of the network, NaN.
+        A batch may contain only quarantined samples, whose weights are 0. Dividing by
+        `weight.sum()` would then make the loss NaN, and with it all parameters of the network.
 
         Args:
-            losses: `(N,)` of the samples, such as `cross_entropy(..., reduction="none")`.
-            gather: the mean over the batches of all processes of `torch.distributed`. Every process
-                gets its value; averaged over the processes, as `DistributedDataParallel` does,
-                gradients are those of one process holding all of these samples. A mean of each
-                process's own mean would differ where their weights do.
+            losses: `(N,)` losses of the samples, such as `cross_entropy(..., reduction="none")`.
+            gather: take the mean over the batches of all `torch.distributed` processes. Every
+                process returns this mean. Averaged over the processes, as by
+                `DistributedDataParallel`, the gradients equal those of one process with all
+                samples. The average of the processes' own means would differ if the sums of their
+                weights differ.
 
         Returns:
             Scalar.
 
         Raises:
-            ValueError: `losses` has another shape.
+            ValueError: `losses` has a different shape.
 
         Examples:
             >>> from unmuddle import UERM
@@ -60,11 +61,11 @@ class UERMOutput(NamedTuple):
                 f"(reduction='none'), got {tuple(losses.shape)}"
             )
         tiny = torch.finfo(self.weight.dtype).tiny
-        counted = losses.masked_fill(self.weight == 0, 0)  # an infinite loss of weight 0 too
+        counted = losses.masked_fill(self.weight == 0, 0)  # even an infinite loss
         total, weight = (self.weight * counted).sum(), self.weight.sum()
         if not (gather and is_distributed()):
             return total / weight.clamp(min=tiny)
         sums = over_processes(torch.stack([total.detach(), weight.to(total)]))
         weight = sums[1].clamp(min=tiny)
         own = total * torch.distributed.get_world_size() / weight
-        return sums[0] / weight + (own - own.detach())  # the value of all, the gradient of ours
+        return sums[0] / weight + (own - own.detach())  # global value, local gradient

@@ -1,4 +1,4 @@
-"""Policies: evidence about all samples -> proposals. Nothing is written here.
+"""Policies, which map evidence about all samples to proposals and have no side effects.
 
 A policy is any callable `Evidence -> Proposals`; bind options with `functools.partial`.
 """
@@ -15,11 +15,11 @@ from unmuddle.uerm.records import Suggestion
 
 
 class Proposals(NamedTuple):
-    """A label for every sample, and why.
+    """A proposed label for every sample, with the evidence for it.
 
     Attributes:
-        labels: `(n,)`; equal to the current label where no change is proposed.
-        margin: `(n,)` by how much the evidence prefers another class to the compared label.
+        labels: `(n,)` labels, equal to the current label if no change is proposed.
+        margin: `(n,)` margin by which the evidence prefers another class to the compared label.
         threshold: `(n,)` or one number; the bound that the margin is compared with.
         rule: name of the policy.
     """
@@ -65,24 +65,24 @@ def bayes(evidence: Evidence, *, precision: float = 0.9, hysteresis: float = 0.1
 
 
 def _threshold(candidates: Tensor, precision: float) -> float:
-    """Smallest threshold from 1/2 on at which the mean of the candidates reaches `precision`."""
+    """Return the smallest threshold >= 1/2 at which the candidates' mean reaches `precision`."""
     ordered = candidates.sort(descending=True).values
     expected = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
     last_of_ties = torch.ones_like(ordered, dtype=torch.bool)
     last_of_ties[:-1] = ordered[1:] < ordered[:-1]
     sure = (expected >= precision) & last_of_ties
-    if sure[-1:].all():  # all of them, or none at all
+    if sure[-1:].all():  # all candidates qualify, or there are none
         return 0.5
     return float(ordered[sure][-1]) if sure.any() else 1.0
 
 
 def ema_margin(evidence: Evidence, *, threshold: float = 0.4, hysteresis: float = 0.2) -> Proposals:
-    """Relabel where the mean prediction contradicts the ORIGINAL label; take back when it recovers.
+    """Relabel samples whose mean prediction contradicts the ORIGINAL label; undo it if it recovers.
 
-    With `m = max_{k != y} p[k] - p[y]` and y the original label: `m > threshold` proposes
-    `argmax p`; a relabeled sample returns to y when `m < threshold - hysteresis`; between the two
-    it keeps what it has. Averaging over epochs and never comparing with an already changed label
-    is what keeps errors from feeding on themselves (our choice).
+    Let y be the original label and `m = max_{k != y} p[k] - p[y]`. If `m > threshold`, `argmax p`
+    is proposed. If `m < threshold - hysteresis`, a relabeled sample returns to y. In between, a
+    sample keeps its label. Averaging over epochs, and never comparing with an already changed
+    label, prevents errors from reinforcing themselves (our choice).
 
     Examples:
         >>> from unmuddle.uerm import Distribution, gather_evidence
@@ -107,10 +107,11 @@ def scn(
 ) -> Proposals:
     """Self-Cure Network: relabel where `max_k p[k] - p[current] > threshold`.
 
-    The paper looks at the group of low importance (`group="low"`: the most uncertain
-    `low_fraction` of the samples), its released code at every sample (`group="all"`). It decides
-    on single predictions of augmented training batches: use it with `momentum=0`. A changed label
-    is the one compared from then on; nothing remembers the original.
+    The paper considers only the group of low importance (`group="low"`), which is the most
+    uncertain `low_fraction` of the samples. Its released code considers every sample
+    (`group="all"`). The network decides on single predictions of augmented training batches, so use
+    this policy with `momentum=0`. After a change, predictions are compared with the new label, and
+    the original label is no longer used.
 
     References:
         Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition, 2020,
@@ -131,17 +132,17 @@ def scn(
 def guarded(
     proposals: Proposals, evidence: Evidence, *, max_fraction: float = 1.0, class_floor: float = 0.0
 ) -> Proposals:
-    """Keep the most confident proposals that budget and class floors leave room for.
+    """Keep the most confident proposals within the limits `max_fraction` and `class_floor`.
 
     Args:
-        proposals: what a policy proposes.
-        evidence: what it saw.
-        max_fraction: at most this share of the samples has another label than its original one.
-        class_floor: of the samples given as one class, at least this share keeps that label.
+        proposals: proposals of a policy.
+        evidence: evidence that the policy used.
+        max_fraction: maximum share of samples whose label differs from the original label.
+        class_floor: minimum share of the samples of each original class that keep their label.
 
     Returns:
-        The same proposals, those that find no room replaced by the current label. Samples relabeled
-        already keep their place; a return to the original label always finds room.
+        The proposals, in which those beyond the limits are replaced by the current label. Samples
+        that are already relabeled have priority. A return to the original label is always allowed.
     """
     original, current = evidence.original, evidence.current
     changes = proposals.labels != original
@@ -160,13 +161,13 @@ def guarded(
 def suggestions(
     proposals: Proposals, current: Tensor, uncertainty: Tensor, limit: int | None = None
 ) -> list[Suggestion]:
-    """List what `proposals` would change, most confident first.
+    """List the changes that `proposals` would make, most confident first.
 
     Args:
-        proposals: of a policy.
-        current: `(n,)` labels as they stand.
-        uncertainty: `(n,)` of them.
-        limit: at most this many; `None`: all.
+        proposals: proposals of a policy.
+        current: `(n,)` current labels.
+        uncertainty: `(n,)` uncertainty of the current labels.
+        limit: maximum number of suggestions; `None`: all.
     """
     ids = (proposals.labels != current).nonzero()[:, 0]
     best = proposals.margin[ids].argsort(descending=True, stable=True)
@@ -192,10 +193,10 @@ def draw_to_verify(
     Verifying only the most suspicious labels would say little about the rest.
 
     Args:
-        evidence: of all samples.
+        evidence: evidence about all samples.
         free: `(n,)` True for samples that may be drawn.
         limit: maximum number of samples; `None`: the whole half.
-        seed: of the draw.
+        seed: seed of the random draw.
     """
     doubt = 1 - evidence.posterior.prob_of(evidence.current)
     number = -(-int(free.sum()) // 2)
@@ -208,7 +209,7 @@ def draw_to_verify(
 
 
 class PolicyDefaults(NamedTuple):
-    """Options of `UERM` that suit a policy."""
+    """Default options of `UERM` for a policy."""
 
     momentum: float
     quarantine: bool
@@ -219,14 +220,14 @@ Policy = Callable[[Evidence], Proposals]
 _POLICIES: dict[str, tuple[Policy, PolicyDefaults]] = {
     "bayes": (bayes, PolicyDefaults(0.5, quarantine=True)),
     "ema_margin": (ema_margin, PolicyDefaults(0.7, quarantine=True)),
-    # It looks at the last predictions alone, and trains on what it relabels.
+    # It uses only the last predictions, and trains on relabeled samples.
     "scn": (scn, PolicyDefaults(0.0, quarantine=False)),
 }
 _OWN = PolicyDefaults(0.8, quarantine=True)
 
 
 def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, PolicyDefaults]:
-    """Return a policy, given itself or by its name, and the options that suit it."""
+    """Return a policy, given as a callable or by name, and its default options."""
     if isinstance(policy, str):
         if policy not in _POLICIES:
             raise ValueError(
@@ -240,7 +241,10 @@ def choose_policy(policy: PolicyName | Policy) -> tuple[Policy, PolicyDefaults]:
 
 
 def _rank(scores: Tensor, among: Tensor, group: Tensor) -> Tensor:
-    """Rank each sample in its group by score, largest first, `(n,)`; those not `among` last."""
+    """Return the rank `(n,)` of each sample in its group by score, largest first.
+
+    Samples that are not `among` come last.
+    """
     by_score = torch.where(among, scores, -torch.inf).argsort(descending=True, stable=True)
     order = by_score[group[by_score].argsort(stable=True)]
     sizes = torch.bincount(group)

@@ -10,7 +10,7 @@ from unmuddle.distributed import is_distributed
 
 
 def over_processes(sums: Tensor) -> Tensor:
-    """Return a copy of `sums`, added up over the processes."""
+    """Return the sum of `sums` over all processes, as a new tensor."""
     sums = sums.clone()
     if is_distributed():
         torch.distributed.all_reduce(sums)
@@ -18,10 +18,10 @@ def over_processes(sums: Tensor) -> Tensor:
 
 
 def from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.device) -> Any:
-    """Return what `decide` returns in the first process, so that all processes agree.
+    """Call `decide` in the first process, and return its result in all processes.
 
     Raises:
-        RuntimeError: in every process, if `decide` fails in the first of several.
+        RuntimeError: `decide` failed in the first of several processes. All processes raise it.
     """
     if not is_distributed():
         return decide()

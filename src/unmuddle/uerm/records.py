@@ -20,15 +20,15 @@ class Event(NamedTuple):
 
 
 class Suggestion(NamedTuple):
-    """A label that may be wrong, and what speaks for another.
+    """A label that may be wrong, and the evidence for another label.
 
     Attributes:
-        sample: its id.
-        label: as it stands.
+        sample: id of the sample.
+        label: current label.
         suggested: the label that the evidence prefers.
-        margin: by how much, as the rule measures it.
-        threshold: what the margin must pass for a relabel; 0 for labels to verify.
-        uncertainty: of the label as it stands; NaN when unknown.
+        margin: margin by which the evidence prefers it, as defined by the policy.
+        threshold: bound that the margin must pass for a relabel; 0 for labels to verify.
+        uncertainty: uncertainty of the current label; NaN if unknown.
         rule: name of the policy.
     """
 

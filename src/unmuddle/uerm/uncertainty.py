@@ -1,4 +1,4 @@
-"""Estimators of the uncertainty of labels: 0 certainly right, 1 certainly wrong.
+"""Estimators of label uncertainty, from 0 (certainly right) to 1 (certainly wrong).
 
 An estimator is any callable `Evidence -> (n,)` in [0, 1].
 """
@@ -14,14 +14,14 @@ Estimator = Callable[[Evidence], Tensor]
 
 
 def mislabeled(evidence: Evidence) -> Tensor:
-    """`1 - P(label is right)`, by the posterior of the noise model: see `fit_noise`."""
+    """Return `1 - P(label is right)` by the posterior of the noise model; see `fit_noise`."""
     return evidence.about(evidence.current).uncertainty
 
 
 def attention(evidence: Evidence) -> Tensor:
-    """`1 -` the importance that the attention head gives the sample (Self-Cure Network)."""
+    """Return 1 minus the sample's importance by the attention head (Self-Cure Network)."""
     if evidence.importance is None:
-        raise ValueError('attention: expected evidence.importance; make UERM with "attention"')
+        raise ValueError('attention: no importance; create UERM with estimator="attention"')
     return 1 - evidence.importance
 
 
@@ -30,7 +30,7 @@ _ESTIMATORS: dict[str, Estimator] = {"mislabeled": mislabeled, "attention": atte
 
 
 def choose_estimator(estimator: EstimatorName | Estimator) -> Estimator:
-    """Return an estimator, given itself or by its name."""
+    """Return an estimator, given as a callable or by name."""
     if callable(estimator):
         return estimator
     if not isinstance(estimator, str) or estimator not in _ESTIMATORS:

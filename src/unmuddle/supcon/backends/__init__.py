@@ -1,5 +1,5 @@
-"""Implementations of the loss; `engine.Backend` is their interface.
+"""Implementations of the loss, with the interface `engine.Backend`.
 
-`reference` is Eq. 2 and 3 as written, `dense` holds all pairs of a small batch at once, `tiled` and
-`triton` visit them in tiles.
+`reference` computes Eq. 2 and 3 as written. `dense` holds all pairs of a small batch at once.
+`tiled` and `triton` process the pairs in tiles.
 """

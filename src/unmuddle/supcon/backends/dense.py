@@ -1,6 +1,7 @@
-"""Small batches: all N x T pairs at once, keeping `dL_i/ds_ij` for the backward pass.
+"""Backend for small batches, which computes all N x T pairs at once.
 
-Fewer operations than tiles, and every derivative is rounded once, like an eager computation's.
+The forward pass keeps `dL_i/ds_ij` for the backward pass. This takes fewer operations than tiles,
+and each derivative is rounded only once, as in eager mode.
 """
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from unmuddle.supcon.problem import Losses, Problem, Residuals
 
-MAX_PAIRS = 512**2  # 1 MB of fp32 derivatives; beyond, tiles are faster
-# 16 MB; measured against earlier kernels, of some hundred operations. Today's have fewer than this.
+MAX_PAIRS = 512**2  # 1 MB of fp32 derivatives; with more pairs, tiles are faster
+# 16 MB. This limit was measured against earlier kernels, which took about a hundred operations. The
+# current kernels take fewer operations than this backend.
 MAX_PAIRS_GPU = 2048**2
 
 
@@ -18,10 +20,10 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     z, norm = problem.unit_rows(x)
     options, v = problem.options, problem.denominator_weight
     n, is_compiling = options.anchors, torch.compiler.is_compiling()
-    lowest = torch.finfo(z.dtype).min / 2  # in place of -inf, so that 0 * s is 0
+    lowest = torch.finfo(z.dtype).min / 2  # finite, since 0 * -inf would be NaN
     w = problem.positives.tile(problem.rows, slice(0, len(z)))
     s = _product(z if n == z.shape[0] else z[:n], z.t(), problem.inv_temperature, like=w)
-    # torch.compile fixes the size of what fill_diagonal_ takes; without it, it is faster.
+    # Under torch.compile, fill_diagonal_ makes the size static. In eager mode, it is faster.
     s.diagonal().fill_(lowest) if is_compiling else s.fill_diagonal_(lowest)
     if problem.included is not None:
         s.masked_fill_(problem.included == 0, lowest)
@@ -36,11 +38,11 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     if others is s:
         log_p = s.log_softmax(1)
     else:
-        lse = others.logsumexp(1, keepdim=True)  # finite, if only just, without a term
+        lse = others.logsumexp(1, keepdim=True)  # near `lowest`, but finite, without a term
         has_loss = count.masked_fill(lse <= lowest / 2, 0)
         log_p = s - lse
 
-    # A look at the values, where it costs no synchronisation, often saves what follows for g.
+    # On a CPU, reading the values needs no synchronisation, and often shows that g is not needed.
     may_look = z.is_cpu and n > 0 and not is_compiling
     g = None if may_look and has_loss.min().item() > 0 else has_loss.sign()
     divisor = count if g is None else count.clamp_min(torch.finfo(z.dtype).tiny)
@@ -68,7 +70,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
+    """Return the gradients of `sum_i grad_i L_i` with respect to x and, if needed, `1 / τ`."""
     (z, norm, c), n, factor = residuals, problem.options.anchors, problem.inv_temperature
     if isinstance(grad, Tensor):
         c = c * grad[:, None]
@@ -83,7 +85,7 @@ def backward(
 
 
 def _product(a: Tensor, b: Tensor, factor: Tensor | float, like: Tensor) -> Tensor:
-    """Return `factor * a @ b`, in one operation if the factor is a number."""
+    """Return `factor * a @ b`, computed in one operation if the factor is a number."""
     if isinstance(factor, Tensor) or torch.compiler.is_compiling():
         return torch.mm(a, b).mul_(factor)
     return torch.addmm(like, a, b, beta=0, alpha=factor)

@@ -1,6 +1,6 @@
-"""Eq. 2 and Eq. 3 of Khosla et al. 2020, written down: the oracle for every other backend.
+"""Direct implementation of Eq. 2 and 3 of Khosla et al. 2020, to test all other backends against.
 
-Builds `(N, T)` matrices. Differentiable any number of times.
+It builds `(N, T)` matrices and has derivatives of any order.
 """
 
 import torch
@@ -12,7 +12,7 @@ from unmuddle.supcon.problem import Losses, Problem
 def forward(x: Tensor, problem: Problem) -> Losses:
     """Return the losses of all anchors."""
     n, v, z = problem.options.anchors, problem.denominator_weight, x.double()
-    if problem.options.normalize:  # also the second derivative of a zero row is 0
+    if problem.options.normalize:  # even the second derivative of a zero row is 0
         is_zero = (z == 0).all(1, keepdim=True)
         length = torch.linalg.vector_norm(torch.where(is_zero, 1, z), dim=1, keepdim=True)
         z = torch.where(is_zero, 0, z / length)
@@ -27,7 +27,8 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     if v is not None:
         is_term = is_term & (v != 0)
     has_loss = (count > 0) & is_term.any(1)
-    # Rows without a loss may be without a term, all -inf, whose gradient is NaN: give them one.
+    # The log-sum-exp of a row without terms is -inf, and its gradient is NaN. Rows without a loss
+    # therefore keep all terms.
     is_empty = ~has_loss[:, None]
     terms = s if v is None else s + torch.where(v == 0, 1, v).log()
     log_denominator = terms.masked_fill(~(is_term | is_empty), -torch.inf).logsumexp(1)
@@ -41,6 +42,6 @@ def forward(x: Tensor, problem: Problem) -> Losses:
         within = (s + log_weights).masked_fill(~(is_positive | is_empty), -torch.inf)
         log_numerator = within.logsumexp(1) - count.log()
     losses = torch.where(has_loss, log_denominator - log_numerator, 0)
-    # NaN in, NaN out, and a graph, even where there is no anchor.
+    # Propagate NaN and keep the autograd graph, even without an anchor.
     losses = losses + 0 * (z.sum() + weights.sum())
     return Losses(losses, has_loss.to(z.dtype), ())

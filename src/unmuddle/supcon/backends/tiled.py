@@ -1,9 +1,10 @@
-"""O(N·D) memory on any device: the pairs are visited in tiles, each pair of anchors once.
+"""Backend with O(N·D) memory on any device: pairs are processed in tiles, pairs of anchors once.
 
-With `E_ij = exp s_ij` and `u_i = g_i / sum_j a_ij E_ij`, the gradient of `sum_i g_i lse_i` in
-`s_ij` is `u_i a_ij E_ij`, so that of `z_i` is `(1/τ) sum_j (u_i a_ij + u_j a_ji) E_ij z_j`: one
-weight for both ends of a pair. The derivation is in the maths page of the docs. Exponentials are
-powers of two, several times as fast as `exp`.
+Let `E_ij = exp s_ij` and `u_i = g_i / sum_j a_ij E_ij`. The gradient of `sum_i g_i lse_i` with
+respect to `s_ij` is `u_i a_ij E_ij`. With respect to `z_i`, it is
+`(1/τ) sum_j (u_i a_ij + u_j a_ji) E_ij z_j`, in which both rows of a pair have the same weight. The
+maths page of the documentation derives this. Exponentials are computed as powers of two, which are
+several times as fast as `exp`.
 """
 
 import math
@@ -16,14 +17,14 @@ from torch import Tensor
 from unmuddle.supcon.problem import Losses, Over, Problem, Residuals
 
 TILE = 512
-# Similarities cached for the backward pass: up to 30 MB of fp32 where that is most of them, as at
-# N = 4096; 16 MB of larger problems, which gain little.
+# Number of similarities cached for the backward pass: up to 30 MB of fp32 if that is most of them,
+# as at N = 4096, and 16 MB for larger problems, which gain little from the cache.
 CACHE, CACHE_OF_LARGE, LARGE = 15 * 2**19, 4 * 2**20, 9 * 2**20
-SAFE_EXPONENT = 60.0  # 2 ** ±60 summed, inverted and weighed stays a normal fp32 number
+SAFE_EXPONENT = 60.0  # sums of 2 ** ±60, weighted or inverted, are normal fp32 numbers
 
 
 def cache_size(n: int, total: int) -> int:
-    """Return how many similarities of n rows with `total` are cached, at most."""
+    """Return the maximum number of cached similarities of n rows with `total` rows."""
     pairs = n * (n + TILE) // 2 + n * (total - n)
     return min(pairs, CACHE) if pairs <= LARGE else CACHE_OF_LARGE
 
@@ -44,7 +45,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     else:
         lse_positives = log_sum_exp(z, problem, "positives", cache, is_filled=True)
         numerator = lse_positives - count.log()
-    # NaN in, NaN out, also of rows that are in no loss.
+    # Propagate NaN, even from rows that contribute to no loss.
     v = problem.denominator_weight
     nothing = 0 * (z.sum() if v is None else z.sum() + v.sum())
     each = torch.where(has_loss > 0, lse - numerator, nothing)
@@ -52,7 +53,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory of the shapes of what `forward` keeps, of one process."""
+    """Return uninitialised residuals with the shapes that `forward` returns in one process."""
     options = problem.options
     lengths = len(x) if options.normalize else 0
     size = cache_size(options.anchors, len(x)) if options.needs_grad else 0
@@ -63,7 +64,10 @@ def new_residuals(x: Tensor, problem: Problem) -> Residuals:
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of `sum_i grad_i L_i` in x, of anchors our part, and in `1 / τ`."""
+    """Return the gradients of `sum_i grad_i L_i` with respect to x and, if needed, `1 / τ`.
+
+    The gradient of x is 0 for anchors of other processes.
+    """
     assert isinstance(grad, Tensor)
     (z, norm, lse, cache), options = residuals, problem.options
     grad = grad * problem.inv_temperature
@@ -82,9 +86,10 @@ def backward(
 def log_sum_exp(
     z: Tensor, problem: Problem, over: Over, cache: Tensor, *, is_filled: bool
 ) -> Tensor:
-    """Return `(n,)` `log sum_j a_ij exp s_ij` of our anchors, -inf where there is no term.
+    """Return `log sum_j a_ij exp s_ij` `(n,)` for the anchors of this process.
 
-    `cache` is filled with similarities, or has been before.
+    The result is -inf for an anchor without terms. The function fills `cache` with similarities,
+    or reads them from it if `is_filled`.
     """
     weights = _pair_weights(problem, over)
     if _is_bounded(z, problem):
@@ -109,9 +114,12 @@ def log_sum_exp(
 def pull(
     z: Tensor, problem: Problem, over: Over, g: Tensor, lse: Tensor, a: Tensor | None, cache: Tensor
 ) -> Tensor:
-    """Return the gradient `(T, D)` of `sum_i g_i lse_i - a_i s_i(positives)` in z, times τ."""
+    """Return τ times the gradient of `sum_i (g_i lse_i - a_i sum_j w_ij s_ij)` with respect to z.
+
+    The second term is left out if `a` is None. The result is `(T, D)`.
+    """
     weights, anchors = _pair_weights(problem, over), problem.options.anchors
-    none = z.new_zeros(len(z) - anchors)  # keys are no anchors
+    none = z.new_zeros(len(z) - anchors)  # keys are not anchors
     g = torch.cat([g, none]).unsqueeze(1)
     lse = torch.cat([lse.masked_fill(lse == -torch.inf, torch.inf), none + torch.inf]).unsqueeze(1)
     bounded = _is_bounded(z, problem)
@@ -139,20 +147,21 @@ def pull(
 def _tiles(
     z: Tensor, problem: Problem, cache: Tensor, is_filled: bool
 ) -> Iterator[tuple[slice, slice, Tensor, bool, bool]]:
-    """Yield the tiles of our anchors against all rows: `s_ij / ln 2`, -inf for self and ignored.
+    """Yield tiles of `s_ij / ln 2` between the anchors of this process and all rows.
 
-    Two anchors of ours meet once, in a tile on or above the diagonal; off the diagonal, it is its
-    own mirror image. The first tiles are views of `cache`, as they were left there if it
-    `is_filled`; the others are new, in memory used again.
+    Entries of a row with itself and of ignored rows are -inf. Each pair of anchors of this process
+    is in one tile, on or above the diagonal. A tile above the diagonal is mirrored: it also stands
+    for its transpose below the diagonal. The first tiles are views of `cache`, and keep its
+    contents if it `is_filled`. The other tiles are new, and share one buffer.
 
     Yields:
-        Rows, columns, their tile, whether it is new, whether it is mirrored.
+        Rows, columns, their tile, whether the tile is new, and whether it is mirrored.
     """
     ours = problem.rows
     scale = problem.inv_temperature / math.log(2)
     log_included = None if problem.included is None else problem.included.log()
     scratch, used = z.new_empty(TILE * TILE), 0
-    # No block is partly ours or partly anchors.
+    # No block crosses the limits of this process's anchors, or the limit between anchors and keys.
     ends = 0, ours.start, ours.stop, problem.options.anchors, len(z)
     blocks = [
         slice(begin, min(begin + TILE, stop))
@@ -166,7 +175,7 @@ def _tiles(
         for cols in blocks:
             is_ours = ours.start <= cols.start < ours.stop
             if is_ours and cols.start < rows.start:
-                continue  # the mirror image of a tile above the diagonal
+                continue  # the transpose of a tile above the diagonal
             size = len(x) * (cols.stop - cols.start)
             is_cached = used + size <= len(cache)
             s = (cache[used : used + size] if is_cached else scratch[:size]).view(len(x), -1)
@@ -185,7 +194,10 @@ def _tiles(
 
 
 def _pair_weights(problem: Problem, over: Over) -> Callable[[slice, slice], Tensor] | None:
-    """Return the tiles of `a_ij`, self and ignored rows aside; None: all are 1."""
+    """Return a function that computes tiles of `a_ij`, or None if all `a_ij` are 1.
+
+    The function does not account for self-pairs and ignored rows.
+    """
     v, tile = problem.denominator_weight, problem.positives.tile
     if over == "positives":
         return tile
@@ -195,7 +207,7 @@ def _pair_weights(problem: Problem, over: Over) -> Callable[[slice, slice], Tens
 
 
 def _is_bounded(z: Tensor, problem: Problem) -> bool:
-    """Return whether `a_ij exp s_ij` needs no running maximum."""
+    """Return whether sums of `a_ij exp s_ij` need no running maximum."""
     exponent = (z * z).sum(1).amax() * problem.inv_temperature / math.log(2)
     v = problem.denominator_weight
     if v is not None:

@@ -1,6 +1,7 @@
-"""CUDA kernels in two pipelines; `pipeline_of` says which takes a problem.
+"""Backend of CUDA kernels in two pipelines, of which `pipeline_of` chooses one.
 
-`large`: the usual problem in half precision and large, each pair once. `pairs`: everything else.
+`large` handles large batches in half precision with the default options, and computes each pair
+once. `pairs` handles all other problems.
 """
 
 from types import ModuleType
@@ -12,12 +13,12 @@ from unmuddle.supcon.backends.triton import large, pairs, rows
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import MAX_KERNEL_DIM, Losses, Problem, Residuals
 
-# Rows of which half precision takes `large`; its memory grows with N² / 64 bytes.
+# Range of N for which half precision uses `large`, whose memory grows as N² / 64 bytes.
 LARGE, LARGEST = 8192, 2**17
 
 
 def pipeline_of(problem: Problem) -> ModuleType:
-    """Return the pipeline for a problem, by what the host knows."""
+    """Return the pipeline for a problem, without reading values from the device."""
     options, positives = problem.options, problem.positives
     is_large = (
         isinstance(positives, Classes)
@@ -42,10 +43,10 @@ def forward(x: Tensor, problem: Problem) -> Losses:
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
+    """Return the gradients of `sum_i grad_i L_i` with respect to x and, if needed, `1 / τ`."""
     return pipeline_of(problem).backward(x, problem, residuals, grad)
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory of the shapes of what `forward` keeps."""
+    """Return uninitialised residuals with the shapes that `forward` returns."""
     return pipeline_of(problem).new_residuals(x, problem)

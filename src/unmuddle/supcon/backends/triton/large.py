@@ -1,7 +1,7 @@
-"""Large batches in half precision: rows in the order of their classes, each pair once.
+"""Kernels for large batches in half precision: rows are sorted by class, each pair computed once.
 
-Positives are sums of classes, outside of the loops over pairs, which know no labels: only the tiles
-of the diagonal and of the last rows are masked.
+Sums over positives are computed from class sums, outside the loops over pairs. The loops need no
+labels, and mask only tiles on the diagonal and tiles with ignored or padded rows.
 """
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
@@ -30,15 +30,15 @@ from unmuddle.supcon.backends.triton.rows import (
 from unmuddle.supcon.positives import Classes
 from unmuddle.supcon.problem import Losses, Problem, Residuals
 
-CHUNK = 128  # dimensions whose class sums are held at once
-WHOLE = 256  # dimensions up to which a program holds whole rows
-PANEL = 8192  # rows and columns whose weights are held at once
+CHUNK = 128  # number of dimensions whose class sums are held at once
+WHOLE = 256  # maximum number of dimensions for which a program holds whole rows
+PANEL = 8192  # number of rows and columns whose weights are held at once
 ADDS_TO_FP32 = "dtype_out" in torch.ops.aten.addmm.overloads()  # torch 2.8
 
 
 @triton.jit
 def _exps(s, rows, cols, is_inside, count):
-    """Return `exp2 s_ij`, 0 for a row and itself and for rows that take no part."""
+    """Return `exp2 s_ij`, or 0 for a row with itself and for ignored rows."""
     if not is_inside:
         is_pair = (rows[:, None] != cols[None, :]) & (rows[:, None] < count)
         s = tl.where(is_pair & (cols[None, :] < count), s, float("-inf"))
@@ -50,10 +50,12 @@ def sums_kernel(
     z, planes, valid, blocks, padded,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr,
 ):  # fmt: skip
-    """Sums of `exp2 s_ij`, each pair once: a block meets the next half of the blocks in a circle.
+    """Sum `exp2 s_ij` over all other rows, computing each pair once.
 
-    The sums of its own rows go into plane 0, those of the rows it meets into one for each distance.
-    Of an even number of blocks, the opposite ones meet twice and keep the sums of their own rows.
+    The blocks of rows form a circle, and each block is compared with the next half of the circle.
+    The sums of its own rows are stored in plane 0. The sums of the rows it is compared with are
+    stored in one plane per distance. If the number of blocks is even, opposite blocks are compared
+    twice, and each comparison stores only the sums of the block's own rows.
     """
     own, count = tl.program_id(0), tl.load(valid).to(tl.int32)
     cols = own * BLOCK + tl.arange(0, BLOCK)
@@ -80,9 +82,10 @@ def long_sums_kernel(
     z, planes, valid, blocks, padded,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The same for rows too long to be kept: one program for each block and distance.
+    """Variant of `sums_kernel` for rows too long to hold: one program per block and distance.
 
-    There is a plane for the own rows at each distance, then those of the rows that are met.
+    The first planes hold the sums of the block's own rows, one plane per distance. The next planes
+    hold the sums of the rows it is compared with.
     """
     own, distance, count = tl.program_id(0), tl.program_id(1), tl.load(valid).to(tl.int32)
     block = own + distance
@@ -104,7 +107,7 @@ def rows_kernel(
     z, u, dz, valid, padded,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """`dz_i = sum_j (u_i + u_j) exp2 s_ij z_j`."""
+    """Compute `dz_i = sum_j (u_i + u_j) exp2 s_ij z_j`."""
     own, count = tl.program_id(0) * BLOCK_M, tl.load(valid).to(tl.int32)
     rows = own + tl.arange(0, BLOCK_M)
     x = load_tile(z, own, 0, WIDTH, BLOCK_M, WIDTH)
@@ -126,7 +129,7 @@ def weights_kernel(
     z, u, weights, valid, first_row, first_col, columns,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Compute `(u_i + u_j) exp2 s_ij` of a panel of rows and columns."""
+    """Compute `(u_i + u_j) exp2 s_ij` for a panel of rows and columns."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     rows = first_row + row + tl.arange(0, BLOCK_M)
     cols = first_col + col + tl.arange(0, BLOCK_N)
@@ -143,12 +146,12 @@ def weights_kernel(
 
 
 class Tiling(NamedTuple):
-    """Sizes that a launch of the kernels over pairs is compiled for.
+    """Compile-time sizes of the kernels over pairs.
 
     Attributes:
-        width: padded dimensions.
-        sums: of `sums_kernel`, or of `long_sums_kernel` for rows longer than `WHOLE`.
-        gradient: of `rows_kernel`, or of `weights_kernel` for rows longer than `WHOLE`.
+        width: padded number of dimensions.
+        sums: sizes of `sums_kernel`, or of `long_sums_kernel` for more than `WHOLE` dimensions.
+        gradient: sizes of `rows_kernel`, or of `weights_kernel` for more than `WHOLE` dimensions.
     """
 
     width: int
@@ -157,7 +160,7 @@ class Tiling(NamedTuple):
 
 
 def choose_tiling(dim: int) -> Tiling:
-    """Return the sizes that use a GPU best without spilling registers."""
+    """Return the sizes that make the best use of a GPU without spilling registers."""
     if dim <= WHOLE:
         width = max(triton.next_power_of_2(dim), 16)
         sums = {"BLOCK": 128, "STREAMED": 64, "num_warps": 4, "num_stages": 2}
@@ -169,15 +172,16 @@ def choose_tiling(dim: int) -> Tiling:
 
 
 def pad(n: int, tiling: Tiling) -> int:
-    """Return n rows, padded to whole blocks."""
+    """Return n, rounded up to a whole number of blocks."""
     block = max(tiling.sums["BLOCK"], tiling.gradient["BLOCK_N"])
     return triton.cdiv(n, block) * block
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory for what the backward pass needs.
+    """Allocate the residuals for the backward pass.
 
-    Places are the order of the rows, the first and the last of each row's class, and their number.
+    `places` holds the order of the rows, the start and the end of each row's class, and the number
+    of included rows.
     """
     tiling = choose_tiling(x.shape[1])
     padded = pad(len(x), tiling)
@@ -192,7 +196,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
     order, begin, end, valid = arrange(problem, places)
     prepare(x, order, valid, z, norm, problem)
     blocks = padded // tiling["BLOCK"]
-    others = (blocks - 1) // 2  # distances at which the sums of the rows met are stored
+    others = (blocks - 1) // 2  # distances at which sums of the compared rows are stored
     if width <= WHOLE:
         planes = x.new_empty(1 + others, padded, dtype=torch.float32)
         sums_kernel[(blocks,)](z, planes, valid, blocks, padded, WIDTH=width, **tiling)
@@ -220,7 +224,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of `sum_i grad_i L_i` in x; τ is a number."""
+    """Return the gradient of `sum_i grad_i L_i` with respect to x; τ is a number."""
     assert isinstance(grad, Tensor)
     (z, norm, kept, places), total = residuals, len(x)
     (padded, width), tiling = z.shape, choose_tiling(x.shape[1]).gradient
@@ -246,7 +250,7 @@ def backward(
 
 
 def add_by_panels(z: Tensor, u: Tensor, dz: Tensor, valid: Tensor, tiling: dict[str, int]) -> None:
-    """Add `sum_j (u_i + u_j) exp2 s_ij z_j` to dz, each pair of panels once."""
+    """Add `sum_j (u_i + u_j) exp2 s_ij z_j` to dz, computing each pair of panels once."""
     padded, width = z.shape
     scratch = z.new_empty(min(PANEL, padded) ** 2)
     panels = [slice(start, min(start + PANEL, padded)) for start in range(0, padded, PANEL)]
@@ -270,14 +274,14 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def arrange(problem: Problem, places: Tensor) -> tuple[Tensor, ...]:
-    """Fill in the order of the rows by class, where each row's class begins and ends, and how many.
+    """Fill `places`: the order of the rows by class, the start and end of each class, the count.
 
-    Rows that take no part come last.
+    Ignored rows come last and are not counted.
     """
     assert isinstance(problem.positives, Classes)
     labels, ignored = problem.positives.labels, problem.options.ignore_index
     order, begin, end, valid = split(places)
-    last = torch.iinfo(torch.int64).max  # no label, once the larger ones have moved up
+    last = torch.iinfo(torch.int64).max  # unused, since labels above `ignored` are decremented
     key = torch.where(labels > ignored, labels - 1, labels).masked_fill_(labels == ignored, last)
     key, order[:] = key.sort(stable=True)
     torch.searchsorted(key, key, out=begin)
@@ -290,5 +294,5 @@ def arrange(problem: Problem, places: Tensor) -> tuple[Tensor, ...]:
 
 
 def split(places: Tensor) -> tuple[Tensor, ...]:
-    """Return order, beginnings, ends, and the number of rows that take part `(1,)`."""
+    """Split `places` into order, starts, ends, and the number of included rows `(1,)`."""
     return places.tensor_split([(len(places) - 1) // 3 * i for i in (1, 2, 3)])

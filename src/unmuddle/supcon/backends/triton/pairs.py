@@ -1,7 +1,8 @@
-"""Kernels for any labels: each anchor against all rows, compared pair by pair; five launches.
+"""Kernels for any labels, which compare each anchor with all rows; five launches.
 
-The columns are split among programs, whose partial results lie in planes of their own. Similarities
-of unit rows at a temperature known to be large enough are bounded, and need no running maximum.
+The columns are split among programs, each of which writes its partial results to its own plane.
+Similarities are bounded, and need no running maximum, if rows have unit length and the temperature
+is known to be large enough.
 """
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
@@ -60,10 +61,10 @@ def sums_kernel(
     BOUNDED: tl.constexpr, WEIGHTED: tl.constexpr, NEGATIVES: tl.constexpr, INSIDE: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over some columns: of exponentials, of `s_ij` of the positives, of positives.
+    """Sum over some columns: exponentials, `s_ij` of the positives, and the number of positives.
 
-    Unless bounded, exponentials are relative to the largest exponent, which follows. `INSIDE` sums
-    exponentials of the positives too.
+    Unless `BOUNDED`, exponentials are relative to the largest exponent, which is stored after the
+    sums. With `INSIDE`, exponentials of the positives are summed instead of their `s_ij`.
     """
     row = (first_row // BLOCK_M + tl.program_id(0)) * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
@@ -81,13 +82,13 @@ def sums_kernel(
         is_pair = (rows[:, None] != cols[None, :]) & (col_label != ignore_index)
         is_positive = is_pair & (row_label == col_label)
         if BOUNDED:
-            exps += tl.sum(tl.exp2(s) * is_pair.to(tl.float32), 1)  # a product, so that NaN stays
+            exps += tl.sum(tl.exp2(s) * is_pair.to(tl.float32), 1)  # a product propagates NaN
         else:
             is_term = is_pair & (row_label != col_label) if NEGATIVES else is_pair
             terms = s
             if WEIGHTED:
                 terms += tl.load(log_weight + cols, cols < total, 0.0)[None, :]
-            terms = tl.where(is_term, terms, 0.0 * s + float("-inf"))  # so that NaN stays
+            terms = tl.where(is_term, terms, 0.0 * s + float("-inf"))  # propagates NaN
             peak, exps = _add_exps(peak, exps, terms)
         if INSIDE:
             positive_peak, attraction = _add_exps(
@@ -124,11 +125,12 @@ def gradient_kernel(
     NEGATIVES: tl.constexpr, INSIDE: tl.constexpr, ATTRACTS: tl.constexpr, SHARED: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`dz_i = sum_j (g_i d_ij + g_j d_ji) z_j` over some columns, with `d_ij = dL_i / ds_ij`.
+    """Compute `dz_i = sum_j (g_i d_ij + g_j d_ji) z_j` over some columns; `d_ij = dL_i / ds_ij`.
 
-    What is kept of each anchor is the sum of its exponentials, inverse where bounded and else as a
-    logarithm, and `1 / count` of its positives or the logarithm of their sum. If the anchors are
-    `SHARED` with other processes, pairs of which neither row is ours count for nothing.
+    `kept` holds two numbers per anchor. The first is the inverse of the sum of its exponentials if
+    `BOUNDED`, else the logarithm of the sum. The second is `1 / count` of its positives, or the
+    logarithm of their sum if `INSIDE`. If the anchors are `SHARED` with other processes, pairs
+    without a row of this process are skipped.
     """
     row = tl.program_id(0) * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
@@ -142,7 +144,7 @@ def gradient_kernel(
     accumulator = tl.full((BLOCK_M, BLOCK_OUT), 0.0, ACCUMULATE)
     first = tl.program_id(1) * columns
     stop = tl.minimum(first + columns, padded)
-    stop = tl.where(row >= anchors, tl.minimum(stop, last_row), stop)  # keys meet anchors only
+    stop = tl.where(row >= anchors, tl.minimum(stop, last_row), stop)  # keys pair with anchors only
     is_idle = (row + BLOCK_M <= first_row) | ((row >= last_row) & (row + BLOCK_M <= anchors))
     for start in range(first, tl.where(is_idle, first, stop), BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
@@ -187,7 +189,7 @@ def gradient_kernel(
 
 
 class Blocks(NamedTuple):
-    """Sizes of what a program holds at once."""
+    """Block sizes, warps and pipeline stages of a program."""
 
     rows: int
     cols: int
@@ -198,7 +200,7 @@ class Blocks(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Padded rows and dimensions, blocks, and what the kernels are compiled for."""
+    """Padded rows and dimensions, block sizes, and the compile-time arguments of the kernels."""
 
     padded: int
     width: int
@@ -207,10 +209,11 @@ class Layout(NamedTuple):
 
 
 def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
-    """Return the fastest sizes tried that are right and spill no register.
+    """Return the fastest block sizes tried that give correct results and spill no registers.
 
-    64 rows of fp32 go to Hopper's warp groups of four. With eight warps Triton 3.6 made wrong
-    gradients of them (three TF32 products); 16 rows take the instructions of older cards.
+    Blocks of 64 fp32 rows use Hopper's instructions for groups of four warps. With eight warps,
+    Triton 3.6 computed wrong gradients for them (three TF32 products). Blocks of 16 rows use the
+    instructions of older GPUs.
     """
     out = min(max(triton.next_power_of_2(dim), 16), DIMS)
     if dtype == torch.float64:
@@ -221,7 +224,7 @@ def choose_blocks(dim: int, dtype: torch.dtype) -> Blocks:
 
 
 def choose_layout(n: int, dim: int, dtype: torch.dtype) -> Layout:
-    """Return the sizes for n rows."""
+    """Return the layout for n rows of `dim` dimensions."""
     blocks = choose_blocks(dim, dtype)
     size = max(blocks.rows, blocks.cols)
     unit = min(max(triton.next_power_of_2(dim), 16), DIMS)
@@ -235,14 +238,14 @@ def choose_layout(n: int, dim: int, dtype: torch.dtype) -> Layout:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return how fp32 operands are multiplied: as three TF32 products, nearly as exact as fp32."""
+    """Return the input precision of products; three TF32 products are nearly as exact as fp32."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
         return "tf32x3"
     return "tf32" if dtype == torch.float32 else "ieee"
 
 
 def new_residuals(x: Tensor, problem: Problem) -> Residuals:
-    """Return memory for what the backward pass needs."""
+    """Allocate the residuals for the backward pass."""
     dtype = operand_type(problem)
     padded, width, *_ = choose_layout(*x.shape, dtype)
     return allocate(x, padded, width, dtype, problem, places=0)
@@ -285,7 +288,7 @@ def forward(x: Tensor, problem: Problem) -> Losses:
 def backward(
     x: Tensor, problem: Problem, residuals: Residuals, grad: Tensor | float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of `sum_i grad_i L_i` in x and, if needed, in `1 / τ`."""
+    """Return the gradients of `sum_i grad_i L_i` with respect to x and, if needed, `1 / τ`."""
     assert isinstance(grad, Tensor)
     (z, norm, kept, order), options, ours = residuals, problem.options, problem.rows
     padded, width, blocks, tiling = choose_layout(*x.shape, z.dtype)
@@ -321,7 +324,7 @@ def _operands(problem: Problem, x: Tensor) -> tuple[list[Tensor], int, dict[str,
             "impl: 'triton' takes positives='in' and denominator='negatives' with integer labels "
             "only"
         )
-    else:  # one class of all rows that take part
+    else:  # all included rows form one class
         labels, ignored = torch.zeros(len(x), dtype=torch.int64, device=x.device), -1
         if problem.included is not None:
             labels.copy_(problem.included - 1)
@@ -335,7 +338,7 @@ def _operands(problem: Problem, x: Tensor) -> tuple[list[Tensor], int, dict[str,
 
 
 def _split(padded: int, blocks: Blocks, others: int) -> tuple[int, int]:
-    """Return among how many programs the columns of a block of rows are split, and their share."""
+    """Return how many programs share the columns of a block of rows, and the columns of each."""
     tiles = padded // blocks.cols
     wanted = triton.cdiv(PROGRAMS, others)
     share = triton.cdiv(tiles, min(wanted, SPLITS))

@@ -1,6 +1,7 @@
-"""Kernels over single rows, of every pipeline: before, between and after the pairs.
+"""Kernels over single rows, which run before, between and after the kernels over pairs.
 
-Rows are visited in an order, given or their own. Padding and rows that take no part come last.
+Both pipelines use them. Rows are processed in a given order or in their own order. Padding comes
+last; in a given order, ignored rows come right before it.
 """
 
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from unmuddle.supcon.problem import Problem, Residuals
 
-ROWS, DIMS = 16, 128  # of the blocks of these kernels
+ROWS, DIMS = 16, 128  # block sizes of these kernels
 
 
 @triton.jit
 def load_tile(z, first, start, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Load rows from `first` on, dimensions from `start` on."""
+    """Load a tile that starts at row `first` and dimension `start`."""
     base = z + tl.cast(first, tl.int64) * WIDTH + start
     return tl.load(base + tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
 
@@ -29,7 +30,7 @@ def _features(
     x, rows, start, inside, stride_row, stride_dim,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Load some dimensions of rows of the features, 0 beyond their end."""
+    """Load a block of rows and dimensions of the features; entries out of range are 0."""
     d = start + tl.arange(0, BLOCK_D).to(tl.int64)
     pointer = x + rows[:, None] * stride_row + d[None, :] * stride_dim
     return tl.load(pointer, inside[:, None] & (d[None, :] < DIM), 0.0).to(ACCUMULATE)
@@ -46,7 +47,7 @@ def prepare_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ORDERED: tl.constexpr, NORMALIZE: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`z_p = sqrt(1 / (τ ln 2)) x_r / |x_r|`, r the p-th row; 0 in the padding."""
+    """Compute `z_p = sqrt(1 / (τ ln 2)) x_r / |x_r|` for the p-th row r; padding is 0."""
     scale = _root(tl.load(inv_temperature) * 1.4426950408889634)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside, rows = place < total, place
@@ -78,17 +79,18 @@ def losses_kernel(
     BLOCK: tl.constexpr, ORDERED: tl.constexpr, BOUNDED: tl.constexpr, INSIDE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """`L = log sum exp s - mean s of positives`, and what the gradient needs of it.
+    """Compute `L = log sum exp s - mean s of positives`, and two numbers for the backward pass.
 
-    That is 1 / sum if bounded, else its logarithm, and 1 / count or the logarithm of the positives'
-    sum; without a loss, what makes the gradient 0.
+    The first number is 1 / sum if `BOUNDED`, else the logarithm of the sum. The second is
+    1 / count, or the logarithm of the sum over the positives if `INSIDE`. For an anchor without a
+    loss, they are set to values that make its gradient 0.
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < total
     count = tl.zeros((BLOCK,), ACCUMULATE)
     for part in range(parts):
         count += tl.load(positives + part * stride + count_offset + place, inside, 0.0)
-    has = count != 0.0  # so that NaN stays
+    has = count != 0.0  # true for NaN, so NaN propagates
     if BOUNDED:
         exps = _added_places(totals, total_parts, total_stride, place, inside, BLOCK, ACCUMULATE)
         some = tl.where(has, exps, 1.0)
@@ -122,7 +124,7 @@ def losses_kernel(
 def _added_places(
     values, parts, stride, place, inside, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
 ):  # fmt: skip
-    """Add up the parts of values at some places."""
+    """Sum the parts of the values at some positions."""
     added = tl.zeros((BLOCK,), ACCUMULATE)
     for part in range(parts):
         added += tl.load(values + part * stride + place, inside, 0.0)
@@ -133,7 +135,7 @@ def _added_places(
 def _added_exps(
     sums, peaks, parts, stride, place, inside, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
 ):  # fmt: skip
-    """Add up the parts of sums of exponentials; return the largest exponent and the rest."""
+    """Add partial sums of exponentials; return the largest exponent and the sum relative to it."""
     peak = tl.full((BLOCK,), float("-inf"), ACCUMULATE)
     for part in range(parts):
         peak = tl.maximum(peak, tl.load(peaks + part * stride + place, inside, float("-inf")))
@@ -152,7 +154,10 @@ def finish_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ORDERED: tl.constexpr, NORMALIZE: tl.constexpr, ACCUMULATE: tl.constexpr, TRAINS: tl.constexpr,
 ):  # fmt: skip
-    """`dx_r = sqrt(ln 2 / τ) (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`, r the p-th row."""
+    """Compute the gradient dx_r of the p-th row r.
+
+    `dx_r = sqrt(ln 2 / τ) (dz_p - x_r (x_r · dz_p) / |x_r|²) / |x_r|`
+    """
     factor = _root(tl.load(inv_temperature) * 0.6931471805599453)
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = place < total
@@ -188,7 +193,7 @@ def _added(
     dz, place, start, parts, part_stride,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Add up the parts of a gradient of padded rows."""
+    """Sum the parts of the gradient of a block of padded rows."""
     total = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATE)
     pointer = dz + place[:, None] * WIDTH + start + tl.arange(0, BLOCK_D)[None, :]
     for part in range(parts):
@@ -201,7 +206,10 @@ def attraction_kernel(
     z, prefix, begin, end, valid, positives, total, offset,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Add `z_p · (sum of the other rows of its class)` over a chunk of dimensions; count them."""
+    """Add `z_p · (sum of the other rows of its class)` over a chunk of dimensions.
+
+    Also count the other rows of the class.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, CHUNK)
     inside = place < tl.load(valid)
@@ -223,7 +231,10 @@ def positives_kernel(
     z, prefix, weighted, begin, end, valid, a, dz, offset,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Subtract `a_p (class sum of z - z_p) + (class sum of a z - a_p z_p)` in a chunk."""
+    """Subtract the gradient of the positive term from `dz`, for a chunk of dimensions.
+
+    It is `a_p (class sum of z - z_p) + (class sum of a z - a_p z_p)`.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, CHUNK)
     inside = place < tl.load(valid)
@@ -238,7 +249,7 @@ def positives_kernel(
 
 @triton.jit
 def _class_sum(prefix, first, last, d, CHUNK: tl.constexpr):
-    """Return the sum of rows first to last - 1, from sums of all rows up to each in fp64."""
+    """Return the sum of rows `first` to `last - 1` as a difference of fp64 prefix sums."""
     upper = tl.load(prefix + (last - 1)[:, None] * CHUNK + d[None, :])
     below = (first - 1)[:, None]
     lower = tl.load(prefix + below * CHUNK + d[None, :], below >= 0, 0.0)
@@ -248,7 +259,7 @@ def _class_sum(prefix, first, last, d, CHUNK: tl.constexpr):
 def allocate(
     x: Tensor, padded: int, width: int, dtype: torch.dtype, problem: Problem, places: int
 ) -> Residuals:
-    """Return memory for rows, their lengths, two numbers for each anchor of ours, and places."""
+    """Allocate unit rows, their lengths, two numbers per anchor of this process, and places."""
     options, ours = problem.options, problem.rows
     return (
         x.new_empty(padded, width, dtype=dtype),
@@ -261,7 +272,7 @@ def allocate(
 def prepare(
     x: Tensor, order: Tensor, valid: Tensor, z: Tensor, norm: Tensor, problem: Problem
 ) -> None:
-    """Fill z with unit rows times `sqrt(1 / (τ ln 2))`: their products are similarities in bits."""
+    """Fill z with unit rows times `sqrt(1 / (τ ln 2))`, whose products are `s_ij / ln 2`."""
     prepare_kernel[(len(z) // ROWS,)](
         x, order, valid, z, norm, _on_device(problem, x), len(x), x.stride(0), x.stride(1),
         **_sizes(x, order, z, problem),
@@ -279,8 +290,8 @@ def finish(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of x and, if needed, of `1 / τ`.
 
-    The gradient of the first `moved` rows of z, divided by `unit`, is the sum of the parts
-    `(parts, padded, width)`; that of the others is 0.
+    `dz` `(parts, padded, width)` holds the parts of the gradient of the first `moved` rows of z,
+    divided by `unit`. The gradient of the other rows is 0.
     """
     trains, inv_temperature = problem.options.temperature_needs_grad, _on_device(problem, x)
     if unit is not None:
@@ -294,12 +305,12 @@ def finish(
             x, order, norm, dz, dx, along, inv_temperature, moved, x.stride(0), x.stride(1),
             len(dz), dz.stride(0), TRAINS=trains, **_sizes(x, order, dz[0], problem),
         )  # fmt: skip
-    # The losses depend on z only through z·z/τ: Euler's theorem.
+    # Euler's theorem: the losses depend on z and τ only through z_i · z_j / τ.
     return dx, along.sum() / (2 * inv_temperature) if trains else None
 
 
 def _sizes(x: Tensor, order: Tensor, z: Tensor, problem: Problem) -> dict[str, Any]:
-    """Return what the kernels over rows are compiled for."""
+    """Return the compile-time arguments of the kernels over rows."""
     width, options = z.shape[1], problem.options
     return {
         "DIM": x.shape[1], "WIDTH": width, "BLOCK_M": ROWS, "BLOCK_D": min(width, DIMS),
@@ -309,7 +320,7 @@ def _sizes(x: Tensor, order: Tensor, z: Tensor, problem: Problem) -> dict[str, A
 
 
 def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return gradients of the losses that fp16 can hold, and what they were divided by."""
+    """Return the gradients of the losses, scaled to the range of fp16 if needed, and the scale."""
     if dtype != torch.float16:
         return grad.contiguous(), None
     unit = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)
@@ -317,21 +328,21 @@ def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _on_device(problem: Problem, x: Tensor) -> Tensor:
-    """Return `1 / τ` for a kernel, filled on the device: a copy from the host would wait."""
+    """Return `1 / τ` as a tensor, created on the device to avoid a synchronising copy."""
     if isinstance(problem.inv_temperature, Tensor):
         return problem.inv_temperature
     return x.new_full((), problem.inv_temperature, dtype=problem.options.dtype)
 
 
 def operand_type(problem: Problem) -> torch.dtype:
-    """Return the type of the operands of products."""
+    """Return the dtype of the operands of matrix products."""
     dtype = problem.options.product_dtype
-    # The interpreter multiplies bfloat16 as if it were integers.
+    # Triton's interpreter multiplies bfloat16 numbers as if they were integers.
     return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
 def accumulate(dtype: torch.dtype) -> tl.dtype:
-    """Return the type in which products are summed."""
+    """Return the dtype in which matrix products accumulate."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

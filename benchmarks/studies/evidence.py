@@ -1,4 +1,4 @@
-"""What the rows of parts.jsonl say: paired statistics, tables and plots of the Evidence page."""
+"""Statistics, tables and plots of the rows of parts.jsonl, for the page "From scratch"."""
 
 import itertools
 import math
@@ -262,7 +262,7 @@ SECTIONS: dict[str, Callable[[list[Row]], str]] = {
 def render(rows: list[Row]) -> None:
     """Write every table and plot of the page."""
     for name, text in SECTIONS.items():
-        write_section("evidence.md", name, text(rows))
+        write_section("scratch.md", name, text(rows))
     if select(rows, data="ferplus", split="test", variant=""):
         draw_ablation(rows, PAGES / ABLATION)
     if _leaks(rows):

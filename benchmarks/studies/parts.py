@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.parts --ferplus PATH   cells that are missing, then the page
     python -m benchmarks.studies.parts --only ablation  one of its four questions
-    python -m benchmarks.studies.parts --render         what is there, into docs/pages/evidence.md
+    python -m benchmarks.studies.parts --render         docs/pages/scratch.md alone
     python -m benchmarks.studies.parts --quick          a small one on digits; nothing is kept
     python -m benchmarks.studies.parts --ferplus PATH --tries "parts=uerm warmup=0.2"
                                                 other options, scored on validation alone

@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -25,8 +26,9 @@ import torch
 from cleanlab.filter import find_label_issues
 from torch import Tensor
 
-from benchmarks.studies import runs
-from benchmarks.studies.evidence import Row
+from benchmarks.pages import write_section
+from benchmarks.studies import evidence, runs
+from benchmarks.studies.evidence import Row, described, paired, select, spread, table
 from benchmarks.studies.label_figures import Problem
 from benchmarks.studies.labels import noisy_labels, without
 from unmuddle.recipe.config import TrainConfig
@@ -187,6 +189,60 @@ def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
     return path
 
 
+COLUMNS = (
+    "method", "seeds", "faces", "test accuracy", "last", "mean class accuracy",
+    "calibration error", "log loss of the votes x 100", "labels right",
+    f"above none, {evidence.COMPARED[0]}", *evidence.COMPARED[1:], "passes", "minutes",
+)  # fmt: skip
+FIGURES = ("accuracy", "last", "mean_class_accuracy", "calibration", "vote_log_loss", "after")
+
+
+def comparison(rows: list[Row], noise: str) -> str:
+    """Every method on one kind of labels, against plain cross-entropy."""
+    rows = select(rows, noise=noise, split="test", options="")
+    base = select(rows, method="none")
+    lines = []
+    for method in METHODS:
+        if found := select(rows, method=method):
+            against = described(paired(base, found)) if method != "none" else ["", "", ""]
+            faces = round(statistics.mean(row["faces"] for row in found))
+            minutes = round(statistics.mean(row["seconds"] for row in found) / 60)
+            figures = [spread(row[name] for row in found) for name in FIGURES]
+            shown = [method, len(found), f"{faces:,}", *figures, *against, found[0]["passes"]]
+            lines.append([*shown, minutes])
+    return table(COLUMNS, lines)
+
+
+def tried(rows: list[Row]) -> str:
+    """Validation accuracy of every try."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in select(rows, split="val"):
+        found.setdefault((row["method"], row["noise"], row["options"]), []).append(row)
+    lines = [
+        [*key, len(same), *(spread(row[name] for row in same) for name in FIGURES[:4])]
+        for key, same in sorted(found.items())
+    ]
+    columns = ["method", "noise", "other options", "seeds", "validation accuracy", "last"]
+    return table([*columns, "mean class accuracy", "calibration error"], lines)
+
+
+def rates(rows: list[Row]) -> str:
+    """The comparisons at other noise rates, one after the other."""
+    return "\n\n".join(
+        f"{noise.partition(':')[2]} of the labels flipped:\n\n{comparison(rows, noise)}"
+        for noise in GROUPS["rates"][0]
+    )
+
+
+SECTIONS: dict[str, Callable[[list[Row]], str]] = {
+    "symmetric": partial(comparison, noise="symmetric:0.2"),
+    "human": partial(comparison, noise="human"),
+    "clean": partial(comparison, noise="none"),
+    "rates": rates,
+    "tries": tried,
+}
+
+
 def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(
@@ -209,6 +265,8 @@ def main() -> None:
         wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
         run = partial(run_cell, ferplus=a.ferplus, weights=a.weights, out=a.out)
         failed = runs.run_missing(wanted, run, RESULTS, a.jobs, Path(__file__))
+    for name, text in SECTIONS.items():
+        write_section("evidence.md", name, text(runs.read_results(RESULTS)))
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))
 

@@ -1,6 +1,6 @@
-"""pytest plugin: `--laws-profile`, and a fixture that checks a loss.
+"""pytest plugin: the option `--laws-profile`, and a fixture that checks a loss.
 
-pytest loads it in every run where the package is installed, so it imports torch only when used.
+pytest loads the plugin whenever the package is installed, so torch is imported only when needed.
 """
 
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option."""
+    """Add the option `--laws-profile`."""
     parser.getgroup("unmuddle").addoption(
         "--laws-profile",
         choices=("fast", "ci", "thorough"),

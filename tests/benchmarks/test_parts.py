@@ -32,7 +32,7 @@ def row(right: list[int], seed: int = 0, **other) -> evidence.Row:
 def test_the_page_is_what_the_rows_say() -> None:
     rows = runs.read_results(parts.RESULTS)
     for name, text in evidence.SECTIONS.items():
-        assert pages.section("evidence.md", name) == text(rows)
+        assert pages.section("scratch.md", name) == text(rows)
 
 
 def test_every_row_is_of_a_cell_and_of_the_settings_as_they_stand() -> None:

@@ -13,7 +13,7 @@ GATHER_LAWS = ["equal_shares", "unequal_shares", "empty_share"]
 
 
 def test_the_page_says_how_many_there_are() -> None:
-    page = (ROOT / "docs/pages/laws.md").read_text()
+    page = " ".join((ROOT / "docs/pages/laws.md").read_text().split())
     assert f"holds {len(WRONG)} wrong and {len(RIGHT)} right losses" in page
     assert f"{len(WRONG) - len(MISSED)} of the wrong ones are caught" in page
     for name in ("README.md", "CHANGELOG.md"):

@@ -1,4 +1,4 @@
-"""Checks for anybody's losses and modules: laws, strategies, error budgets."""
+"""Tools for testing losses and modules: laws, Hypothesis strategies and error budgets."""
 
 from unmuddle.testing.check import (
     BrokenLawError,

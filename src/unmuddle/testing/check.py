@@ -1,4 +1,4 @@
-"""`check_loss`: try the laws that apply to a loss, and say what came of each."""
+"""`check_loss`: check the laws that apply to a loss, and report the result of each."""
 
 import math
 from collections import Counter
@@ -25,24 +25,25 @@ WORDS = {
 
 
 class BrokenLawError(AssertionError):
-    """A loss breaks a law; the message holds the smallest counter-example."""
+    """Raised if a loss violates a law; the message contains the smallest counter-example."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one law.
+    """Result of checking one law.
 
     Attributes:
-        law: which one.
-        status: `"passed"`, `"failed"` or `"not asked"`.
-        batch: the smallest counter-example, or one on which the loss is NaN.
-        found: what the loss gave there.
-        relation: as of a `Finding`.
-        expected: what that should be compared with.
-        error: what the loss raised instead.
-        reason: why it was not asked.
-        batches: on how many it held.
-        code: Python that shows a failure, given the loss; it needs torch and the loss alone.
+        law: the law.
+        status: `"passed"`, `"failed"` or `"not asked"` (the law was not checked).
+        batch: the smallest counter-example, or a batch for which the loss is NaN.
+        found: result of the loss for that batch.
+        relation: relation of the `Finding`.
+        expected: value that `found` is compared with.
+        error: error that the loss raised instead of returning a result.
+        reason: why the law was not checked.
+        batches: number of batches for which the law held.
+        code: Python code that reproduces a failure, given the loss. It needs only torch and the
+            loss.
     """
 
     law: Law
@@ -58,7 +59,7 @@ class Result:
 
     @property
     def numbers(self) -> str:
-        """Compared numbers, or the error."""
+        """Text with the two numbers compared, or with the error."""
         if self.error is not None:
             return self.error
         if self.found is None:
@@ -68,12 +69,12 @@ class Result:
         return f"found {self.found:.{digits}g}, expected {expected}"
 
     def raise_if_failed(self) -> None:
-        """Raise a BrokenLawError that names the law, both numbers and the counter-example."""
+        """Raise a `BrokenLawError` with the law, both numbers and the counter-example."""
         if self.status == "failed":
             raise BrokenLawError("\n".join(self.lines()))
 
     def lines(self) -> list[str]:
-        """Return the law, both numbers, what was changed between them, and the code."""
+        """Return lines with the law, both numbers, the change between them, and the code."""
         change = f" ({self.law.change})" if self.law.change else ""
         return [
             f"{self.law.name}: {self.law.statement}",
@@ -84,12 +85,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """Outcomes of all laws; prints as a table.
+    """Results of all laws; printing it shows a summary.
 
     Attributes:
         loss: name of the loss.
-        results: one a law, in the order of `LAWS`.
-        kinds: what the loss is declared to be.
+        results: one result per law, in the order of `LAWS`.
+        kinds: declared kinds of the loss.
     """
 
     loss: str
@@ -97,20 +98,20 @@ class Report:
     kinds: tuple[str, ...] = ()
 
     def of(self, status: Status) -> tuple[Result, ...]:
-        """The results of that status."""
+        """Return the results with the given status."""
         if status not in get_args(Status):
             raise ValueError(f"status: expected one of {get_args(Status)}, got {status!r}")
         return tuple(result for result in self.results if result.status == status)
 
     def raise_if_failed(self) -> None:
-        """Raise a BrokenLawError with every law that failed."""
+        """Raise a `BrokenLawError` that lists every law that failed."""
         failed = self.of("failed")
         if failed:
             messages = [line for result in failed for line in result.lines()]
             raise BrokenLawError(f"{self.loss} breaks {len(failed)} laws\n" + "\n".join(messages))
 
     def __str__(self) -> str:
-        """Counts, a counter-example of each law that failed, and why others were not asked."""
+        """Return the counts, a counter-example per failed law, and why laws were not checked."""
         failed, passed, others = map(self.of, ("failed", "passed", "not asked"))
         lines = [
             f"{self.loss}: {len(failed)} failed, {len(passed)} passed, {len(others)} not asked",
@@ -134,7 +135,7 @@ class Report:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types: `loss`, `kinds`, `counts`, and a list `laws`."""
+        """Return a JSON-serialisable dict with the keys `loss`, `kinds`, `counts` and `laws`."""
         counts = {status: len(self.of(status)) for status in get_args(Status)}
         laws = [
             {
@@ -156,7 +157,7 @@ class Report:
 
 
 def _json(value: float | None) -> float | str | None:
-    """Return a number, or the name of one that JSON lacks."""
+    """Return the number, or its name if JSON cannot represent it."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -168,22 +169,25 @@ def check_loss(
     profile: str | None = None,
     processes: int | None = None,
 ) -> Report:
-    """Try every law that applies to a loss on many batches.
+    """Check every law that applies to a loss on many batches.
 
     Args:
-        fn: `fn(features (N, D), labels (N,))` -> a scalar or `(N,)`; a function or a module.
-        kinds: what the loss is meant to be; see `Loss`.
-        laws: those to try, or their names; `None`: all.
-        profile: `"fast"`, `"ci"` or `"thorough"`; `None`: that of the environment variable
-            `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
-        processes: run a loss that gathers the batches of all processes in so many, under gloo, and
-            compare the mean gradient with that of one process.
+        fn: function or module. It takes `(N, D)` features and `(N,)` labels, and returns a scalar
+            or `(N,)` losses.
+        kinds: properties that the loss is meant to have; see `Loss`.
+        laws: laws to check, or their names; `None`: all.
+        profile: `"fast"`, `"ci"` or `"thorough"`; `None`: the value of the environment variable
+            `UNMUDDLE_HYPOTHESIS_PROFILE`, by default `"fast"`.
+        processes: number of processes in which to run a loss that gathers the batches of all
+            processes. They use the gloo backend. Their mean gradient is compared with the gradient
+            of a single process.
 
     Raises:
         ImportError: hypothesis is not installed.
-        TypeError: an argument is of another type.
-        ValueError: no law has that name.
-        Exception: what the loss raises on an ordinary batch of six samples and two classes.
+        TypeError: an argument has the wrong type.
+        ValueError: `laws` contains an unknown name.
+        Exception: any exception that the loss raises for an ordinary batch of six samples and two
+            classes.
 
     Examples:
         >>> def spread(features, labels):
@@ -207,19 +211,19 @@ def parametrize_with_laws(
     profile: str | None = None,
     processes: int | None = None,
 ) -> Any:
-    """A pytest decorator: one test for every law that applies to a loss.
+    """Return a pytest decorator that runs a test once for every law that applies to a loss.
 
     Args:
         fn: the loss, as for `check_loss`.
-        kinds: what it is meant to be.
-        laws: those to try, of which the ones that apply are; `None`: all.
-        expected_failures: names of laws that it breaks, each with the reason. Strict: a law that
-            is kept all the same fails its test.
+        kinds: properties that the loss is meant to have; see `Loss`.
+        laws: laws to check; those that do not apply are left out. `None`: all.
+        expected_failures: names of the laws that the loss is expected to violate, each with a
+            reason. They are strict: if such a law holds, its test fails.
         profile: as for `check_loss`.
         processes: as for `check_loss`.
 
     Raises:
-        ValueError: an expected failure is no law that applies.
+        ValueError: an expected failure is not a law that applies to the loss.
 
     Examples:
         >>> import torch
@@ -235,7 +239,7 @@ def parametrize_with_laws(
         raise TypeError(f"expected_failures: expected names and reasons, got {expected_failures!r}")
     loss, reasons = _working(fn, kinds), dict(expected_failures or {})
     loss = loss if processes is None else loss.in_processes(processes)
-    strategies.profile(profile)  # a wrong name is told here
+    strategies.profile(profile)  # raises an error for an unknown name
     applying = [law for law in _chosen(laws) if law.applies(loss)]
     unknown = reasons.keys() - {law.name for law in applying}
     if unknown:
@@ -256,7 +260,7 @@ def parametrize_with_laws(
 
 
 def _working(fn: Callable[..., Tensor], kinds: Collection[Kind]) -> Loss:
-    """The loss, once tried: what does not work at all says so itself, with its traceback."""
+    """Return the loss after one trial call; an exception that it raises is passed on."""
     loss = Loss(fn, kinds)
     with suppress(NotApplicableError):
         loss.copy()(PROBES[0].features, PROBES[0].labels)
@@ -281,7 +285,7 @@ def _chosen(laws: Iterable[Law | str] | None) -> list[Law]:
 def _try(law: Law, loss: Loss, profile: str | None) -> Result:
     if not law.applies(loss):
         return _not_asked(law, loss)
-    from unmuddle.testing.search import search  # loaded for a search only: it needs hypothesis
+    from unmuddle.testing.search import search  # imported late: it needs hypothesis
 
     own = loss.copy()
 
@@ -293,7 +297,7 @@ def _try(law: Law, loss: Loss, profile: str | None) -> Result:
 
 
 def _not_asked(law: Law, loss: Loss) -> Result:
-    """Say what a loss has to declare, or to be, for a law to be asked."""
+    """Return a result that states what a loss must declare for the law to be checked."""
     needed = sorted(law.needs - loss.traits)
     kinds = [name for name in needed if name in KINDS]
     others = [name for name in needed if name not in KINDS]
@@ -309,7 +313,7 @@ def _not_asked(law: Law, loss: Loss) -> Result:
 
 
 def _is_at_fault(law: Law, error: Exception) -> bool:
-    """Return whether an error comes from a law, and not from the loss that it called."""
+    """Return whether the law itself, and not the loss that it called, raised the error."""
     codes: set[object] = set()
     files = ""
     traceback = error.__traceback__
@@ -324,10 +328,10 @@ def _is_at_fault(law: Law, error: Exception) -> bool:
 
 
 def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
-    """Try one law on one batch.
+    """Check one law on one batch.
 
     Raises:
-        LawError: a law of one's own fails by itself, or returns something else than a `Finding`.
+        LawError: the code of a custom law raises an error, or a law does not return a `Finding`.
 
     Examples:
         >>> import torch
@@ -348,7 +352,7 @@ def try_law(law: Law, loss: Loss, batch: Batch) -> Result:
         return Result(law, "not asked", reason=SILENT)
     except LawError:
         raise
-    except Exception as error:  # whatever a loss raises breaks the law
+    except Exception as error:  # any exception raised by the loss violates the law
         if law not in LAWS.values() and _is_at_fault(law, error):
             raise LawError(f"{law.name}: {type(error).__name__}: {error}") from error
         message = str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""A broken law as code that needs torch and the loss alone: rounded tensors, calls, numbers."""
+"""Counter-examples as self-contained code: rounded tensors, calls of the loss, numbers."""
 
 import math
 import re
@@ -18,12 +18,12 @@ from unmuddle.testing.loss import Call, Loss
 if TYPE_CHECKING:
     from unmuddle.testing.check import Result
 
-MOST = 120  # numbers of a tensor that is written out
+MOST = 120  # largest number of entries of a tensor that is written out
 
 
 @dataclass(frozen=True)
 class WrittenOut(Batch):
-    """Batch whose numbers are given."""
+    """Batch whose features and labels are given explicitly."""
 
     rows: tuple[tuple[float, ...], ...] = ()
     names: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class WrittenOut(Batch):
 def explained(
     law: Law, loss: Loss, result: "Result", attempt: "Callable[[Batch], Result]"
 ) -> "Result":
-    """Return a failure with numbers as short as it allows, and the code that shows it."""
+    """Round the numbers of a failure as far as it persists, and add the code to reproduce it."""
     batch = result.batch
     assert batch is not None
     for digits in range(4):
@@ -88,7 +88,7 @@ def _calls(law: Law, loss: Loss, batch: Batch) -> list[Call]:
     twin = loss.copy()
     twin.measurements = {}
     with suppress(Exception):
-        vars(twin)["eps"] = loss.eps  # which takes calls of its own
+        vars(twin)["eps"] = loss.eps  # computing it would record further calls
     twin.calls = []
     with suppress(Exception):
         law(twin, batch)
@@ -96,12 +96,12 @@ def _calls(law: Law, loss: Loss, batch: Batch) -> list[Call]:
 
 
 def _chosen(calls: Sequence[Call], result: "Result") -> list[tuple[str, Call]]:
-    """Return the calls that gave the two numbers and which; else one that failed."""
+    """Return the calls that returned the two numbers, with their roles, or one that failed."""
     if result.error is not None:
         return [(result.error, call) for call in calls[-1:]]
-    # The first call is of the batch as it is, the last one of what the law made of it.
+    # The first call uses the original batch, the last call the batch as changed by the law.
     roles = [("expected", result.expected), ("found", result.found)]
-    if result.relation in ("<", "<="):  # the first is to be the smaller one
+    if result.relation in ("<", "<="):  # the first call should return the smaller value
         roles.reverse()
     elif result.relation in ("is finite", "is NaN"):
         roles = roles[1:]
@@ -122,7 +122,7 @@ def _gives(call: Call, number: float | None) -> bool:
 
 
 def _setup(loss: Loss, calls: Sequence[Call]) -> list[str]:
-    """Import the loss, or say that it has to be there."""
+    """Return lines that import the loss, or that say that it must be defined."""
     name, module = getattr(loss.fn, "__qualname__", ""), getattr(loss.fn, "__module__", None)
     lines = ["import torch"]
     if not (name.isidentifier() and module) or isinstance(loss.fn, partial):
@@ -141,7 +141,7 @@ def _setup(loss: Loss, calls: Sequence[Call]) -> list[str]:
 
 
 def _shortest(loss: Loss, call: Call, result: "Result") -> Tensor:
-    """Round features to six digits where the number that they give stays."""
+    """Return the features rounded to six digits if this barely changes the result."""
     if result.error is not None or call.result is None or not call.features.is_floating_point():
         return call.features
     written = [float(f"{value:.6g}") for value in call.features.flatten().tolist()]

@@ -1,6 +1,6 @@
-"""Batches that laws are tried on; a few small numbers stand for each.
+"""Batches for checking laws, each defined by a few small numbers.
 
-Small numbers shrink well, and print as the code that makes the batch again.
+Small numbers shrink well. The `repr` of a batch is code that recreates it.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Batch:
     Attributes:
         n: N.
         dim: D.
-        classes: labels run from 0 to `classes - 1`, each as often as the others, but for what does
-            not divide; 1: all alike, n: all different.
-        structure: `"random"`: independent normal rows; `"clustered"`: around a centre for each
-            class; `"duplicates"`: every row occurs twice; `"antipodal"`: every row and its
-            opposite.
-        seed: of everything that is random.
+        classes: number of classes. Labels run from 0 to `classes - 1`, and their counts differ by
+            at most 1. 1: all labels are equal; n: all labels are different.
+        structure: `"random"`: independent normal rows; `"clustered"`: rows around a centre for each
+            class; `"duplicates"`: every row occurs twice; `"antipodal"`: the negative of every row
+            occurs too.
+        seed: seed of all random numbers.
 
     Examples:
         >>> batch = Batch(n=4, dim=3, classes=2)
@@ -44,7 +44,7 @@ class Batch:
             raise ValueError(f"expected n, dim, classes >= 1 and one of {STRUCTURES}, got {self}")
 
     def generator(self, purpose: int = 0) -> torch.Generator:
-        """Random numbers of this batch, other ones for each purpose."""
+        """Return a random generator that is seeded by the batch and the purpose."""
         return torch.Generator().manual_seed(1000 * self.seed + purpose)
 
     @property
@@ -68,18 +68,18 @@ class Batch:
         return (torch.arange(self.n) % self.classes)[order]
 
     def normal(self, *shape: int, purpose: int) -> Tensor:
-        """Independent normal numbers, fp64."""
+        """Return independent standard normal numbers in fp64."""
         return torch.randn(*shape, generator=self.generator(purpose), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """Views of samples, with everything else that a contrastive loss may take.
+    """Views of samples, with all other inputs that a contrastive loss may take.
 
     Attributes:
-        batch: B samples; `features` are their centres.
-        views: V.
-        keys: M further rows.
+        batch: B samples; `batch.features` are the centres of their views.
+        views: V, the number of views per sample.
+        keys: M, the number of keys.
     """
 
     batch: Batch
@@ -101,13 +101,13 @@ class ContrastiveBatch:
 
     @property
     def soft_labels(self) -> Tensor:
-        """Distribution over the classes of each sample, `(B, C)`; C is at least 2."""
+        """Distributions `(B, C)` over classes, one per sample; C is at least 2."""
         logits = self.batch.normal(self.batch.n, max(self.batch.classes, 2), purpose=4)
         return (2 * logits).softmax(1)
 
     @property
     def multi_hot_labels(self) -> Tensor:
-        """Memberships `(B, C)` of 0 and 1; a sample has its own class and any others."""
+        """Memberships `(B, C)` of 0 and 1; a sample has its own class and random others."""
         own = torch.nn.functional.one_hot(self.labels, max(self.batch.classes, 2)).double()
         others = self.batch.normal(*own.shape, purpose=5) > 0.5
         return own.maximum(others.double())
@@ -142,14 +142,15 @@ class ContrastiveBatch:
 
 @dataclass(frozen=True)
 class NoisyLabels:
-    """Samples of known class, what a classifier thinks of them, and labels that may be wrong.
+    """Samples of known class, predictions of a classifier, and labels that may be wrong.
 
     Attributes:
-        n: samples.
-        classes: K.
+        n: number of samples.
+        classes: K, the number of classes.
         rate: share of the labels that are wrong.
-        confidence: how far the classifier's logits are apart; 0: it knows nothing.
-        seed: of everything that is random.
+        confidence: mean difference between the logit of the true class and the other logits; 0: the
+            predictions do not depend on the true class.
+        seed: seed of all random numbers.
 
     Examples:
         >>> problem = NoisyLabels(n=1000, classes=4, rate=0.25)
@@ -173,7 +174,7 @@ class NoisyLabels:
 
     @property
     def labels(self) -> Tensor:
-        """Labels `(n,)`, int64; a wrong one is any other class alike."""
+        """Labels `(n,)`, int64; a wrong label is drawn uniformly from the other classes."""
         g = self._generator(1)
         wrong = torch.randperm(self.n, generator=g)[: round(self.rate * self.n)]
         step = torch.randint(1, self.classes, (len(wrong),), generator=g)

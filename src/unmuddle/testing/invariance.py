@@ -11,16 +11,16 @@ from unmuddle.arm.features import eval_mode
 
 
 class BatchInvariance(NamedTuple):
-    """Largest absolute change of an output, over all samples, when its batch changes.
+    """Largest absolute change of the outputs, over all samples, when the batch changes.
 
-    NaN where an output is NaN, infinite where the model refuses such a batch.
+    A change is NaN if an output is NaN, and infinite if the model raises an error for the batch.
 
     Attributes:
         alone: each sample in a batch of its own.
-        size: in batches of 2 and of 3.
-        order: in the same batch in another order.
-        mates: with other samples in place of its batch-mates.
-        scale: the largest absolute output, to compare with.
+        size: batches of 2 and of 3 samples.
+        order: the same batch in another order.
+        mates: the other samples in the batch replaced.
+        scale: the largest absolute output, for comparison.
         worst: the largest of the changes, relative to `scale`.
     """
 
@@ -38,19 +38,22 @@ class BatchInvariance(NamedTuple):
 
 @torch.no_grad()
 def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInvariance:
-    """Measure how much outputs in eval mode depend on batch-mates, order and batch size.
+    """Measure how much outputs in eval mode depend on the other samples, order and batch size.
 
-    A model that predicts each sample by itself changes by rounding at most: products of one row
-    and of many may sum in another order. Anything more leaks from sample to sample, and a test
-    set that is sorted by class then scores higher than it should.
+    If a model predicts each sample independently, its outputs change by rounding errors at most:
+    matrix products of one row and of many rows may sum in a different order. A larger change means
+    that information leaks between samples. The accuracy on a test set that is sorted by class is
+    then too high.
 
     Args:
-        model: takes `(N, ...)`, gives `(N, ...)`. It is put in eval mode and back.
-        x: `(N, ...)`, N at least 4.
-        seed: of the order.
+        model: module that maps `(N, ...)` to `(N, ...)`. It is set to eval mode during the
+            measurement, and restored afterwards.
+        x: `(N, ...)` inputs, N at least 4.
+        seed: seed of the random order.
 
     Raises:
-        ValueError: fewer than 4 samples, or outputs that are not one a sample.
+        ValueError: there are fewer than 4 samples, or the model does not return one output per
+            sample.
 
     Examples:
         >>> x = torch.randn(8, 4)
@@ -71,7 +74,7 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
 
         def change(batches: Iterable[Tensor], expected: Tensor) -> float:
             try:
-                # Copies, because a model may work in place.
+                # Copies, because a model may modify its input in place.
                 got = torch.cat([model(batch.clone()) for batch in batches])
             except Exception:  # such as batch normalisation of a single sample
                 return math.inf
@@ -80,8 +83,8 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(x), generator=generator).to(x.device)
         half = len(x) // 2
-        # Mates unlike any that were there: the other half, turned over and three times as far out;
-        # ids cannot be, so one of them again and again.
+        # Replace the other half of the batch by unusual samples: the same rows, times -3. Integer
+        # inputs, such as ids, cannot be scaled, so the last one is repeated.
         far = -3 * x[half:] if x.is_floating_point() else x[-1:].expand_as(x[half:])
         strange = torch.cat([x[:half], far])
         return BatchInvariance(
@@ -94,5 +97,5 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
 
 
 def _largest(changes: Iterable[float]) -> float:
-    """NaN if one is NaN."""
+    """Return the largest change; NaN if any is NaN."""
     return float(torch.tensor([*changes], dtype=torch.float64).max())

@@ -14,25 +14,25 @@ from unmuddle.supcon import supcon_loss
 from unmuddle.testing.examples import Batch
 from unmuddle.testing.loss import EPS, KINDS, Loss
 
-SLACK = 256  # how many roundings: some of the dozens of operations err in one direction
+SLACK = 256  # rounding errors allowed: those of dozens of operations may have the same sign
 
 
 Relation = Literal["==", "<=", "<", "is finite", "is NaN"]
 
 
 class LawError(TypeError):
-    """The law is wrong, not the loss."""
+    """Raised if the law itself is at fault, not the loss."""
 
 
 class Finding(NamedTuple):
     """Pair of results that a law compares.
 
     Attributes:
-        found: what the loss gave; a tensor or a number.
-        relation: `"=="`, `"<="`, `"<"`; or `"is finite"`, `"is NaN"`, of `found` alone.
-        expected: what that is compared with; a tensor or a number.
-        budget: how far the two may be apart; with `"<="`, how far `found` may be above `expected`;
-            with `"<"`, how far it has to be below.
+        found: result of the loss; a tensor or a number.
+        relation: `"=="`, `"<="` or `"<"`; or `"is finite"` or `"is NaN"`, which check only `found`.
+        expected: value that `found` is compared with; a tensor or a number.
+        budget: tolerance. With `"=="`, the largest difference allowed; with `"<="`, how far `found`
+            may exceed `expected`; with `"<"`, how far `found` must be below `expected`.
     """
 
     found: Tensor | float
@@ -42,20 +42,20 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Return whether the law holds here; a NaN on either side breaks a comparison."""
+        """Return whether the relation holds; a comparison with NaN never holds."""
         excess = self._excess(*self._both())
         allowed = excess < -self.budget if self.relation == "<" else excess <= self.budget
         return bool(allowed.all())
 
     @property
     def says_nothing(self) -> bool:
-        """NaN on both sides: the loss has no value for the batch."""
+        """Return whether an entry is NaN on both sides; the loss is undefined for such a batch."""
         found, expected = self._both()
         return bool((found.isnan() & expected.isnan()).any())
 
     @property
     def worst(self) -> tuple[float, float]:
-        """The two numbers that fit least."""
+        """Entries of `found` and `expected` that violate the relation most."""
         found, expected = self._both()
         excess = self._excess(found, expected).nan_to_num(math.inf).flatten()
         if not len(excess):
@@ -74,13 +74,13 @@ class Finding(NamedTuple):
         return found, expected
 
     def _excess(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Return how far `found` is beyond what the relation allows, entry by entry."""
+        """Return the elementwise excess of `found` over what the relation allows."""
         if self.relation in ("is finite", "is NaN"):
             fits = found.isfinite() if self.relation == "is finite" else found.isnan()
             return torch.where(fits, 0.0, math.inf)
         apart = found - expected
         apart = apart.abs() if self.relation == "==" else apart
-        return torch.where(found == expected, 0.0, apart)  # infinities too
+        return torch.where(found == expected, 0.0, apart)  # also for equal infinities
 
 
 Statement = Callable[[Loss, Batch], Finding]
@@ -90,11 +90,12 @@ class Law:
     """A named law.
 
     Attributes:
-        name: of its function.
-        needs: kinds and options of the losses that it is about; empty: any loss.
+        name: name of its function.
+        needs: kinds and options that a loss must have for the law to apply; empty: any loss.
         statement: first line of its docstring.
-        change: what it does to the batch, in words, before it calls the loss again.
-        show: code that shows it, given `loss`, `x` and `y`; empty: the calls that it makes.
+        change: description of how the law changes the batch before it calls the loss again.
+        show: code that demonstrates a violation, given `loss`, `x` and `y`. If empty, the calls
+            that the law makes are shown.
     """
 
     def __init__(
@@ -109,15 +110,15 @@ class Law:
         self.statement = (function.__doc__ or "").partition("\n")[0].rstrip(".")
 
     def __repr__(self) -> str:
-        """`laws.rotation`."""
+        """Return a name such as `laws.rotation`."""
         return f"laws.{self.name}"
 
     def __call__(self, loss: Loss, batch: Batch) -> Finding:
-        """Try the law.
+        """Check the law on one batch.
 
         Raises:
-            NotApplicableError: it says nothing about this batch.
-            LawError: what it returns is no finding.
+            NotApplicableError: the law does not apply to this batch.
+            LawError: the law does not return a valid `Finding`.
         """
         finding: object = self.function(loss, batch)
         if not isinstance(finding, Finding) or finding.relation not in get_args(Relation):
@@ -135,17 +136,18 @@ class Law:
         return finding
 
     def applies(self, loss: Loss) -> bool:
-        """Return whether the law is about this loss."""
+        """Return whether the law applies to this loss."""
         return self.needs <= loss.traits
 
 
 def law(*needs: str, change: str = "", show: str = "") -> Callable[[Statement], Law]:
-    """Make a function a law, for losses of these kinds and options.
+    """Return a decorator that turns a function into a law.
 
     Args:
-        *needs: kinds and options.
-        change: what the law does to the batch before it calls the loss again, in words.
-        show: code that shows the law, given `loss`, `x` and `y`; default: the calls that it makes.
+        *needs: kinds and options that a loss must have for the law to apply.
+        change: description of how the law changes the batch before it calls the loss again.
+        show: code that demonstrates a violation, given `loss`, `x` and `y`. By default, the calls
+            that the law makes are shown.
 
     Examples:
         >>> @law("pairwise")
@@ -170,19 +172,21 @@ def law(*needs: str, change: str = "", show: str = "") -> Callable[[Statement], 
 def measured(
     loss: Loss, compute: Callable[..., Tensor], x: Tensor, labels: Tensor, **options: object
 ) -> tuple[Tensor, float]:
-    """`compute(x, labels)` in fp64, and how far two honest such results may be apart.
+    """Return `compute(x, labels)` in fp64, and an error budget for it.
 
-    `256 (2^-29 |L32 - L64| + eps (1 + |L64|))`, of the largest entry: 2^-29 is how much finer fp64
-    is than fp32. A loss that does not know fp32 gets the second term. In place of the 1 a gradient
-    has 1 over the length of the shortest row. Of a loss that works in fp32 whatever it is given
-    (which breaks `double_precision`), eps is that of fp32.
+    The budget is the largest difference allowed between two correctly computed results:
+    `256 (2^-29 |L32 - L64| + eps (1 + |L64|))`. Here `|.|` is the largest absolute entry, and 2^-29
+    is the machine epsilon of fp64 divided by that of fp32. If the loss does not support fp32, only
+    the second term is used. For a gradient, the 1 is replaced by the reciprocal of the smallest
+    norm of a row. If the loss computes in fp32 whatever the dtype of its input (which violates
+    `double_precision`), eps is that of fp32.
 
     Args:
-        loss: whose result it is.
+        loss: the loss under test.
         compute: `loss.value`, `loss.gradient`, or the loss itself.
         x: `(N, D)` features.
-        labels: `(N,)`.
-        options: of the loss.
+        labels: `(N,)` labels.
+        options: options of the loss.
     """
 
     def measure() -> tuple[Tensor, float]:
@@ -203,16 +207,16 @@ def measured(
 def as_good_as_its_input(
     loss: Loss, compute: Callable[..., Tensor], x: Tensor, labels: Tensor
 ) -> tuple[Tensor, float]:
-    """`compute(x, labels)` in fp64, and what an honest result in the type of `x` may be off.
+    """Return `compute(x, labels)` in fp64, and an error budget in the dtype of `x`.
 
-    64 times the largest change of the exact result in three roundings of `x` at random, and
-    64 eps (1 + |L|).
+    The budget is 64 times the largest change of the exact result under three random relative
+    perturbations of `x` by at most eps, plus 64 eps (1 + |L|).
 
     Args:
-        loss: whose result it is.
+        loss: the loss under test.
         compute: `loss.value` or `loss.gradient`.
         x: `(N, D)` features.
-        labels: `(N,)`.
+        labels: `(N,)` labels.
     """
 
     def measure() -> tuple[Tensor, float]:
@@ -235,9 +239,9 @@ def _once(
     labels: Tensor,
     options: Mapping[str, object],
 ) -> tuple[Tensor, float]:
-    """Return what `measure` gives, computed once for a loss and its copies."""
+    """Return the result of `measure`, cached for a loss and its copies."""
     if not isinstance(getattr(compute, "__self__", compute), Loss):
-        return measure()  # a function of the law's own, which has no name to know it by
+        return measure()  # a function defined by the law has no name that could serve as a key
     given = ("x", x), ("labels", labels), *sorted(options.items())
     key = (
         measure.__qualname__,
@@ -250,7 +254,10 @@ def _once(
 
 
 def _content(value: object) -> Hashable:
-    """Equal for equal values only: of a tensor, its numbers and whether a gradient is asked for."""
+    """Return a cache key that is equal only for equal values.
+
+    The key of a tensor contains its data and whether it requires a gradient.
+    """
     if not isinstance(value, Tensor):
         return repr(value)
     raw = value.detach().cpu().flatten().contiguous().view(torch.uint8)
@@ -258,6 +265,6 @@ def _content(value: object) -> Hashable:
 
 
 def largest(values: Tensor) -> float:
-    """Largest absolute value; 0 where there is none or it is not finite."""
+    """Return the largest absolute value; 0 if there is none or if it is not finite."""
     found = float(values.detach().abs().max()) if values.numel() else 0.0
     return found if math.isfinite(found) else 0.0

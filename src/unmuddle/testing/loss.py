@@ -1,4 +1,4 @@
-"""A loss as the laws see it."""
+"""Wrapper that gives laws a uniform interface to a loss."""
 
 import copy
 import inspect
@@ -30,7 +30,7 @@ PROBES = [
 
 
 class NotApplicableError(Exception):
-    """The law says nothing about this batch."""
+    """Raised if a law does not apply to a batch, or if the loss is not defined for it."""
 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -49,7 +49,7 @@ Traits = frozenset[str]
 
 @dataclass
 class Call:
-    """Call of a loss: what it was given, and the value or gradient that it gave."""
+    """Recorded call of a loss: its arguments, and the value or gradient that it returned."""
 
     of: Literal["value", "gradient"]
     features: Tensor
@@ -59,63 +59,68 @@ class Call:
 
 
 class Loss:
-    """A loss `fn(features, labels, **options)` and what is known of it.
+    """A loss `fn(features, labels, **options)` and its declared properties.
 
     Args:
-        fn: takes `(N, D)` features and `(N,)` integer labels, gives a scalar or `(N,)` losses; a
-            function or a module.
-        kinds: what holds for it, which decides what laws are asked of it.
+        fn: function or module. It takes `(N, D)` features and `(N,)` integer labels, and returns a
+            scalar or `(N,)` losses.
+        kinds: properties that the loss is meant to have. They determine which laws are checked.
 
             Rows:
 
-            - `"pairwise"`: depends on products or distances of rows, not on their coordinates
-            - `"distances"`: depends on differences of rows alone; `"pairwise"` too
-            - `"normalised"`: depends on the directions of rows, not on their lengths
+            - `"pairwise"`: depends on inner products of rows or on distances between them, not on
+              their coordinates
+            - `"distances"`: depends only on differences of rows; implies `"pairwise"`
+            - `"normalised"`: depends on the directions of rows, not on their norms
 
-            Labels that say which rows belong together:
+            Labels that define which rows belong together:
 
-            - `"supervised"`: labels say that, and nothing else
-            - `"negatives"`: rows of other classes are pushed away; `"supervised"` too
-            - `"hinge"`: pairs or triplets beyond a margin, which is a distance or cosine, cost
-              nothing; `"negatives"` too
-            - `"margin"`: has an option `margin`; more of it costs more, never less
-            - `"proxies"`: a module with a parameter `(C, D)`, a row for each class; labels are
-              taken modulo C, and features are cut, or padded with zeros, to D
+            - `"supervised"`: labels define only which rows belong together
+            - `"negatives"`: rows of other classes are pushed away; implies `"supervised"`
+            - `"hinge"`: pairs or triplets beyond a margin contribute 0; the margin is a distance or
+              a cosine; implies `"negatives"`
+            - `"margin"`: has an option `margin`; a larger margin never lowers the loss, and raises
+              it where classes are close together
+            - `"proxies"`: a module with a `(C, D)` parameter, one row per class; labels are taken
+              modulo C, and features are truncated or zero-padded to D
 
-            Scores of classes; each of these is `"logits"` too:
+            Scores of classes; each of these kinds implies `"logits"`:
 
-            - `"logits"`: rows are scores of D classes, which labels name; they are taken modulo D
-            - `"shift_invariant"`: a constant added to all scores of a row changes nothing
+            - `"logits"`: rows are scores of D classes, and labels are class indices, which are
+              taken modulo D
+            - `"shift_invariant"`: adding a constant to all scores of a row does not change the loss
             - `"cross_entropy"`: softmax cross-entropy with targets that sum to one, such as
-              smoothed labels; `"shift_invariant"` too
-            - `"proper"`: the expected loss is least where the softmax of the scores is the
-              distribution of the labels; `"shift_invariant"` too
-            - `"proper_sigmoid"`: the same where the sigmoid of each score is the share of its class
-            - `"certain"`: a certain right prediction costs nothing
-            - `"balanced"`: a class that is rare in the batch weighs more; such a loss is no mean
-              over samples, so `"mean"` and `"sum"` ask nothing of it
+              smoothed labels; implies `"shift_invariant"`
+            - `"proper"`: the expected loss is minimal where the softmax of the scores equals the
+              distribution of the labels; implies `"shift_invariant"`
+            - `"proper_sigmoid"`: the expected loss is minimal where the sigmoid of each score
+              equals the relative frequency of its class
+            - `"certain"`: the loss of a correct and certain prediction is 0
+            - `"balanced"`: classes that are rare in the batch have larger weights; such a loss is
+              not a mean over samples, so the laws for `"mean"` and `"sum"` do not apply to it
 
-            Any:
+            Any loss:
 
             - `"mean"`: with `"logits"`, a mean over samples; with `"hinge"`, a mean over pairs,
               triplets or anchors
             - `"sum"`: with `"logits"`, a sum over samples
-            - `"overlap"`: takes predicted probabilities `(N, D)` and masks `(N, D)` of 0 and 1 in
-              place of features and labels; a prediction equal to the mask costs 0
-            - `"dice"`: as Dice and Jaccard, 1 without overlap and symmetric; `"overlap"` too
-            - `"contrastive"`: the supervised contrastive loss of Khosla et al., mean over anchors
-            - `"soft"`: takes `(N, C)` memberships as labels
-            - `"views"`: takes `(B, V, D)` features as well
-            - `"linear"`: keeps O(N) memory for its backward
+            - `"overlap"`: takes `(N, D)` predicted probabilities and `(N, D)` masks of 0 and 1
+              instead of features and labels; a prediction equal to the mask has the loss 0
+            - `"dice"`: symmetric, and 1 without overlap, like Dice and Jaccard; implies `"overlap"`
+            - `"contrastive"`: the supervised contrastive loss of Khosla et al., averaged over
+              anchors
+            - `"soft"`: accepts `(N, C)` class memberships as labels
+            - `"views"`: also accepts `(B, V, D)` features
+            - `"linear"`: saves O(N) memory for the backward pass
 
-    Options that the signature of a contrastive loss names, such as `temperature`, `mask` or
-    `weight`, bring the laws about them, with the meaning they have in `supcon_loss`; bind them with
-    `functools.partial` to leave those out. Modules bring the laws about modules. Where a loss is
-    not defined for a batch, let it raise `NotApplicableError`.
+    For a contrastive loss, options in its signature, such as `temperature`, `mask` or `weight`,
+    enable the laws about them. They must have the same meaning as in `supcon_loss`. To exclude an
+    option, bind it with `functools.partial`. If the loss is a module, the laws about modules are
+    also checked. If the loss is not defined for a batch, it should raise `NotApplicableError`.
 
     Raises:
-        TypeError: `fn` cannot be called.
-        ValueError: an unknown kind.
+        TypeError: `fn` is not callable.
+        ValueError: `kinds` contains an unknown kind.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class Loss:
         self.fn = fn
         self._cast: dict[torch.dtype, nn.Module] = {}
         self.measurements: dict[Hashable, Any] = {}  # see `law.measured`
-        self.calls: list[Call] | None = None  # recorded if it is a list
+        self.calls: list[Call] | None = None  # calls are recorded if this is a list
         self.processes = 1
         module: set[str] = {"module"} if isinstance(fn, nn.Module) else set()
         options = _options(fn).difference(KINDS, ["module"]) if "contrastive" in kinds else set()
@@ -143,7 +148,7 @@ class Loss:
         self.traits: Traits = frozenset({*kinds, *implied, *module, *options})
 
     def __repr__(self) -> str:
-        """Name in a report."""
+        """Return the name that is shown in reports."""
         fn = self.fn.func if isinstance(self.fn, partial) else self.fn
         return getattr(fn, "__qualname__", type(fn).__name__)
 
@@ -152,7 +157,7 @@ class Loss:
         return self.raw(*self.given(features, labels), **options)
 
     def given(self, features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Features and labels as the function takes them."""
+        """Return features and labels in the form that the function expects."""
         if not isinstance(labels, Tensor):
             return features, labels
         if "logits" in self.traits:
@@ -169,7 +174,7 @@ class Loss:
 
     @property
     def proxies(self) -> Tensor:
-        """First parameter of a module that is a matrix, `(C, D)`, in fp64."""
+        """First two-dimensional parameter `(C, D)` of a module, in fp64."""
         parameters = self.fn.parameters() if isinstance(self.fn, nn.Module) else ()
         matrix = next((p for p in parameters if p.ndim == 2), None)
         if matrix is None:
@@ -177,7 +182,7 @@ class Loss:
         return matrix.detach().double()
 
     def raw(self, features: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        """The function, its result checked; masks in place of labels for `"overlap"`."""
+        """Call the function and validate its result; for `"overlap"`, `labels` are masks."""
         if self.calls is not None:
             self.calls.append(Call("value", features.detach().clone(), labels, options))
         found: Any = self._in(features.dtype)(features, labels, **options)
@@ -193,7 +198,7 @@ class Loss:
         return found
 
     def _in(self, dtype: torch.dtype) -> Callable[..., Any]:
-        """The function, or a copy of the module whose parameters and buffers are of that type."""
+        """Return the function, or a copy of the module converted to the dtype."""
         if not isinstance(self.fn, nn.Module):
             return self.fn
         if dtype not in self._cast:
@@ -202,7 +207,10 @@ class Loss:
 
     @cached_property
     def eps(self) -> float:
-        """Rounding of the format it works in, given fp64: that of fp32 if the result fits there."""
+        """Machine epsilon of the precision in which the loss processes fp64 features.
+
+        It is that of fp32 if the results can be represented in fp32.
+        """
         values: list[Tensor] = []
         for batch in PROBES:
             with suppress(NotApplicableError):
@@ -216,19 +224,19 @@ class Loss:
         return EPS if not fits.all() or (exact == exact.round()).any() else EPS_32
 
     def copy(self) -> "Loss":
-        """Copy the loss, which leaves the given one as it is."""
-        twin = self.like(self.fn)  # which copies a module when it is first called
+        """Return a copy; calling the copy leaves this loss unchanged."""
+        twin = self.like(self.fn)  # copies a module on its first call
         twin.measurements = self.measurements
         return twin
 
     def like(self, fn: Callable[..., Tensor]) -> "Loss":
-        """Make another loss of the same kinds."""
+        """Return another loss of the same kinds that calls `fn`."""
         other = Loss(fn)
         other.traits, other.processes = self.traits, self.processes
         return other
 
     def in_processes(self, number: int) -> "Loss":
-        """Copy the loss, to be tried in so many processes."""
+        """Return a copy that is checked in `number` processes."""
         if isinstance(number, bool) or not isinstance(number, int) or number < 2:
             raise ValueError(f"processes: expected a whole number from 2 on, got {number!r}")
         other = self.copy()
@@ -236,11 +244,14 @@ class Loss:
         return other
 
     def value(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        """Return the loss, or the mean of the losses, `()`."""
+        """Return the loss, or the mean of the per-sample losses, as a tensor of shape `()`."""
         return self(features, labels, **options).mean()
 
     def gradient(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        """Gradient of `value` by the features; zero where the loss does not depend on them."""
+        """Return the gradient of `value` with respect to the features.
+
+        The gradient is zero if the loss does not depend on the features.
+        """
         leaf = features.detach().clone().requires_grad_()
         with torch.enable_grad():
             value = self.value(leaf, labels, **options)

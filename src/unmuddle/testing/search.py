@@ -1,4 +1,7 @@
-"""Look for a batch that breaks a law: drawn once for all laws, made small by hypothesis."""
+"""Search for a batch that violates a law.
+
+Batches are drawn once for all laws. Hypothesis shrinks a counter-example.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -6,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-# First, because it says how to install hypothesis.
+# Imported first, because its error message says how to install hypothesis.
 from unmuddle.testing import strategies  # isort: skip
 from hypothesis import Phase, given, seed, settings
 from hypothesis.errors import Flaky
@@ -16,15 +19,15 @@ from unmuddle.testing.examples import Batch
 if TYPE_CHECKING:
     from unmuddle.testing.check import Result
 
-SPARE = 4  # batches drawn for each that is wanted, since a law says nothing about some
+SPARE = 4  # batches drawn per batch wanted, because a law does not apply to some of them
 
 
 class _BrokenError(Exception):
-    """Tells hypothesis that the batch is one of those looked for."""
+    """Raised to tell Hypothesis that a batch violates the law."""
 
 
 def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result":
-    """Return the smallest failure of `attempt`, else a pass, else that nothing applies."""
+    """Return the smallest failure of `attempt`, else a pass, else a result not checked."""
     wanted = strategies.profile(profile).max_examples
     results: list[Result] = []
     passed = 0
@@ -37,7 +40,7 @@ def search(attempt: "Callable[[Batch], Result]", profile: str | None) -> "Result
             break
     if passed:
         return replace(next(r for r in results if r.status == "passed"), batches=passed)
-    # A loss that is NaN wherever the law is asked of it passes no law.
+    # A loss that is NaN for every batch to which the law applies fails the law.
     nowhere = next((result for result in results if result.error), None)
     return results[0] if nowhere is None else replace(nowhere, status="failed")
 
@@ -64,11 +67,11 @@ def _smallest(attempt: "Callable[[Batch], Result]", first: "Result", wanted: int
 
 
 def _draw(look: Callable[[Batch], None], wanted: int) -> None:
-    """Show `look` the same batches every time, and smaller ones once it raises."""
+    """Call `look` on the same batches in every run, and on smaller ones once it raises."""
 
     @seed(0)
     @settings(
-        strategies.profile("fast"),  # but for the number
+        strategies.profile("fast"),  # except for the number of examples
         max_examples=SPARE * wanted,
         phases=(Phase.generate, Phase.shrink),
         report_multiple_bugs=False,

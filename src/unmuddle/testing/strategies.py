@@ -1,6 +1,6 @@
-"""Hypothesis strategies: structure and a seed, not one number after the other.
+"""Hypothesis strategies that draw a structure and a seed, not individual numbers.
 
-What is drawn is a value that prints as the code that makes it, and shrinks to small sizes.
+The `repr` of a drawn value is code that recreates it. Values shrink to small sizes.
 """
 
 import math
@@ -26,7 +26,10 @@ _EXAMPLES: dict[Profile, int] = {"fast": 50, "ci": 200, "thorough": 2000}
 
 
 def profile(name: str | None = None) -> settings:
-    """Settings by name; `None`: those of `UNMUDDLE_HYPOTHESIS_PROFILE`, or `"fast"`.
+    """Return the Hypothesis settings of a profile.
+
+    `None` selects the profile that the environment variable `UNMUDDLE_HYPOTHESIS_PROFILE` names, by
+    default `"fast"`.
 
     | name | examples |
     |---|---|
@@ -34,10 +37,10 @@ def profile(name: str | None = None) -> settings:
     | `"ci"` | 200 |
     | `"thorough"` | 2,000 |
 
-    All of them draw the same examples each time and set no deadline.
+    All profiles draw the same examples in every run, and none sets a deadline.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     chosen = name or os.environ.get("UNMUDDLE_HYPOTHESIS_PROFILE") or "fast"
     if chosen not in _EXAMPLES:
@@ -53,7 +56,7 @@ def profile(name: str | None = None) -> settings:
 
 
 def load_profile(name: str | None = None) -> None:
-    """Make `profile(name)` what hypothesis uses in every test from now on."""
+    """Set `profile(name)` as the default settings of all Hypothesis tests."""
     settings.register_profile("unmuddle", profile(name))
     settings.load_profile("unmuddle")
 
@@ -64,12 +67,12 @@ def batches(
     dim: tuple[int, int] = (1, 6),
     structures: Sequence[Structure] = STRUCTURES,
 ) -> st.SearchStrategy[Batch]:
-    """`Batch`: embeddings and labels, from all alike to all different.
+    """Return a strategy for `Batch`: embeddings, and labels from all equal to all different.
 
     Args:
-        n: least and most rows.
-        dim: least and most features.
-        structures: what the rows may be like.
+        n: smallest and largest number of rows.
+        dim: smallest and largest number of features.
+        structures: structures to draw from; see `Batch`.
     """
     return st.integers(*n).flatmap(
         lambda rows: st.builds(
@@ -86,7 +89,10 @@ def batches(
 def contrastive_batches(
     *, n: tuple[int, int] = (2, 6), views: tuple[int, int] = (1, 3), keys: tuple[int, int] = (0, 4)
 ) -> st.SearchStrategy[ContrastiveBatch]:
-    """`ContrastiveBatch`: several views, with labels of all kinds, mask, weights and keys."""
+    """Return a strategy for `ContrastiveBatch`.
+
+    A batch has one or more views, labels of all kinds, a mask, weights and keys.
+    """
     return st.builds(
         ContrastiveBatch, batch=batches(n=n), views=st.integers(*views), keys=st.integers(*keys)
     )
@@ -95,12 +101,12 @@ def contrastive_batches(
 def embeddings(
     *, n: tuple[int, int] = (1, 8), dim: tuple[int, int] = (1, 6), extreme: bool = True
 ) -> st.SearchStrategy[Tensor]:
-    """Rows `(N, D)` of every structure, fp64.
+    """Return a strategy for `(N, D)` embeddings of every structure, in fp64.
 
     Args:
-        n: least and most rows.
-        dim: least and most features.
-        extreme: some come with a row of zeros, or scaled by 1e-8 or 1e8.
+        n: smallest and largest number of rows.
+        dim: smallest and largest number of features.
+        extreme: some embeddings contain a row of zeros, or are scaled by 1e-8 or 1e8.
     """
 
     def changed(batch: Batch, zero: bool, scale: float) -> Tensor:
@@ -122,10 +128,10 @@ def labels(
     *,
     kind: Literal["int", "soft", "multi-hot", "ignored", "large"] = "int",
 ) -> st.SearchStrategy[Tensor]:
-    """Labels of n samples.
+    """Return a strategy for the labels of n samples.
 
     Args:
-        n: samples.
+        n: number of samples.
         kind: `"int"`: `(n,)` classes; `"ignored"`: some of them -100; `"large"`: near 2^62;
             `"soft"`: `(n, C)` distributions; `"multi-hot"`: `(n, C)` of 0 and 1.
     """
@@ -145,7 +151,7 @@ def labels(
 
 
 def temperatures(least: float = 0.01, most: float = 100.0) -> st.SearchStrategy[float]:
-    """Temperatures, as often below 1 as above; simplest is 1."""
+    """Return a strategy for temperatures, about as many below 1 as above; it shrinks to 1."""
     if not 0 < least <= most < math.inf:
         raise ValueError(f"temperatures: expected 0 < least <= most, got {least} and {most}")
     known = (1.0, 0.07, 0.1, 0.5, 2.0, 10.0, 0.02, 50.0, least, most)
@@ -158,7 +164,10 @@ def feature_maps(
     channels: Sequence[int] = (4, 8, 12, 16),
     size: tuple[int, int] = (3, 9),
 ) -> st.SearchStrategy[Tensor]:
-    """Feature maps `(N, C, H, W)`, fp64: any shape, few values below 0, some channels empty."""
+    """Return a strategy for feature maps `(N, C, H, W)` of any shape, in fp64.
+
+    Negative values are clamped to -0.1. In some of the maps, the first channel is zero.
+    """
 
     def made(rows: int, depth: int, height: int, width: int, empty: bool, seed: int) -> Tensor:
         g = torch.Generator().manual_seed(seed)
@@ -176,7 +185,7 @@ def feature_maps(
 def noisy_labels(
     *, n: tuple[int, int] = (2, 60), classes: tuple[int, int] = (2, 6)
 ) -> st.SearchStrategy[NoisyLabels]:
-    """`NoisyLabels`: labels of which a known share is wrong, and what a classifier thinks."""
+    """Return a strategy for `NoisyLabels`: labels with a known error rate, and predictions."""
     return st.builds(
         NoisyLabels,
         n=st.integers(*n),
@@ -190,9 +199,9 @@ def noisy_labels(
 def ledger_histories(
     samples: int, classes: int, *, steps: int = 6
 ) -> st.SearchStrategy[list[tuple[str, dict[str, Any]]]]:
-    """Calls of a `LabelLedger` of so many samples: `[(method, arguments), ...]`.
+    """Return a strategy for the calls of a `LabelLedger`: `[(method, arguments), ...]`.
 
-    Play one with `for method, arguments in history: getattr(ledger, method)(**arguments)`.
+    Replay a history with `for method, arguments in history: getattr(ledger, method)(**arguments)`.
     """
     ids = st.lists(st.integers(0, samples - 1), unique=True, max_size=samples)
 

@@ -1,4 +1,4 @@
-"""Error budgets: a result may be as wrong as an honest computation in its format."""
+"""Error budgets: a result may have the error of a plain reference computation in its dtype."""
 
 import math
 from collections.abc import Callable
@@ -11,20 +11,21 @@ from torch import Tensor
 def assert_within_budget(
     got: Tensor, truth: Tensor, honest: Tensor, *, terms: float = 0.0, slack: float = 4.0
 ) -> None:
-    """`max |got - truth| <= slack (max |honest - truth| + eps max(|truth|, terms))`.
+    """Assert `max |got - truth| <= slack (max |honest - truth| + eps max(|truth|, terms))`.
 
-    The honest computation may be right by luck, so `slack` roundings are granted besides: of the
-    largest value, or of the `terms` that cancel in it, if those are larger.
+    The reference computation `honest` may be accurate by chance. The budget therefore also allows
+    `slack` rounding errors of the largest value, or of `terms` if that is larger.
 
     Args:
-        got: what is tested.
-        truth: the same in fp64.
-        honest: the same as plainly as can be in the number format of `got`.
-        terms: size of the numbers that cancel in the result.
-        slack: how many times the honest error is allowed.
+        got: result under test.
+        truth: the same result computed in fp64.
+        honest: the same result from a plain reference computation in the dtype of `got`.
+        terms: magnitude of the numbers that cancel in the result.
+        slack: factor by which the error of `honest` may be exceeded.
 
     Raises:
-        AssertionError: with the error, what is allowed, and where the worst is.
+        AssertionError: the error exceeds the budget. The message contains the error, the budget
+            and the position of the largest error.
 
     Examples:
         >>> x = torch.rand(100)
@@ -41,7 +42,7 @@ def assert_within_budget(
         place = int((got - truth).abs().argmax())
         raise AssertionError(
             f"error {error:.3g}, allowed {slack * (allowed + rounding):.3g} "
-            f"(an honest computation: {allowed:.3g}); worst at {place}: "
+            f"(reference computation: {allowed:.3g}); worst at {place}: "
             f"got {got.flatten()[place]}, expected {truth.flatten()[place]}"
         )
 
@@ -49,23 +50,23 @@ def assert_within_budget(
 def assert_gradient_within_budget(
     got: Tensor, truth: Tensor, honest: Tensor, *, slack: float = 4.0
 ) -> None:
-    """A gradient is as good as an honest one: in length, in direction, and without a bias.
+    """Assert that the relative error, the error of direction and the bias of a gradient are small.
 
-    With `d = got - truth` and `d'` the same of the honest gradient, each of these may be `slack`
-    times as large as for the honest one, and `slack eps` besides:
+    Let `d = got - truth`. Each of these figures may be at most `slack` times the same figure of the
+    reference gradient `honest`, plus `slack eps`:
 
-        |d| / |truth|              the whole error
-        1 - cos(got, truth)        the direction
-        |mean d| / rms(truth)      an error of one sign, which does not average out in training
+        |d| / |truth|              relative error
+        1 - cos(got, truth)        error of direction
+        |mean d| / rms(truth)      bias, which does not average out in training
 
     Args:
-        got: what is tested.
-        truth: the same in fp64.
-        honest: the same as plainly as can be in the number format of `got`.
-        slack: how many times the honest errors are allowed.
+        got: gradient under test.
+        truth: the same gradient computed in fp64.
+        honest: the same gradient from a plain reference computation in the dtype of `got`.
+        slack: factor by which the errors of `honest` may be exceeded.
 
     Raises:
-        AssertionError: with the figure that is too large, and what is allowed.
+        AssertionError: a figure exceeds its budget. The message contains the figure and the budget.
 
     Examples:
         >>> truth = torch.randn(100, dtype=torch.double)
@@ -82,10 +83,10 @@ def assert_gradient_within_budget(
 
 
 def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Count the bytes that `fn(*args, **kwargs)` keeps for its backward, without its arguments.
+    """Count the bytes that `fn(*args, **kwargs)` saves for backward, excluding its arguments.
 
-    Storage that several saved tensors share counts once; what is saved by a custom function counts
-    too. Memory that is used and given back within the call does not.
+    A storage that is shared by several saved tensors is counted once. Tensors saved by a custom
+    `torch.autograd.Function` are counted too. Memory that is freed within the call is not counted.
 
     Examples:
         >>> x = torch.randn(1000, requires_grad=True)
@@ -105,7 +106,7 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return saved
 
-    # The result is held on to, so that no storage is freed and counted twice.
+    # Keep a reference to the result: otherwise, a storage could be freed and counted twice.
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         result = fn(*args, **kwargs)
     del result
@@ -113,11 +114,11 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
 
 def _finite(got: Tensor, truth: Tensor, honest: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Return all three in fp64, 0 for equal infinities and NaN, and the rounding of `got`.
+    """Return the tensors in fp64, with 0 for equal infinities and NaN, and the eps of `got`.
 
     Raises:
-        AssertionError: shapes differ, or one is finite where the truth is not.
-        TypeError: one is no tensor of real floating point numbers.
+        AssertionError: shapes differ, or a tensor is finite where `truth` is not, or vice versa.
+        TypeError: an argument is not a tensor of a real floating-point dtype.
     """
     given = {"got": got, "truth": truth, "honest": honest}
     for name, value in given.items():

@@ -1,7 +1,7 @@
-"""Laws that losses obey, by kind of loss: each says what must hold, and why.
+"""Laws by kind of loss; each law states what must hold, and why.
 
-`check_loss` tries them on many batches. Numbers are compared in fp64 with the loss's own rounding
-as the measure (`measured`): how far its fp32 result is from its fp64 result, scaled to fp64.
+`check_loss` checks them on many batches. Results are compared in fp64. The tolerance follows from
+the rounding error of the loss itself: the error of its fp32 result, scaled to fp64. See `measured`.
 """
 
 from unmuddle.testing.law import Law
@@ -25,7 +25,7 @@ LAWS: dict[str, Law] = {
 
 
 def __getattr__(name: str) -> Law:
-    """`laws.rotation` is `LAWS["rotation"]`."""
+    """Return a law by name: `laws.rotation` is `LAWS["rotation"]`."""
     if name in LAWS:
         return LAWS[name]
     raise AttributeError(f"unmuddle.testing.laws has no law {name!r}")

@@ -1,4 +1,4 @@
-"""Laws of any loss of a batch of rows."""
+"""Laws that apply to any loss of a batch of rows."""
 
 import math
 
@@ -14,7 +14,8 @@ from unmuddle.testing.loss import EPS, Loss, NotApplicableError
 def finite_value(loss: Loss, batch: Batch) -> Finding:
     """Finite features have a finite loss.
 
-    Also where no two labels agree, where all do, and for rows that are equal or opposite.
+    This includes batches whose labels are all different or all equal, and rows that are equal or
+    opposite.
     """
     return finite(loss(batch.features, batch.labels))
 
@@ -23,7 +24,8 @@ def finite_value(loss: Loss, batch: Batch) -> Finding:
 def finite_gradient(loss: Loss, batch: Batch) -> Finding:
     """Finite features have a finite gradient.
 
-    A finite value may hide an infinite derivative: a distance of equal rows, a norm of nothing.
+    A finite value may hide an infinite derivative. Examples are the distance between equal rows
+    and the norm of a zero vector.
     """
     return finite(loss.gradient(batch.features, batch.labels))
 
@@ -32,7 +34,7 @@ def finite_gradient(loss: Loss, batch: Batch) -> Finding:
 def one_sample(loss: Loss, batch: Batch) -> Finding:
     """A batch of one sample has a finite loss and gradient.
 
-    The last batch of an epoch may be that small; a mean over nothing is NaN.
+    The last batch of an epoch may be that small. A mean over an empty set is NaN.
     """
     x, labels = batch.features[:1], batch.labels[:1]
     return finite(torch.cat([loss(x, labels).flatten(), loss.gradient(x, labels).flatten()]))
@@ -49,7 +51,7 @@ def deterministic(loss: Loss, batch: Batch) -> Finding:
 def stateless(loss: Loss, batch: Batch) -> Finding:
     """Earlier calls change nothing.
 
-    A loss that keeps something of earlier batches cannot be reproduced from its input.
+    A loss that depends on earlier batches cannot be reproduced from its input.
     """
     x, labels = batch.features, batch.labels
     before = loss(x, labels)
@@ -67,7 +69,7 @@ def stateless(loss: Loss, batch: Batch) -> Finding:
 def inputs_untouched(loss: Loss, batch: Batch) -> Finding:
     """Features and labels are not written to.
 
-    The caller's tensors are the caller's, in the forward pass and in the backward pass.
+    Neither the forward pass nor the backward pass may modify the tensors of the caller.
     """
     x, labels = batch.features, batch.labels
     leaf = x.clone().requires_grad_()
@@ -91,7 +93,7 @@ def inputs_untouched(loss: Loss, batch: Batch) -> Finding:
 def random_state_untouched(loss: Loss, batch: Batch) -> Finding:
     """Random numbers after the call are those there would have been without it.
 
-    Otherwise adding the loss to a program changes its augmentations and its dropout.
+    Otherwise, adding the loss to a program changes its random augmentations and its dropout.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(batch.seed)
@@ -117,8 +119,9 @@ def permutation(loss: Loss, batch: Batch) -> Finding:
 def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient is permuted with the samples: `∇L(Px, Py) = P ∇L(x, y)`.
 
-    The derivative of the law before. A backward pass that mixes up rows breaks this one alone. Not
-    asked where rows are equal or opposite: a hardest one of several alike may be any of them.
+    This is the derivative of `permutation`. A backward pass that mixes up rows violates this law,
+    but not `permutation`. The law does not apply to batches with equal or opposite rows: if several
+    rows are equally hard, any of them may be selected as the hardest.
     """
     if batch.structure in ("duplicates", "antipodal") or batch.dim < 2:
         raise NotApplicableError
@@ -133,13 +136,13 @@ def permuted_gradient(loss: Loss, batch: Batch) -> Finding:
         "wide = torch.full((x.shape[1], 2 * len(x) + 1), torch.nan, dtype=x.dtype)\n"
         "view = wide[:, 1::2].T\n"
         "view.copy_(x)\n"
-        "print(loss(x, y), loss(view, y))  # the same rows, in other memory"
+        "print(loss(x, y), loss(view, y))  # the same rows in another memory layout"
     )
 )
 def strides(loss: Loss, batch: Batch) -> Finding:
     """The memory layout of the features does not matter.
 
-    The features as a transposed view and as a part of a larger tensor have the same loss.
+    The loss is the same if the features are a transposed view of a part of a larger tensor.
     """
     x = batch.features
     wide = torch.full((batch.dim, 2 * batch.n + 1), math.nan, dtype=x.dtype)
@@ -148,11 +151,12 @@ def strides(loss: Loss, batch: Batch) -> Finding:
     return same_value(loss, batch, view, batch.labels)
 
 
-@law(show="print(loss(x, y).dtype, loss(x.float(), y).dtype)  # found and expected are bits")
+@law(show="print(loss(x, y).dtype, loss(x.float(), y).dtype)  # found, expected: number of bits")
 def result_dtype(loss: Loss, batch: Batch) -> Finding:
     """fp32 features have an fp32 loss and gradient, fp64 features those in fp64.
 
-    A result in fp64 doubles the memory of what follows, one in fp32 loses what `gradcheck` needs.
+    An fp64 result doubles the memory of the operations that follow. An fp32 result lacks the
+    precision that `gradcheck` needs.
     """
     expected, found = [], []
     for dtype in (torch.float32, torch.float64):
@@ -166,14 +170,14 @@ def result_dtype(loss: Loss, batch: Batch) -> Finding:
 @law(
     show=(
         "value = loss(x, y)\n"
-        "print(value, value.float().double())  # fp64 with the digits of fp32 only"
+        "print(value, value.float().double())  # fp64 with only the digits of fp32"
     )
 )
 def double_precision(loss: Loss, batch: Batch) -> Finding:
     """fp64 features are worked on in fp64: the result has digits that fp32 has not.
 
-    Otherwise `gradcheck` cannot be used on it, nor on what it is part of. Looked at in three
-    batches of the law's own.
+    Otherwise, `gradcheck` cannot be used on the loss, nor on a function that contains it. The law
+    checks three fixed batches of its own.
     """
     return Finding(number(loss.eps), "<=", number(EPS))
 
@@ -182,7 +186,7 @@ def double_precision(loss: Loss, batch: Batch) -> Finding:
 def large_features(loss: Loss, batch: Batch) -> Finding:
     """fp32 features of some hundreds have a finite loss and gradient.
 
-    `exp` overflows from 89 on: a logarithm of sums of exponentials has to take out the largest.
+    In fp32, `exp` overflows from 89 on. A log-sum-exp must therefore subtract the maximum.
     """
     x = 300 * batch.features.float()
     both = loss(x, batch.labels).flatten(), loss.gradient(x, batch.labels).flatten()
@@ -201,19 +205,21 @@ def large_features(loss: Loss, batch: Batch) -> Finding:
 def directional_derivative(loss: Loss, batch: Batch) -> Finding:
     """The gradient is the derivative: `⟨∇L, v⟩ = lim (L(x + hv) - L(x - hv)) / 2h`.
 
-    Budget: ten times what differences of h and h/2 differ by (their error is O(h^2)), and rounding
-    over h. Not asked at a kink that moves the difference by more than that: where the slopes above
-    and below x are apart by b(h), `2 b(h/2) - b(h)` stays as h shrinks, without the curvature.
+    The budget is ten times the difference between the central differences with steps h and h/2
+    (their error is O(h^2)), plus the rounding error divided by h. The law does not apply at a kink
+    that changes the central difference by more than the budget. Let b(h) be the difference between
+    the slopes above and below x. In `2 b(h/2) - b(h)`, the contribution of the curvature cancels,
+    and the contribution of a kink remains as h shrinks.
     """
     x, labels = batch.features, batch.labels
     v = batch.normal(batch.n, batch.dim, purpose=21)
     value, rounding = measured(loss, loss.value, x, labels)
-    # Of a loss that works in fp32 whatever it is given, a small step would measure rounding alone.
+    # If the loss always computes in fp32, a small step would measure only rounding errors.
     step = 1e-4 if loss.eps == EPS else 5e-3
     h = step * min(1.0, float(x.norm(dim=1).min()))
 
     def slopes(h: float) -> tuple[float, float]:
-        """Points above and below x."""
+        """Return the slopes above and below x."""
         above, below = (loss.value(x + s * v, labels).detach() for s in (h, -h))
         return float(above - value) / h, float(value - below) / h
 
@@ -236,7 +242,7 @@ def directional_derivative(loss: Loss, batch: Batch) -> Finding:
 def upstream_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient of 3 L is three times that of L.
 
-    A backward pass of one's own has to multiply by what comes from above.
+    A custom backward pass must multiply by the incoming gradient, `grad_output`.
     """
     gradient, budget = measured(loss, loss.gradient, batch.features, batch.labels)
     leaf = batch.features.requires_grad_()
@@ -266,8 +272,8 @@ def without_gradient(loss: Loss, batch: Batch) -> Finding:
 def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
     """A NaN among the features makes the loss NaN.
 
-    A loss that drops it trains on with a network that has already broken. Not asked where the loss
-    does not depend on that row: where it is one of no pair, say.
+    If a loss hides the NaN, training continues with a network that has already diverged. The law
+    does not apply if the loss does not depend on that row, for example because it is in no pair.
     """
     x = batch.features
     moved = x.clone()
@@ -277,7 +283,7 @@ def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
     x[batch.n // 2, batch.dim // 2] = math.nan
     try:
         return Finding(loss.value(x, batch.labels), "is NaN")
-    except (RuntimeError, ValueError):  # an error hides nothing
+    except (RuntimeError, ValueError):  # an error does not hide the NaN
         return Finding(math.nan, "is NaN")
 
 
@@ -285,8 +291,8 @@ def nan_is_not_hidden(loss: Loss, batch: Batch) -> Finding:
 def single_precision(loss: Loss, batch: Batch) -> Finding:
     """The fp32 value is as good as its input: within what rounding the features changes.
 
-    Budget: 64 times the largest change of the fp64 value in three roundings of the features to
-    fp32 at random, and 64 eps (1 + |L|).
+    The budget is 64 times the largest change of the fp64 value under three random perturbations of
+    the features of the size of fp32 rounding, plus 64 eps (1 + |L|).
     """
     x, labels = batch.features.float(), batch.labels
     exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
@@ -297,7 +303,8 @@ def single_precision(loss: Loss, batch: Batch) -> Finding:
 def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
     """The fp32 gradient is as good as its input: as `single_precision`, of the gradient.
 
-    Not asked on a line, where directions have no gradient: it is what is left when terms cancel.
+    The law does not apply to features of dimension 1. There, the gradient of a loss of directions
+    is 0, and its computed value is only the rounding error that remains when terms cancel.
     """
     if batch.dim < 2:
         raise NotApplicableError
@@ -310,7 +317,7 @@ def single_precision_gradient(loss: Loss, batch: Batch) -> Finding:
 def half_precision(loss: Loss, batch: Batch) -> Finding:
     """The bf16 value is as good as its input: as `single_precision`, in bf16.
 
-    Not asked where torch has no bf16 for an operation of the loss.
+    The law does not apply if torch does not implement an operation of the loss in bf16.
     """
     x, labels = batch.features.bfloat16(), batch.labels
     try:

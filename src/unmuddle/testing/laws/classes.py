@@ -1,4 +1,4 @@
-"""Laws of losses of the scores of classes, and of those that compare labels."""
+"""Laws for losses of class scores, and for losses that compare labels."""
 
 import math
 from collections.abc import Callable
@@ -30,8 +30,9 @@ def renamed_scores(loss: Loss, batch: Batch) -> Finding:
 def informative_scores(loss: Loss, batch: Batch) -> Finding:
     """Scores that clearly favour the label cost less than scores that clearly favour another class.
 
-    Otherwise training by the loss would not bring the labels out. Scores are about 4 for the
-    favoured class and 0 for the others: a hinge loss is flat where the label leads by its margin.
+    Otherwise, minimising the loss would not train a network to predict the labels. Scores are about
+    4 for the favoured class and 0 for the others. A hinge loss is flat where the score of the label
+    leads by the margin.
     """
     if batch.dim < 2:
         raise NotApplicableError
@@ -88,7 +89,7 @@ def proper_sigmoid_gradient(loss: Loss, batch: Batch) -> Finding:
 
 
 def _scores_of_truth(batch: Batch, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return scores of the classes' shares for all samples; every class occurs."""
+    """Return scores of the relative frequencies of the classes, and labels of every class."""
     if batch.dim < 2:
         raise NotApplicableError
     labels = torch.cat([torch.arange(batch.dim), batch.labels % batch.dim])
@@ -118,17 +119,17 @@ def certain_prediction(loss: Loss, batch: Batch) -> Finding:
 
 @law(
     "balanced",
-    change="length of the gradient: a sample of the frequent class, of the rare class",
+    change="norms of the gradients of a sample of the frequent class and of the rare class",
     show="x = torch.zeros(6, 2, dtype=torch.float64)\n"
     "y = torch.tensor([0, 1, 1, 1, 1, 1])\n"
     "gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
-    "print(gradient.norm(dim=1))  # the first, of the rare class, has to be the longest",
+    "print(gradient.norm(dim=1))  # the first, of the rare class, must be the largest",
 )
 def rare_class(loss: Loss, batch: Batch) -> Finding:
     """The gradient of a sample of a rare class is longer than that of one of a frequent class.
 
-    Six samples of equal scores, one of them of another class than the others: the length of the
-    gradient of each row.
+    The batch has six samples with equal scores. One sample belongs to the rare class, and the other
+    five belong to another class. The law compares the norms of the rows of the gradient.
     """
     if batch.dim < 2:
         raise NotApplicableError
@@ -139,11 +140,11 @@ def rare_class(loss: Loss, batch: Batch) -> Finding:
     return Finding(lengths[1:].max(), "<", lengths[0], 1e-9)
 
 
-@law("logits", "mean", change="the mean over the parts, of one sample and of the others")
+@law("logits", "mean", change="the sum over two parts, weighted by size: one sample and the others")
 def mean_of_parts(loss: Loss, batch: Batch) -> Finding:
     """The loss of a batch is the mean over its samples: `N L(A, B) = N_A L(A) + N_B L(B)`.
 
-    A power of the mean, such as a focal loss of the mean cross-entropy, shows here.
+    The law detects a power of the mean, such as a focal loss of the mean cross-entropy.
     """
     whole, parts, budget = _in_parts(loss, batch)
     return Finding(parts[0] + (batch.n - 1) * parts[1], "==", batch.n * whole, budget)
@@ -157,8 +158,8 @@ def sum_of_parts(loss: Loss, batch: Batch) -> Finding:
 
 
 def _in_parts(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor, float]:
-    """Return the loss of the whole batch, and of its first sample and the others."""
-    if "balanced" in loss.traits:  # weights change with the batch
+    """Return the loss of the batch, the losses of its first sample and the rest, and a budget."""
+    if "balanced" in loss.traits:  # the class weights depend on the batch
         raise NotApplicableError
     x, labels = batch.features, batch.labels
     value, budget = measured(loss, loss.value, x, labels)
@@ -170,7 +171,7 @@ def _in_parts(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor, float]:
 def renaming(loss: Loss, batch: Batch) -> Finding:
     """The names of the classes do not matter: `L(x, f(y)) = L(x, y)` for every injective f.
 
-    A label says which samples belong together.
+    Labels define only which samples belong together.
     """
     names = torch.randperm(1000, generator=batch.generator(24))[: batch.classes]
     return same_value(loss, batch, batch.features, names[batch.labels])
@@ -180,7 +181,7 @@ def renaming(loss: Loss, batch: Batch) -> Finding:
 def large_labels(loss: Loss, batch: Batch) -> Finding:
     """Labels may be any int64, such as hashes: near 2^62, and 2^32 apart.
 
-    fp32 cannot tell the first apart, int32 the second.
+    fp32 cannot distinguish the former, and int32 cannot distinguish the latter.
     """
     names = torch.tensor([2**62, 2**62 + 2**32, 2**62 + 1])
     labels = names[batch.labels % 3] + batch.labels // 3 * 2
@@ -197,9 +198,9 @@ def label_dtype(loss: Loss, batch: Batch) -> Finding:
 def informative(loss: Loss, batch: Batch) -> Finding:
     """Labels that fit tight clusters cost less than labels that cut across them.
 
-    Otherwise training by the loss would not bring classes together.
+    Otherwise, minimising the loss would not bring the rows of a class together.
     """
-    # Clusters are on coordinate axes and their opposites, so that no two coincide.
+    # Clusters lie on the positive and negative coordinate axes, so no two coincide.
     if not 2 <= batch.classes <= min(batch.n / 2, 2 * batch.dim) or batch.dim < 2:
         raise NotApplicableError
     axes = torch.cat([torch.eye(batch.dim), -torch.eye(batch.dim)]).double()

@@ -15,7 +15,7 @@ from unmuddle.testing.loss import Loss
 def equal_rows(loss: Loss, batch: Batch) -> Finding:
     """Equal rows have the loss `log(N - 1)`.
 
-    All similarities are alike, so each of the N - 1 others gets the same probability.
+    All similarities are equal, so each of the N - 1 other rows has the same probability.
     """
     need_positives(batch)
     x = batch.features[:1].expand(batch.n, -1).clone()
@@ -27,8 +27,8 @@ def equal_rows(loss: Loss, batch: Batch) -> Finding:
 def lower_bound(loss: Loss, batch: Batch) -> Finding:
     """`L_i >= log |P(i)|`, in the mean over anchors.
 
-    The positives' similarities are part of the sum in the logarithm, and the logarithm of their
-    mean exponential is at least their mean (Jensen).
+    The sum in the logarithm includes the positives. The logarithm of the mean of their exponentials
+    is at least the mean of their similarities, by Jensen's inequality.
     """
     need_positives(batch)
     labels = batch.labels
@@ -41,8 +41,9 @@ def lower_bound(loss: Loss, batch: Batch) -> Finding:
 def mean_over_anchors(loss: Loss, batch: Batch) -> Finding:
     """Every anchor counts once, whatever the size of its class.
 
-    Three rows x and two rows -x have `L = (3 log(2 + 2 r) + 2 log(1 + 3 r)) / 5`; r, which depends
-    on the temperature, is known by two rows x and one -x, which has no positive: `L = log(1 + r)`.
+    Three rows x and two rows -x have the loss `L = (3 log(2 + 2 r) + 2 log(1 + 3 r)) / 5`, where r
+    depends on the temperature. It is determined from a batch of two rows x and one row -x. That row
+    has no positive, so the loss of the batch is `L = log(1 + r)`.
     """
     x = batch.features[:1]
 
@@ -61,8 +62,8 @@ def mean_over_anchors(loss: Loss, batch: Batch) -> Finding:
 def opposite_classes(loss: Loss, batch: Batch) -> Finding:
     """Two rows x and two rows -x have the loss `log(1 + 2 exp(-2/τ))`.
 
-    The similarity of a positive is 1/τ, and that of the two negatives -1/τ: the temperature
-    divides.
+    The similarity of a positive is 1/τ, and that of each of the two negatives is -1/τ. The
+    temperature must divide the similarities.
     """
     x = torch.cat([batch.features[:1]] * 2 + [-batch.features[:1]] * 2)
     labels = torch.tensor([0, 0, 1, 1])
@@ -74,7 +75,8 @@ def opposite_classes(loss: Loss, batch: Batch) -> Finding:
 def upper_bound(loss: Loss, batch: Batch) -> Finding:
     """`L_i <= 2/τ + log(N - 1)`.
 
-    Similarities are within ±1/τ: the sum is at most (N - 1) exp(1/τ), the mean at least -1/τ.
+    Similarities lie between -1/τ and 1/τ. The sum of the exponentials is therefore at most
+    (N - 1) exp(1/τ), and the mean over the positives is at least -1/τ.
     """
     need_positives(batch)
     x, labels = batch.features, batch.labels
@@ -86,8 +88,8 @@ def upper_bound(loss: Loss, batch: Batch) -> Finding:
 def stranger(loss: Loss, batch: Batch) -> Finding:
     """A sample of a class of its own raises the loss of all others.
 
-    It adds a term to every sum in a logarithm, and to no mean over positives; its own loss, of no
-    positive, is not in the mean.
+    The sample adds a term to the sum in every logarithm, and to no mean over positives. It has no
+    positive, so its own loss is not part of the mean.
     """
     need_positives(batch)
     x, labels = batch.features, batch.labels
@@ -113,7 +115,8 @@ def temperature_is_a_scale(loss: Loss, batch: Batch) -> Finding:
 def temperature_gradient(loss: Loss, batch: Batch) -> Finding:
     """`∂L/∂τ = -(1/2τ) Σ_i ⟨x_i, ∂L/∂x_i⟩`, without normalising.
 
-    The derivative of the law before by c (Euler). Asked by differences of τ; budget as there.
+    This is the derivative of `temperature_is_a_scale` with respect to c (Euler's theorem). The law
+    computes `∂L/∂τ` by central differences, with a budget as in `directional_derivative`.
     """
     x, labels, tau = batch.features / 2, batch.labels, 1.0
     h = 1e-4
@@ -134,7 +137,7 @@ def temperature_gradient(loss: Loss, batch: Batch) -> Finding:
 def in_below_out(loss: Loss, batch: Batch) -> Finding:
     """The mean inside the logarithm is at most that outside: `L_in <= L_out`.
 
-    Jensen's inequality; section 3.2.2 of Khosla et al.
+    This follows from Jensen's inequality; see section 3.2.2 of Khosla et al.
     """
     x, labels = batch.features, batch.labels
     inside = loss.value(x, labels, positives="in")

@@ -9,22 +9,22 @@ from unmuddle.testing.loss import Loss, NotApplicableError
 
 
 def same_value(loss: Loss, batch: Batch, x: Tensor, labels: Tensor) -> Finding:
-    """The loss of `x` and `labels` is that of the batch."""
+    """Compare the loss of `x` and `labels` with the loss of the batch."""
     value, budget = measured(loss, loss.value, batch.features, batch.labels)
     return Finding(loss.value(x, labels), "==", value, budget)
 
 
 def number(value: float) -> Tensor:
-    """Return an fp64 tensor."""
+    """Return the number as an fp64 tensor."""
     return torch.tensor(value, dtype=torch.float64)
 
 
 def finite(values: Tensor) -> Finding:
-    """Ask whether all values are finite."""
+    """Require all values to be finite."""
     return Finding(values, "is finite")
 
 
 def need_positives(batch: Batch) -> None:
-    """Say nothing where no label occurs twice."""
+    """Raise `NotApplicableError` if no label occurs twice."""
     if batch.classes >= batch.n:
         raise NotApplicableError

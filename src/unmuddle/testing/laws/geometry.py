@@ -1,4 +1,4 @@
-"""Laws of losses of pairs of rows, and of those that look at directions alone."""
+"""Laws for losses of pairs of rows, and for losses that depend only on their directions."""
 
 import torch
 
@@ -12,7 +12,7 @@ from unmuddle.testing.loss import Loss
 def rotation(loss: Loss, batch: Batch) -> Finding:
     """Rotating or reflecting all rows together changes nothing: `L(xQ) = L(x)`, `QQᵀ = 1`.
 
-    Products and distances of rows are all that such a loss sees, and Q keeps them.
+    Such a loss depends only on inner products of rows or distances between them. Q preserves both.
     """
     q = torch.linalg.qr(batch.normal(batch.dim, batch.dim, purpose=22)).Q
     return same_value(loss, batch, batch.features @ q, batch.labels)
@@ -22,8 +22,8 @@ def rotation(loss: Loss, batch: Batch) -> Finding:
 def padding(loss: Loss, batch: Batch) -> Finding:
     """Features that are zero everywhere change nothing: `L([x, 0]) = L(x)`.
 
-    They add nothing to a product or a distance. A mean over features in place of a sum would see
-    them.
+    They add nothing to an inner product or a distance. The law detects a mean over the features
+    instead of a sum.
     """
     x = batch.features
     return same_value(loss, batch, torch.cat([x, torch.zeros_like(x)], 1), batch.labels)
@@ -39,7 +39,8 @@ def padding(loss: Loss, batch: Batch) -> Finding:
 def no_torque(loss: Loss, batch: Batch) -> Finding:
     """`xᵀ ∇L` is symmetric.
 
-    `rotation` for a small angle: for every antisymmetric A, `d/dt L(x exp(tA)) = ⟨∇L, xA⟩ = 0`.
+    This is `rotation` for a small angle: for every antisymmetric A,
+    `d/dt L(x exp(tA)) = ⟨∇L, xA⟩ = 0`.
     """
     x, labels = batch.features, batch.labels
     gradient, budget = measured(loss, loss.gradient, x, labels)
@@ -61,7 +62,7 @@ def rescaling(loss: Loss, batch: Batch) -> Finding:
 def no_radial_gradient(loss: Loss, batch: Batch) -> Finding:
     """No row is pushed along itself: `⟨x_i, ∇_i L⟩ = 0`.
 
-    The derivative of `rescaling` by c_i.
+    This is the derivative of `rescaling` with respect to c_i.
     """
     x, labels = batch.features, batch.labels
     gradient, budget = measured(loss, loss.gradient, x, labels)
@@ -73,7 +74,8 @@ def no_radial_gradient(loss: Loss, batch: Batch) -> Finding:
 def inverse_gradient(loss: Loss, batch: Batch) -> Finding:
     """The gradient shrinks as the rows grow: `∇L(c x) = ∇L(x) / c`.
 
-    From `L(c x) = L(x)` by the chain rule; c = 8, which no number format rounds.
+    This follows from `L(c x) = L(x)` by the chain rule. The law uses c = 8, because multiplying by
+    a power of two is exact.
     """
     x, labels = batch.features, batch.labels
     gradient, budget = measured(loss, loss.gradient, x, labels)
@@ -84,7 +86,7 @@ def inverse_gradient(loss: Loss, batch: Batch) -> Finding:
 def extreme_lengths(loss: Loss, batch: Batch) -> Finding:
     """fp32 rows of length 1e-8 and 1e8 have the loss of others.
 
-    A constant that is added to a norm, or a square that overflows, shows here.
+    The law detects a constant that is added to a norm, and a square that overflows.
     """
     x, labels = batch.features.float(), batch.labels
     scales = torch.tensor([1e-8, 1e8]).repeat(batch.n)[: batch.n, None]
@@ -96,7 +98,7 @@ def extreme_lengths(loss: Loss, batch: Batch) -> Finding:
 def zero_row(loss: Loss, batch: Batch) -> Finding:
     """A row of zeros, which has no direction, leaves loss and gradient finite.
 
-    It comes of a dead network or of padding; what the loss is there is a convention.
+    Such a row comes from a dead network or from padding. Its loss is a matter of convention.
     """
     x = batch.features
     x[0] = 0

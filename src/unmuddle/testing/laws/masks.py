@@ -1,4 +1,4 @@
-"""Laws of losses of overlapping masks."""
+"""Laws for losses that measure the overlap of masks."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from unmuddle.testing.law import Finding, law
 from unmuddle.testing.laws.findings import finite
 from unmuddle.testing.loss import Loss
 
-SMOOTHING = 0.01  # allowed, since many add a constant to numerator and denominator
+SMOOTHING = 0.01  # tolerance: many losses add a constant to numerator and denominator
 PIXELS = 400
 MASK = "mask = torch.arange(400).view(1, -1).remainder(2).double()\n"
 
@@ -47,7 +47,7 @@ def empty_mask(loss: Loss, batch: Batch) -> Finding:
 def one_pixel(loss: Loss, batch: Batch) -> Finding:
     """A prediction equal to a mask of one pixel costs no less than 0.
 
-    A constant in the numerator alone shows here.
+    The law detects a smoothing constant that is added to the numerator only.
     """
     mask = torch.eye(1, 16, dtype=torch.float64)
     return Finding(0.0, "<=", loss.raw(mask, mask).mean(), 1e-3)

@@ -1,4 +1,4 @@
-"""Laws of losses that pull rows of a class together and push others away."""
+"""Laws for losses that pull rows of the same class together and push other rows away."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def translation(loss: Loss, batch: Batch) -> Finding:
 def far_from_origin(loss: Loss, batch: Batch) -> Finding:
     """Rows far from the origin have the same loss in fp32 as in fp64.
 
-    `|a|^2 + |b|^2 - 2 ab` loses the digits of a distance that `|a - b|^2` keeps.
+    `|a|^2 + |b|^2 - 2 ab` loses precision to cancellation, and `|a - b|^2` does not.
     """
     x, labels = (batch.features + 1e4).float(), batch.labels
     exact, budget = as_good_as_its_input(loss, loss.value, x, labels)
@@ -33,9 +33,9 @@ def far_from_origin(loss: Loss, batch: Batch) -> Finding:
 def near_negative(loss: Loss, batch: Batch) -> Finding:
     """A negative that is near costs more than one that is far.
 
-    Three tight classes: far from one another, or two of them almost in one place. A margin of the
-    wrong sign, an anchor that is its own hardest negative, and the farthest negative taken for the
-    hardest show here.
+    The batch has three tight classes. They are either far from one another, or two of them almost
+    coincide. The law detects a margin with the wrong sign, an anchor that is its own hardest
+    negative, and mining of the farthest negative instead of the nearest.
     """
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     near, far = (_classes(batch, places) for places in ((0, 0, 1), (0, 2, 1)))
@@ -43,7 +43,7 @@ def near_negative(loss: Loss, batch: Batch) -> Finding:
     return Finding(value, "<", loss.value(near, labels), budget)
 
 
-@law("hinge", change="the other class moved from beside to opposite")
+@law("hinge", change="the other class moved from an orthogonal to the opposite direction")
 def far_negative(loss: Loss, batch: Batch) -> Finding:
     """A negative beyond the margin does not matter: farther is not better."""
     far, farther = (
@@ -67,14 +67,14 @@ def far_negative(loss: Loss, batch: Batch) -> Finding:
     "    y = torch.arange(classes).repeat_interleave(members)\n"
     "    of_class = 0.2 * torch.nn.functional.one_hot(y, 5)\n"
     "    return 0.1 * torch.cat([of_class, torch.eye(len(y), 15)], 1).double(), y\n"
-    "print(loss(*alike(4, 2)), loss(*alike(5, 3)))  # equal without pairs of a row with itself",
+    "print(loss(*alike(4, 2)), loss(*alike(5, 3)))  # equal if no row is paired with itself",
 )
 def own_pairs(loss: Loss, batch: Batch) -> Finding:
     """Class sizes do not matter where all pairs are alike: no row is in a pair with itself.
 
-    A mean over another number than that of the pairs, triplets or anchors shows here, too. Four
-    classes of two and five classes of three have one positive pair for six negative ones. All
-    positive pairs are equally far apart, and all negative ones.
+    The law also detects a mean whose divisor is not the number of pairs, triplets or anchors. Four
+    classes of two rows, and five classes of three rows, have one positive pair for every six
+    negative pairs. All positive pairs have the same distance, and so have all negative pairs.
     """
 
     def alike(classes: int, members: int) -> tuple[Tensor, Tensor]:
@@ -122,10 +122,10 @@ def own_proxy(loss: Loss, batch: Batch) -> Finding:
 def gradient_at_proxy(loss: Loss, batch: Batch) -> Finding:
     """A row equal to the proxy of its class, or opposite to it, has a finite gradient.
 
-    The slope of an arc cosine is infinite at 1 and -1.
+    The derivative of the arc cosine is infinite at 1 and -1.
     """
     labels = torch.arange(len(loss.proxies))
-    rows = [scale * loss.proxies for scale in (1, -1, 3, 7, 0.1)]  # whose cosines round otherwise
+    rows = [scale * loss.proxies for scale in (1, -1, 3, 7, 0.1)]  # their cosines round differently
     rows += [row.float() for row in rows]
     return finite(torch.cat([loss.gradient(row, labels).double() for row in rows]))
 

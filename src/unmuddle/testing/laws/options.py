@@ -1,4 +1,4 @@
-"""Laws of what a loss takes besides features and labels, of what it keeps, and of modules."""
+"""Laws for optional inputs of a loss, for the memory that it saves, and for modules."""
 
 import copy
 
@@ -72,7 +72,8 @@ def equal_weights(loss: Loss, batch: Batch) -> Finding:
 def shared_weights(loss: Loss, batch: Batch) -> Finding:
     """Weights w and 1 - w share the loss out: weighted sums add up to the plain one.
 
-    A weighted mean times its weights is the weighted sum, over the anchors with a positive.
+    The weighted mean, times the sum of the weights of the anchors with a positive, is the weighted
+    sum.
     """
     need_positives(batch)
     x, labels = batch.features, batch.labels
@@ -130,15 +131,15 @@ def keys_are_second_views(loss: Loss, batch: Batch) -> Finding:
     return Finding(found, "==", *measured(loss, loss.value, both, labels, contrast_mode="one"))
 
 
-@law("linear", show="# unmuddle.testing.saved_bytes(loss, x, y) of 8,192 rows against 4,096")
+@law("linear", show="# compare unmuddle.testing.saved_bytes(loss, x, y) for 8,192 and 4,096 rows")
 def linear_memory(loss: Loss, batch: Batch) -> Finding:
     """Memory kept for the backward grows no faster than the batch.
 
-    Bytes that 8,192 rows keep, against 2.2 times those of 4,096 rows; with an N x N matrix it would
-    be 4 times as much. What is kept of smaller batches is no matter.
+    The bytes saved for 8,192 rows must be at most 2.2 times those saved for 4,096 rows. With an
+    N x N matrix, they would be 4 times as many. The memory for smaller batches is not checked.
     """
     if (batch.n, batch.dim, batch.classes) != (2, 1, 1):
-        raise NotApplicableError  # sizes are the law's own, so a few tries are enough
+        raise NotApplicableError  # the law uses sizes of its own, so a few batches suffice
 
     def kept(n: int) -> Tensor:
         many = Batch(n, 16, 8, seed=batch.seed)
@@ -166,9 +167,10 @@ def deep_copy(loss: Loss, batch: Batch) -> Finding:
 def tensors_are_state(loss: Loss, batch: Batch) -> Finding:
     """Every tensor that a module keeps is a parameter or a buffer.
 
-    `to` does not move a plain attribute, and `state_dict` does not save it. The number of others.
+    `to` does not move a plain attribute, and `state_dict` does not save it. The law counts the
+    tensors that are plain attributes.
     """
-    assert isinstance(loss.fn, torch.nn.Module)  # what the law is for
+    assert isinstance(loss.fn, torch.nn.Module)  # the law applies only to modules
     loss(batch.features, batch.labels)
     plain = [
         value
@@ -193,7 +195,7 @@ def tensors_are_state(loss: Loss, batch: Batch) -> Finding:
 def state_is_all(loss: Loss, batch: Batch) -> Finding:
     """A copy whose parameters and buffers were overwritten is whole again with `state_dict`."""
     twin = copy.deepcopy(loss.fn)
-    assert isinstance(twin, torch.nn.Module)  # what the law is for
+    assert isinstance(twin, torch.nn.Module)  # the law applies only to modules
     state = {name: value.clone() for name, value in twin.state_dict().items()}
     with torch.no_grad():
         for tensor in (*twin.parameters(), *twin.buffers()):

@@ -1,4 +1,4 @@
-"""Laws of losses that gather the batches of all processes."""
+"""Laws for losses that gather the batches of all processes."""
 
 import os
 import pickle
@@ -20,16 +20,16 @@ from unmuddle.testing.law import Finding, law
 from unmuddle.testing.loss import Loss, NotApplicableError
 
 STARTING = 120.0  # seconds that a process may take to import torch and the loss
-SECONDS = 5.0  # after which processes wait for one another in vain
+SECONDS = 5.0  # after which running processes are considered deadlocked
 WORKER = "from unmuddle.testing.laws.processes import work; work()"
 DIM = 3
-MISMATCH = "their collectives do not match, or differ in size"
+MISMATCH = "their collective calls do not match, or differ in size"
 
 
 def _shown(ends: str) -> str:
-    """Return a script for `torchrun`, given where the shares of two processes end."""
+    """Return a script for `torchrun`, given the boundaries of the shares of two processes."""
     return (
-        "# torchrun --nproc-per-node 2 FILE; --nproc-per-node 1 prints what is expected\n"
+        "# torchrun --nproc-per-node 2 FILE; --nproc-per-node 1 prints the expected result\n"
         "torch.distributed.init_process_group('gloo')\n"
         "rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()\n"
         f"ends = {ends} if world > 1 else [0, 8]\n"
@@ -44,7 +44,7 @@ def _shown(ends: str) -> str:
 
 
 class ProcessError(RuntimeError):
-    """A process raised an error, or did not come back."""
+    """Raised if a process raised an error, or did not finish."""
 
 
 @law(
@@ -55,9 +55,10 @@ class ProcessError(RuntimeError):
 def equal_shares(loss: Loss, batch: Batch) -> Finding:
     """The mean gradient of processes with equal shares of a batch is that of one process.
 
-    `DistributedDataParallel` averages gradients over processes. Where a loss gathers the rows of
-    all processes, a gather without a gradient, or without a factor for the number of processes,
-    shows here. The gradient is that of a matrix that all rows are multiplied by.
+    `DistributedDataParallel` averages gradients over processes. For a loss that gathers the rows of
+    all processes, the law detects a gather that does not propagate the gradient, or that lacks a
+    factor for the number of processes. The gradient is taken with respect to a matrix by which all
+    rows are multiplied.
     """
     return _agrees(loss, [4] * loss.processes)
 
@@ -83,7 +84,7 @@ def empty_share(loss: Loss, batch: Batch) -> Finding:
 
 
 def _agrees(loss: Loss, shares: list[int]) -> Finding:
-    """Compare once a loss, whatever the batch: starting processes takes seconds."""
+    """Compare the gradients once per loss, because starting processes takes seconds."""
     if loss.processes < 2:
         raise NotApplicableError
     key = ("processes", *shares)
@@ -102,12 +103,12 @@ def _agrees(loss: Loss, shares: list[int]) -> Finding:
 
 
 def _gradients(loss: Loss, shares: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the gradient of one process with the whole batch, and the mean of all processes'.
+    """Return the gradient of one process with the whole batch, and the mean over all processes.
 
-    The gradient is that of a matrix that all rows are multiplied by. Processes are started anew:
-    autograd cannot be used in a fork of a process that has used it.
+    The gradient is taken with respect to a matrix by which all rows are multiplied. The processes
+    are not forked, because autograd cannot be used in a fork of a process that has used it.
     """
-    import cloudpickle  # functions that are defined in a script or in another function, too
+    import cloudpickle  # also pickles functions defined in a script or in a function
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
@@ -132,10 +133,10 @@ def _gradients(loss: Loss, shares: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _collect(workers: "Sequence[subprocess.Popen[bytes]]", files: Sequence[Path]) -> list[Any]:
-    """Wait for what each process writes to its file.
+    """Wait for the result that each process writes to its file.
 
     Raises:
-        ProcessError: a process failed, ended, or waits in vain.
+        ProcessError: a process failed, crashed, or is deadlocked.
     """
     told: dict[Path, Any] = {}
     end = time.monotonic() + STARTING
@@ -163,21 +164,21 @@ def work() -> None:
     file = Path(sys.argv[-1])
     try:
         loss, shares, rank, folder = pickle.loads(file.with_suffix(".job").read_bytes())
-        # Before there is a group: a loss that gathers has nothing to gather.
+        # The process group does not exist yet, so a loss that gathers uses only its own rows.
         whole = None if rank else _gradient(loss, sum(shares), slice(None))
         place = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=len(shares))
         file.with_suffix(".started").touch()
         start = sum(shares[:rank])
         told: Any = (whole, _gradient(loss, sum(shares), slice(start, start + shares[rank])))
-    except Exception as error:  # whatever a loss raises
+    except Exception as error:  # any exception raised by the loss
         first = str(error).partition("\n")[0]
         told = f"process {file.name}: {type(error).__name__}: {first}"
     partial = file.with_suffix(".partial")
     partial.write_bytes(pickle.dumps(told))
     partial.rename(file)
     with suppress(Exception):
-        dist.barrier()  # nobody leaves while others need it
+        dist.barrier()  # no process exits while others still need it
 
 
 def _gradient(loss: Loss, size: int, share: slice) -> list[list[float]]:

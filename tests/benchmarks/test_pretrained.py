@@ -1,0 +1,73 @@
+"""The study of a pretrained network: its page, its methods' costs, and a cell of two trainings."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import pages
+from benchmarks.studies import pretrained, runs
+from benchmarks.studies.pretrained import METHODS, Cell
+from tests.helpers.layouts import make_ferplus
+from tests.helpers.networks import tiny
+from unmuddle.cli import main
+from unmuddle.recipe.config import TrainConfig
+
+TINY = {
+    "backbone": "tests.helpers.networks:tiny", "epochs": 1, "batch_size": 4, "image_size": 16,
+    "views": 1,
+}  # fmt: skip
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    rows = runs.read_results(pretrained.RESULTS)
+    for name, text in pretrained.SECTIONS.items():
+        assert pages.section("evidence.md", name) == text(rows)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_costs_about_as_much_as_plain_cross_entropy(name: str) -> None:
+    def cost(options: str) -> int:
+        given = dict(option.split("=") for option in options.split())
+        assert given.keys() <= {field.name for field in fields(TrainConfig)}
+        return pretrained.passes({k: str(v) for k, v in pretrained.SETTINGS.items()} | given)
+
+    method = METHODS[name]
+    assert (method.labels is None) == (not method.first)
+    total = cost(method.options) + (cost(method.first) if method.first else 0)
+    assert total == pytest.approx(cost(METHODS["none"].options), rel=0.05)
+
+
+def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
+    cells = [*pretrained.cells(pretrained.GROUPS)]
+    assert len({cell.name() for cell in cells}) == len({*cells})
+    found = [*pretrained.tries("uerm human lr=1e-3")]
+    assert [cell.seed for cell in found] == list(pretrained.DEVELOPMENT)
+    assert {cell.options for cell in found} == {"lr=1e-3"}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:May not flag", "ignore:The least populated class", "ignore:Number of classes"
+)
+def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None:
+    def train_run(options: list[str], path: Path) -> None:
+        assert main(["train", "--quiet", *options, f"--out={path}"]) == 0
+
+    monkeypatch.setattr(pretrained, "SETTINGS", TINY)
+    monkeypatch.setattr(pretrained, "ANSWERS", 4)
+    monkeypatch.setattr(runs, "train_run", train_run)
+    weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)
+    torch.save(tiny().state_dict(), weights)
+    rows = [
+        {"name": method, "commit": "abc"}
+        | pretrained.run_cell(
+            Cell(method, "symmetric:0.2", 0, "epochs=1"), ferplus, weights, tmp_path
+        )
+        for method in ("none", "cleanlab", "answers")
+    ]
+    assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
+    assert rows[2]["after"] >= rows[2]["before"] == rows[0]["before"]
+    assert rows[1]["passes"] == 2 * rows[0]["passes"]
+    shown = pretrained.comparison([row | {"options": ""} for row in rows], "symmetric:0.2")
+    assert len(shown.splitlines()) == 2 + len(rows)

@@ -52,7 +52,9 @@ package: .venv/installed
 	for file in dist/*.whl dist/*.tar.gz; do \
 		rm -rf dist/empty && $(PYTHON) -m venv dist/empty && \
 		dist/empty/bin/pip install --quiet "$$file" && dist/empty/bin/pip check && \
-		dist/empty/bin/python tests/smoke.py || exit 1; \
+		dist/empty/bin/python tests/smoke.py && \
+		dist/empty/bin/pip install --quiet "$$file[testing]" torchvision && \
+		dist/empty/bin/python tests/smoke.py README.md || exit 1; \
 	done
 
 # The tests of the parts on the oldest and the newest supported torch, in environments of their own.

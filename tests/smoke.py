@@ -1,5 +1,9 @@
-"""What somebody does first with an installed unmuddle; `make package` runs it in an empty environment."""
+"""First steps with an installed package; `make package` runs them in an empty environment.
 
+python tests/smoke.py [--anywhere] [PAGE.md]   with a page, its examples in place of the steps
+"""
+
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +19,18 @@ def main() -> None:
         "not the installed package"
     )
     assert Path(unmuddle.__file__).with_name("py.typed").exists()
+    pages = [Path(name) for name in sys.argv[1:] if name.endswith(".md")]
+    for page in pages:
+        for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(example, {"__name__": "__main__"})
+    if not pages:
+        take_first_steps()
+    print(
+        "unmuddle", unmuddle.__version__, "with torch", torch.__version__, "from", unmuddle.__file__
+    )
 
+
+def take_first_steps() -> None:
     labels = torch.arange(64) % 4
     features = torch.randn(64, 2, 16, requires_grad=True)
     SupConLoss()(features, labels).backward()
@@ -31,9 +46,6 @@ def main() -> None:
     uerm.end_epoch()
     assert isinstance(uerm.ledger, LabelLedger)
     assert not {"torchvision", "timm", "hypothesis", "matplotlib"} & set(sys.modules)
-    print(
-        "unmuddle", unmuddle.__version__, "with torch", torch.__version__, "from", unmuddle.__file__
-    )
 
 
 if __name__ == "__main__":

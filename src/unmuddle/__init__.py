@@ -1,4 +1,4 @@
-"""PyTorch modules for classifiers whose labels are ambiguous.
+"""PyTorch modules for classification with ambiguous labels.
 
 Three independent parts, each importable alone: `SupConLoss`, `ARM` and `UERM`.
 """

@@ -1,4 +1,4 @@
-"""Command line: `unmuddle COMMAND`; each command is a module of this package."""
+"""Command line `unmuddle COMMAND`. Each command is a module of this package."""
 
 import signal
 import sys
@@ -14,28 +14,28 @@ COMMANDS = {
     "train": "train a classifier",
     "evaluate": "score a run, or classify images",
     "audit": "find labels that may be wrong",
-    "repair": "write a copy of a folder with the labels that were decided",
-    "export": "write the network for use elsewhere",
+    "repair": "write a copy of a folder with corrected labels",
+    "export": "export the network of a run",
     "report": "compare runs",
     "doctor": "check this machine",
-    "laws": "test a loss of your own",
+    "laws": "test your own loss",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit code of the process, 2 for a wrong input."""
+    """Run a command, and return its exit code, which is 2 for invalid input."""
     parser = make_parser(
         "unmuddle",
         usage="unmuddle COMMAND [--help] ...",
-        description="Classifiers whose labels are ambiguous: SupCon, ARM, UERM.\n\ncommands:\n"
+        description="Classification with ambiguous labels: SupCon, ARM, UERM.\n\ncommands:\n"
         + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items()),
     )
     parser.add_argument("--version", action="version", version=f"unmuddle {__version__}")
     parser.add_argument("command", choices=COMMANDS, help="one of the above")
-    parser.add_argument("options", nargs=REMAINDER, help="of the command")
+    parser.add_argument("options", nargs=REMAINDER, help="options of the command")
     try:
         return _run(parser.parse_args(arguments))
-    except SystemExit as stop:  # of the parser: help, or a wrong input
+    except SystemExit as stop:  # of the parser, for help or invalid input
         return int(stop.code or 0)
 
 
@@ -45,12 +45,12 @@ def _run(chosen: Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("unmuddle"):
             raise
-        hint = "this command needs more: pip install 'unmuddle[train]'"
+        hint = "this command needs more packages: pip install 'unmuddle[train]'"
         print(f"unmuddle {chosen.command}: {hint} ({error})", file=sys.stderr)
         return 2
 
     if "" not in sys.path:
-        sys.path.append("")  # a MODULE:CALLABLE of this folder; last, so that it hides nothing
+        sys.path.append("")  # to find MODULE:CALLABLE in this folder; last, to hide nothing
     options = command.parser().parse_args([_with_underscores(text) for text in chosen.options])
     try:
         return command.run(**vars(options)) or 0
@@ -77,15 +77,18 @@ def _with_underscores(text: str) -> str:
 
 
 def _heed_no_more_children() -> None:
-    """Ignore children that end; torch would raise again for each worker, in what follows."""
+    """Ignore child processes that end.
+
+    Otherwise, torch would raise another error for each worker that ends.
+    """
     if hasattr(signal, "SIGCHLD"):  # not on Windows
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def failure(error: OSError | RuntimeError) -> str | None:
-    """Describe a failure from outside in one line; None if it may be a fault of the code."""
+    """Describe an external failure in one line. Return `None` if it may be a bug."""
     text = str(error)
-    # Which of the two comes first when a worker is killed is chance.
+    # When a worker is killed, either of these errors can come first.
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return f"a process that loads images has ended: {text}"
     if isinstance(error, OSError):

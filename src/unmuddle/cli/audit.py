@@ -15,23 +15,23 @@ from unmuddle.report import Card, audit_page
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle audit",
         "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
         "               [--out FOLDER]",
-        "Rank the labels of a data set by how likely a run's predictions make them wrong; accept\n"
-        "or reject each on a page, or in the file beside it.",
+        "Rank the labels of a data set by how likely they are wrong, given a run's predictions.\n"
+        "Accept or reject each label on an HTML page, or in the CSV file next to it.",
         "  unmuddle audit --run runs/one\n"
-        "  unmuddle train --labels labels.csv --data folder:PATH   # what was decided",
+        "  unmuddle train --labels labels.csv --data folder:PATH   # with your decisions",
     )
     made.add_argument("--run", type=path_option, required=True, help="folder of the run")
     made.add_argument("--data", help="data set, as for train; default: the run's own")
-    made.add_argument("--limit", type=int, default=200, help="how many labels [200]")
+    made.add_argument("--limit", type=int, default=200, help="maximum number of labels [200]")
     made.add_argument(
         "--draw",
         action="store_true",
-        help="draw labels at random from the more suspicious half; UERM learns most from these",
+        help="draw labels at random from the more suspicious half, from which UERM learns most",
     )
     made.add_argument(
         "--pred_probs",
@@ -50,7 +50,7 @@ def run(
     pred_probs: Path | None,
     out: Path | None,
 ) -> None:
-    """Write the page and the file of suspects."""
+    """Write the page and the CSV file of suspects."""
     out = out or run / "audit"
     check_outside("--out", out, data or RunFolder(run).config().data)
     check_undecided(out / "suspects.csv")

@@ -5,18 +5,18 @@ from unmuddle.doctor import checks, environment, speeds
 
 
 def parser() -> Parser:
-    """Options of the command: none."""
+    """Return the parser of the command, which has no options."""
     return make_parser(
         "unmuddle doctor",
         "unmuddle doctor",
-        "Say what this machine has, whether the parts compute the same on all of it, and if they\n"
-        "do, how fast.",
+        "Print the environment, check that the parts compute the same on all devices of this\n"
+        "machine, and time them if they do.",
         "  unmuddle doctor > doctor.txt",
     )
 
 
 def run() -> int:
-    """Print the report of the machine."""
+    """Print the report. Return 1 if a check fails."""
     for name, value in environment().items():
         print(f"{name}: {value}")
     print("\nagreement with fp64 on the CPU:")

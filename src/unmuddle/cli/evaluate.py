@@ -16,7 +16,7 @@ from unmuddle.report import metrics_table
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle evaluate",
         "unmuddle evaluate --run RUN [--split SPLIT] [--json FILE] | --images FOLDER [--out FILE]",
@@ -31,7 +31,7 @@ def parser() -> Parser:
         choices=("train", "val", "test"),
         help="part of the data set: train val test [test]",
     )
-    made.add_argument("--json", type=path_option, help="file to write the figures to")
+    made.add_argument("--json", type=path_option, help="file to write the metrics to")
     made.add_argument("--images", type=path_option, help="folder of images without labels")
     made.add_argument(
         "--skip_unreadable", action="store_true", help="leave out images that cannot be read"
@@ -49,7 +49,7 @@ def run(
     skip_unreadable: bool,
     out: Path | None,
 ) -> None:
-    """Print a table of figures, or write a file of predictions."""
+    """Print a table of metrics, or write a file of predictions."""
     for option, path in (("--json", json), ("--out", out)):
         if path is not None:
             check_file(option, path)

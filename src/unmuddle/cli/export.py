@@ -8,12 +8,12 @@ from unmuddle.recipe.export import export_run
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle export",
         "unmuddle export --run RUN --out FILE.onnx | FILE.pt2",
-        "Write a run's network, ARM folded, to a file that needs none of this package: it takes\n"
-        "images (N, 3, S, S) as stored, uint8, and gives probabilities (N, K).",
+        "Write the network of a run to a file that does not need this package. ARM is folded.\n"
+        "The input is stored images (N, 3, S, S) uint8, and the output is probabilities (N, K).",
         "  unmuddle export --run runs/one --out faces.onnx\n"
         "  unmuddle export --run runs/one --out faces.pt2   # for torch.export.load",
     )

@@ -14,28 +14,28 @@ from unmuddle.testing import check_loss
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle laws",
         "unmuddle laws MODULE:CALLABLE [--kinds KIND ...] [--processes K] [--profile PROFILE]\n"
         "              [--json FILE]",
-        "Try the laws of losses on one, and print what holds and what does not.",
+        "Check the laws of losses on a loss, and print which of them hold.",
         "  unmuddle laws my_losses:my_loss --kinds supervised",
     )
-    made.add_argument("loss", help="MODULE:CALLABLE; a class is made without arguments")
+    made.add_argument("loss", help="MODULE:CALLABLE; a class is instantiated without arguments")
     made.add_argument(
         "--kinds",
         nargs="*",
         default=["pairwise", "supervised"],
-        help="of the loss [pairwise supervised]",
+        help="kinds of the loss [pairwise supervised]",
     )
     made.add_argument(
         "--profile",
         choices=("fast", "ci", "thorough"),
-        help="how many examples: fast ci thorough",
+        help="number of examples: fast ci thorough",
     )
     made.add_argument(
-        "--processes", type=int, help="compare so many processes with one, for losses that gather"
+        "--processes", type=int, help="number of processes to compare with 1, if the loss gathers"
     )
     made.add_argument("--json", type=path_option, help="file to write the report to")
     return made

@@ -1,4 +1,4 @@
-"""Checks of paths that a command is to write."""
+"""Checks of output paths."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from unmuddle.report import is_report
 
 
 def check_file(option: str, path: Path) -> None:
-    """Raise a UsageError unless a file can be written there."""
+    """Raise a UsageError unless a file can be written to the path."""
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{option} {path}: expected a file in a folder that is there")
 
 
 def check_report(option: str, path: Path) -> None:
-    """Raise a UsageError if another file than a page of this package would be overwritten."""
+    """Raise a UsageError if the path is a file other than a page of this package."""
     if path.exists() and not is_report(path):
         raise UsageError(f"{option} {path}: exists and is not a page of unmuddle")

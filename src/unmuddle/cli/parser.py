@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class Help(RawDescriptionHelpFormatter):
-    """Lists options by name alone; the text says what they take."""
+    """Help formatter that lists options by name only, without metavars."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=24, width=118)
@@ -16,7 +16,7 @@ class Help(RawDescriptionHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Reports an error in one line, without the usage."""
+    """Argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -24,7 +24,7 @@ class Parser(ArgumentParser):
 
 
 def make_parser(prog: str, usage: str, description: str, examples: str = "") -> Parser:
-    """Create a parser whose help ends in examples."""
+    """Create a parser whose help ends with examples."""
     return Parser(
         prog=prog,
         usage=usage,

@@ -7,12 +7,12 @@ from unmuddle.recipe.repair import Way, repair
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle repair",
         "unmuddle repair --data folder:PATH --labels FILE --out FOLDER [--by copy|link|list]",
-        "Write a copy of a folder of images with every image in the class that was decided; the\n"
-        "original is not changed.",
+        "Write a copy of a folder of images with every image in its decided class. The original\n"
+        "is not changed.",
         "  unmuddle repair --data folder:PATH --labels labels.csv --out repaired",
     )
     made.add_argument("--data", required=True, help="folder:PATH, as for train")
@@ -22,7 +22,7 @@ def parser() -> Parser:
         "--by",
         choices=("copy", "link", "list"),
         default="copy",
-        help="copy images, link to them, or list them in manifest.csv alone: copy link list [copy]",
+        help="copy images, link to them, or only list them in manifest.csv: copy link list [copy]",
     )
     return made
 

@@ -11,19 +11,19 @@ from unmuddle.report import comparison_table, read_runs, report_page
 
 
 def parser() -> Parser:
-    """Options of the command."""
+    """Return the parser of the command."""
     made = make_parser(
         "unmuddle report",
         "unmuddle report RUN [RUN ...] [--out FILE]",
-        "Print runs side by side, and write a page that shows them: curves, confusion, relabels,\n"
-        "options. It is one file, and loads nothing.",
+        "Print runs side by side, and write an HTML page with curves, confusion matrices,\n"
+        "relabeled images and options. The page is one file, and loads nothing.",
         "  unmuddle report runs/one\n  unmuddle report runs/one runs/two --out comparison.html",
     )
     made.add_argument("runs", nargs="+", type=path_option, metavar="RUN", help="run folders")
     made.add_argument(
         "--out",
         type=path_option,
-        help="file to write; default: report.html in RUN, or here for several",
+        help="file to write; default: RUN/report.html, or ./report.html for several runs",
     )
     return made
 

@@ -24,28 +24,26 @@ EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
 
 
 def parser() -> Parser:
-    """Options of `TrainConfig`, and those that choose among files of options."""
+    """Return the parser: the options of `TrainConfig`, and those that select option files."""
     made = make_parser(
         "unmuddle train",
         "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | --resume RUN",
-        "Train a classifier on images with ambiguous labels; with no option, on drawn faces.",
+        "Train a classifier on images with ambiguous labels; without options, on drawn faces.",
         "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
         "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
         "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
     )
     presets = " ".join(PRESETS)
-    made.add_argument("--preset", choices=PRESETS, help=f"for a benchmark: {presets}")
+    made.add_argument("--preset", choices=PRESETS, help=f"options for a benchmark: {presets}")
     made.add_argument(
         "--config",
         action=_FromFile,
         default=SUPPRESS,
-        help="file of options, as in a run folder",
+        help="YAML file of options, as config.yaml in a run folder",
     )
-    made.add_argument("--resume", type=path_option, help="run to continue, which was stopped")
-    made.add_argument("--quiet", action="store_true", help="print the folder of the run alone")
-    made.add_argument(
-        "--print_config", action="store_true", help="print all options, train nothing"
-    )
+    made.add_argument("--resume", type=path_option, help="stopped run to continue")
+    made.add_argument("--quiet", action="store_true", help="print only the run folder")
+    made.add_argument("--print_config", action="store_true", help="print all options and exit")
     hints = get_type_hints(TrainConfig)
     documented = docstring_parser.parse_from_object(TrainConfig).params
     texts = {parameter.arg_name: parameter.description or "" for parameter in documented}
@@ -58,7 +56,7 @@ def _add_option(parser: Parser, name: str, hint: Any, default: Any, text: str) -
     choices = get_args(hint) if get_origin(hint) is Literal else None
     kind = hint if isinstance(hint, type) else next(iter(get_args(hint)), str)  # T of T | None
     shown = "" if default is None or default is False else f" [{default}]"
-    # A switch needs no value, and takes one.
+    # A switch may be given with or without a value.
     switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
     parser.add_argument(
         f"--{name}",
@@ -77,12 +75,12 @@ def _boolean(text: str) -> bool:
 
 
 class _FromFile(Action):
-    """Takes options from a file as if they stood in its place."""
+    """Action that reads options from a file as if they were given in its place."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, _: str | None = None
     ) -> None:
-        try:  # values as they are written, which the parser reads as on the command line
+        try:  # keep values as text, which the parser converts as on the command line
             text = Path(values).expanduser().read_text(encoding="utf-8")
             options = yaml.load(text, yaml.BaseLoader) or {}
             items = [(name.replace("-", "_"), value) for name, value in options.items()]
@@ -118,14 +116,14 @@ def run(
         return 0
     if preset is not None and "data" not in options:
         raise UsageError(f"--preset {preset}: needs --data {preset}:PATH")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster's time limit sends it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by the time limit of a cluster
     path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
     if not PartialState().is_main_process:
         return 0
     try:
         report.run([path], quiet=quiet)
     except (UsageError, OSError):
-        hint = f"the run's own files are whole; unmuddle report {path} writes its report"
+        hint = f"the files of the run are complete; unmuddle report {path} writes the report"
         print(f"unmuddle train: {hint}", file=sys.stderr)
         raise
     if quiet:

@@ -1,1 +1,1 @@
-"""The reference training recipe: data sets, backbones, one flat training loop."""
+"""Reference training recipe: data sets, backbones and the training loop."""

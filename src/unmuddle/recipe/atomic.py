@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from collections.abc import Callable
@@ -13,10 +13,10 @@ PARTIAL = ".partial-"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in the place of `path` in one step.
+    """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
     Raises:
-        OSError: the file cannot be written, as on a full disk; an earlier one is left as it was.
+        OSError: the file cannot be written, for example on a full disk. An existing file is kept.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
@@ -32,26 +32,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole. A killed `save_file` would leave a file of its own."""
+    """Write a safetensors file atomically.
+
+    A killed `safetensors.torch.save_file` would leave its own temporary file behind.
+    """
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))
 
 
 def make_folder(option: str, path: Path) -> Path:
-    """Create a folder unless it exists; return it.
+    """Create a folder if it does not exist, and return it.
 
     Raises:
-        UsageError: it cannot be created.
+        UsageError: the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be made: {error.strerror}") from error
+        raise UsageError(f"{option} {path}: cannot be created: {error.strerror}") from error
     return path

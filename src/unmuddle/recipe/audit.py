@@ -1,4 +1,4 @@
-"""Rank the labels of a data set that a run's predictions contradict."""
+"""Rank the labels of a data set by how likely they are wrong."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ class Suspect:
     """A label that may be wrong.
 
     Attributes:
-        row: what a file of decisions says of it.
-        wrong: probability that it is wrong, by the noise model that fits the run's predictions.
-        why: the reason in words.
+        row: row for the file of decisions.
+        wrong: probability that the label is wrong, by the noise model fitted to the predictions.
+        why: reason in words.
         image: `(3, H, W)` uint8.
     """
 
@@ -40,14 +40,14 @@ class Suspect:
 
 
 class Part(NamedTuple):
-    """Samples with predictions of one kind.
+    """Samples whose predictions come from the same source.
 
     Attributes:
-        places: split and id of each.
-        given: `(n,)` labels.
-        now: `(n,)` labels when the run ended.
-        evidence: of the given labels.
-        free: `(n,)` True where a sample was predicted and nobody decided on its label.
+        places: split and id of each sample.
+        given: `(n,)` given labels.
+        now: `(n,)` labels at the end of the run.
+        evidence: evidence about the given labels.
+        free: `(n,)` mask of samples that have a prediction and no decision.
     """
 
     places: list[tuple[str, int]]
@@ -65,21 +65,21 @@ def audit(
     draw: bool = False,
     pred_probs: Path | None = None,
 ) -> tuple[list[Suspect], tuple[str, ...]]:
-    """Rank labels by how likely they are wrong, most suspicious first; return the classes too.
+    """Rank labels by how likely they are wrong. Return the suspects and the class names.
 
-    Training labels are judged by the run's predictions during training, with UERM or without.
-    Validation and test labels are judged by the network of the best epoch, which was not trained
-    on them; a run that was stopped has none yet. Labels that somebody decided on before the run
-    are left out.
+    The most suspicious label comes first. Training labels are judged by the run's predictions
+    during training, with or without UERM. Validation and test labels are judged by the network of
+    the best epoch, which was not trained on them. If the run was stopped, they are not judged.
+    Labels with a decision from before the run are left out.
 
     Args:
-        data: data set, as for `train`; `None`: the run's own.
-        run: folder of the run.
-        limit: at most this many.
-        draw: draw training labels at random from the half that is most likely wrong.
-        pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of the run's own,
-            for example cleanlab's. Rows follow the run's `samples.csv`; a row of zeros leaves its
-            sample out. Validation and test labels are not judged then.
+        data: data set, specified as for `train`; by default that of the run.
+        run: run folder.
+        limit: maximum number of labels.
+        draw: whether to draw training labels at random from the half that is most likely wrong.
+        pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of those of the
+            run, for example from cleanlab. The rows are in the order of the run's `samples.csv`. A
+            row of zeros leaves its sample out. Validation and test labels are not judged then.
 
     Raises:
         UsageError: the run or the probabilities do not belong to the data, or cannot be read.
@@ -129,7 +129,7 @@ def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
         f"as {label} {as_given:.2f}"
     )
     if part.now[i] != part.given[i]:
-        why += f"; the run relabeled it {splits.classes[int(part.now[i])]}"
+        why += f"; the run relabeled it as {splits.classes[int(part.now[i])]}"
     row = Row(sample, split, data.source(sample), label, suggested, "", data.content(sample))
     return Suspect(row, wrong, why, data.images[sample])
 
@@ -195,10 +195,10 @@ def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
 def _read_state(
     run: RunFolder, data: LabeledImages, num_classes: int
 ) -> tuple[Distribution, Tensor, LabelLedger]:
-    """Return mean predictions, whether each sample was seen, and the ledger of a run."""
+    """Return the mean predictions, a mask of the seen samples, and the ledger of a run."""
     ledger, state = run.uerm(data.labels, num_classes)
     nothing = torch.zeros(0)
     mean, seen = (state.get(f"predictions.{name}", nothing) for name in ("mean", "seen"))
     if mean.shape != (len(data), num_classes) or seen.numel() != len(data):
-        raise UsageError(f"--run {run.path}: uerm.safetensors is of other samples or classes")
+        raise UsageError(f"--run {run.path}: uerm.safetensors belongs to other samples or classes")
     return Distribution(mean), seen.view(-1) > 0, ledger

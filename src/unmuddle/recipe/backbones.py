@@ -1,4 +1,4 @@
-"""CNN backbones by name: images `(N, 3, S, S)` -> last feature map `(N, C, h, w)`."""
+"""CNN backbones by name, from images `(N, 3, S, S)` to the last feature map `(N, C, h, w)`."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -18,7 +18,7 @@ from unmuddle.recipe.paths import user_path
 
 _RUN_PREFIX = "backbone."
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SMALLEST_MAP = 3  # below that a feature map has no centre for ARM to weigh against its border
+SMALLEST_MAP = 3  # a smaller feature map has no centre that ARM can weigh against the border
 
 
 Pixels = tuple[Sequence[float], Sequence[float]]
@@ -28,12 +28,12 @@ class Backbone(NamedTuple):
     """A network and the size of its last feature map.
 
     Attributes:
-        network: images to feature map.
-        channels: C.
-        map_size: `(h, w)`.
-        unused: names of the tensors in a file of weights that the network does not have.
-        pixels: mean and deviation of each channel that its pretrained weights expect, of pixels
-            from 0 to 1; `None`: it has none, and takes images that are standardized one by one.
+        network: network that maps images to the feature map.
+        channels: number of channels C.
+        map_size: size `(h, w)` of the feature map.
+        unused: names of tensors in the weights file that the network does not have.
+        pixels: per-channel mean and standard deviation that the pretrained weights expect, for
+            pixels in [0, 1]. `None`: there are none, and each image is standardized on its own.
     """
 
     network: nn.Module
@@ -46,24 +46,25 @@ class Backbone(NamedTuple):
 def build_backbone(
     name: str, image_size: int, *, pretrained: bool = False, weights: str | None = None
 ) -> Backbone:
-    """Build a backbone whose map is at least 3 x 3.
+    """Build a backbone whose feature map is at least 3 x 3.
 
-    A network made for larger images would reduce small ones to a point; its first strides are then
-    set to 1, one after the other, until the map is large enough. No weight changes shape by that.
+    A network made for larger images would reduce a small image to a point. Its first strides are
+    then set to 1, one at a time, until the feature map is large enough. This does not change the
+    shape of any weight.
 
     Args:
         name: `small`, `mobilefacenet`, a timm or torchvision name, `torchvision/NAME`, or
             `module:callable`.
-        image_size: pixels a side.
-        pretrained: let timm or torchvision fetch their weights.
-        weights: file of weights to load.
+        image_size: image side length in pixels.
+        pretrained: whether to load pretrained weights from timm or torchvision.
+        weights: weights file to load.
 
     Raises:
-        UsageError: unknown name, no feature map, or weights that do not fit.
+        UsageError: the name is unknown, the network has no feature map, or the weights do not fit.
     """
     try:
         network = _create(name, pretrained)
-    except OSError as error:  # no network, no such file on the hub
+    except OSError as error:  # no connection, or no such file on the hub
         raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
     unused, pixels = (), _expected_pixels(name, network) if pretrained else None
     if weights is not None:
@@ -93,12 +94,12 @@ def _create(name: str, pretrained: bool) -> nn.Module:
 
 
 def _small() -> nn.Module:
-    """A ResNet of 0.7 million parameters for small images: stride 8, one block a stage."""
+    """Return a ResNet with 0.7 million parameters, stride 8 and one block per stage."""
     network = ResNet(
         BasicBlock,  # pyright: ignore[reportArgumentType]  timm annotates a class as its instance
         layers=(1, 1, 1, 1),
         channels=(24, 48, 96, 192),
-        stem_type="deep",  # its width is twice stem_width; one layer is enough here
+        stem_type="deep",  # 2 * stem_width channels; conv1 is replaced by one layer below
         stem_width=12,
         output_stride=16,
         num_classes=0,
@@ -110,7 +111,9 @@ def _small() -> nn.Module:
 
 
 def _mobilefacenet() -> nn.Module:
-    """A network after MobileFaceNet, of timm's blocks: 0.9 million parameters, 112 pixels to 7 x 7.
+    """Return a network like MobileFaceNet, built from timm's blocks.
+
+    It has 0.9 million parameters and maps 112 x 112 pixels to a 7 x 7 feature map.
 
     References:
         Chen et al., MobileFaceNets, 2018, arXiv 1804.07573.
@@ -134,12 +137,12 @@ _OWN = {"small": _small, "mobilefacenet": _mobilefacenet}
 
 
 def _expected_pixels(name: str, network: nn.Module) -> Pixels | None:
-    """Mean and deviation of a channel that pretrained weights of a network expect."""
+    """Return the per-channel mean and standard deviation that pretrained weights expect."""
     if name == "mobilefacenet":
         return (0.5,) * 3, (0.5,) * 3
     if not isinstance(network, FeatureMap):
         return None
-    config = getattr(network.model, "pretrained_cfg", {})  # timm's; torchvision's take ImageNet's
+    config = getattr(network.model, "pretrained_cfg", {})  # of timm; torchvision uses ImageNet's
     return config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
 
 
@@ -162,7 +165,7 @@ def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int
 
 
 def _reason(error: ValueError) -> str:
-    """Strip the name of an argument that the command line does not have."""
+    """Return a message without its leading argument name, which is no command-line option."""
     return str(error).partition(": ")[2]
 
 
@@ -178,19 +181,19 @@ def _remove_first_stride(network: nn.Module) -> bool:
 
 
 class StridedDepthwise(nn.Conv2d):
-    """Depthwise convolution with a stride, in fp32 whatever autocast says.
+    """Strided depthwise convolution that computes in fp32 even under autocast.
 
-    On CPUs, the bf16 gradient of its input takes ten times as long.
+    On CPUs, the gradient with respect to its input takes ten times as long in bf16.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve images `(N, C, H, W)`."""
+        """Convolve a feature map `(N, C, H, W)`."""
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float())
 
 
 def avoid_slow_bf16(network: nn.Module) -> None:
-    """Exempt from autocast the convolutions of a network that bf16 slows down on CPUs."""
+    """Exempt the convolutions that bf16 slows down on CPUs from autocast."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise
@@ -199,7 +202,11 @@ def avoid_slow_bf16(network: nn.Module) -> None:
 def _load_weights(
     network: nn.Module, name: str, weights: str
 ) -> tuple[tuple[str, ...], Pixels | None]:
-    """Load a file of weights; return its tensors that the network lacks, and expected pixels."""
+    """Load a weights file.
+
+    Returns:
+        Names of tensors in the file that the network does not have, and the expected pixels.
+    """
     pixels = _expected_pixels(name, network)
     path = user_path("--weights", weights)
     try:
@@ -210,16 +217,16 @@ def _load_weights(
         )
         target = network.model if isinstance(network, FeatureMap) else network
         if "classifier.weight" in state and any(key.startswith(_RUN_PREFIX) for key in state):
-            # The model of a run, saved as a whole.
+            # The file holds the whole model of a run, not only a backbone.
             target, pixels = network, saved_pixels(state)
             state = {key.removeprefix(_RUN_PREFIX): value for key, value in state.items()}
         missing, unexpected = target.load_state_dict(state, strict=False)
     except UnpicklingError as error:
         raise UsageError(
             f"--weights {weights}: cannot be loaded: damaged, or more than tensors, which would "
-            "run code of its own; where you trust it, save its state dict alone"
+            "run code of its own; if you trust it, save only its state dict"
         ) from error
-    except Exception as error:  # a foreign file can fail in any way
+    except Exception as error:  # reading an arbitrary file can fail in any way
         raise UsageError(f"--weights {weights}: cannot be loaded: {error}") from error
     if missing:
         raise UsageError(
@@ -230,7 +237,7 @@ def _load_weights(
 
 
 def saved_pixels(state: Mapping[str, Tensor]) -> Pixels | None:
-    """Mean and deviation of a channel that the model of a run was trained with, if it has them."""
+    """Return the per-channel mean and standard deviation that a run was trained with, if any."""
     if "standardize.mean" not in state:
         return None
     return state["standardize.mean"].tolist(), state["standardize.std"].tolist()

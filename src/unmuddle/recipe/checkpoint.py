@@ -1,4 +1,4 @@
-"""Checkpoint to resume training from: one file of tensors, with JSON in its header."""
+"""Training checkpoint in one safetensors file, with JSON in its header."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,13 +18,13 @@ from unmuddle.recipe.errors import UsageError
 
 @dataclass
 class Progress:
-    """Progress of a training.
+    """Progress of a training run.
 
     Attributes:
-        epoch: epochs done.
-        best_epoch: which of them was best on the validation split; 0: none yet.
-        best_accuracy: its accuracy.
-        seconds: that it took.
+        epoch: number of completed epochs.
+        best_epoch: epoch with the best validation accuracy; 0 if there is none yet.
+        best_accuracy: validation accuracy of the best epoch.
+        seconds: training time so far in seconds.
         best: weights of the best epoch.
     """
 
@@ -35,7 +35,7 @@ class Progress:
     best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def end_epoch(self, epoch: int, accuracy: float, model: nn.Module) -> None:
-        """Count an epoch; keep the weights if it is the best one on the validation split."""
+        """Record a completed epoch. Keep its weights if its validation accuracy is the best."""
         self.epoch = epoch
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, epoch
@@ -47,15 +47,15 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """State that training changes, beside its progress.
+    """State that training changes, apart from its progress.
 
-    Random numbers are missing: each step draws its own from the seed and its number.
+    Random states are not included, because each step is seeded by its number and the run's seed.
 
     Attributes:
-        modules: by name.
-        optimizer: of their parameters.
-        schedule: of its learning rate.
-        scaler: of fp16 losses.
+        modules: modules by name.
+        optimizer: optimizer of their parameters.
+        schedule: schedule of the learning rate.
+        scaler: gradient scaler for fp16.
     """
 
     modules: dict[str, nn.Module]
@@ -64,7 +64,7 @@ class Checkpoint:
     scaler: torch.amp.GradScaler | None = None
 
     def save(self, path: Path, progress: Progress) -> None:
-        """Write everything, whole or not at all."""
+        """Write the state and the progress to a file atomically."""
         tensors = {
             f"{name}.{key}": value
             for name, module in self.modules.items()
@@ -80,7 +80,7 @@ class Checkpoint:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
-        # Copies: safetensors refuses tensors that share memory, or are not laid out in rows.
+        # Copies, because safetensors rejects tensors that share memory or are not contiguous.
         copies = {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, value in tensors.items()
@@ -89,7 +89,7 @@ class Checkpoint:
         write_tensors(path, copies, header)
 
     def load(self, path: Path) -> Progress:
-        """Read it back.
+        """Load the state from a file, and return the progress.
 
         Raises:
             UsageError: the file cannot be read, or belongs to another run.
@@ -114,7 +114,7 @@ class Checkpoint:
         for key, value in tensors.items():
             number, _, name = key.partition(".")
             like = parameters[int(number)]
-            # Laid out in memory as the parameter is: the order of sums depends on it.
+            # Same memory layout as the parameter, because the order of summation depends on it.
             laid_out = value if value.ndim == 0 else torch.empty_like(like).copy_(value)
             state.setdefault(int(number), {})[name] = laid_out
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -21,42 +21,40 @@ class TrainConfig:
     """Train a classifier on images with ambiguous labels.
 
     Args:
-        data: synthetic[:N], digits, or NAME:PATH with folder rafdb ferplus affectnet[7] fer2013
-        noise: none, symmetric:P, pair:P, file:CSV (name, label) or file:TXT (as RAF-DB's lists)
-        labels: CSV of accepted and rejected labels, as unmuddle audit writes it, or relabeled.csv
-            of a run
-        backbone: small, mobilefacenet, a timm name, torchvision/NAME, or MODULE:CALLABLE
-        sampler: every sample once an epoch, or every class as often as the others
-        parts: comma-separated choice of supcon, arm (or published_arm), uerm; none is plain
-            cross-entropy
+        data: synthetic[:N], digits, or NAME:PATH; NAME: folder rafdb ferplus affectnet[7] fer2013
+        noise: none, symmetric:P, pair:P, file:CSV (name, label) or file:TXT (RAF-DB's format)
+        labels: CSV of accepted and rejected labels from unmuddle audit, or relabeled.csv of a run
+        backbone: small, mobilefacenet, a timm model name, torchvision/NAME, or MODULE:CALLABLE
+        sampler: draw each sample once per epoch, or all classes equally often
+        parts: comma-separated: supcon, arm or published_arm, uerm; none: cross-entropy only
         targets: train on labels, or on the distribution of the annotators' votes
-        out: folder of the run to write; default: runs/DATA-PARTS-TIME
-        epochs: passes over the training samples
-        batch_size: samples a batch, of all processes together
-        views: augmented views of each sample in a batch; default: 2 with supcon, 1 without
-        augment: strength of turns, shifts and erased boxes, from 0 to 1; mirroring stays
-        accumulate: batches whose gradients make one step of the optimizer
+        out: run folder to write; default: runs/DATA-PARTS-TIME
+        epochs: number of passes over the training samples
+        batch_size: samples per batch, over all processes
+        views: augmented views per sample in a batch; default: 2 with supcon, 1 without
+        augment: strength of all augmentations except mirroring, from 0 to 1
+        accumulate: number of batches to accumulate gradients over before each optimizer step
         lr: peak learning rate of AdamW's one-cycle schedule
-        lr_backbone: peak of the backbone; default: lr, a tenth of it with pretrained weights
-        freeze_epochs: number of first epochs that leave the backbone as it is
-        label_smoothing: share of each target that is spread over all classes
-        weight_decay: of AdamW
-        image_size: pixels a side; default: the data set's own, for folder at most 224
-        pretrained: fetch the backbone's pretrained weights
+        lr_backbone: peak learning rate of the backbone; default: lr, or lr / 10 if pretrained
+        freeze_epochs: number of initial epochs during which the backbone is frozen
+        label_smoothing: amount of label smoothing, from 0 to 1
+        weight_decay: weight decay of AdamW
+        image_size: image side length in pixels; default: the data set's own, for folder at most 224
+        pretrained: load the backbone's pretrained weights from timm or torchvision
         skip_unreadable: leave out images that cannot be read; RUN/left_out.csv lists them
-        weights: file of backbone weights: .safetensors, or a state dict saved by torch
-        average: decay of the running mean of the weights, which is what is evaluated
-        supcon_weight: of the contrastive loss beside the cross-entropy
-        temperature: of the contrastive loss
-        relabel_policy: when UERM relabels
-        relabel_estimator: estimate of uncertainty
-        relabel_evidence: predictions of averaged weights once an epoch, or of the batches
-        warmup: share of the epochs before UERM may relabel
-        seed: of weights, noise, order and augmentation
-        precision: of the network's products; the losses are fp32
-        compile: let torch.compile make the network faster; the first step then takes a minute
-        workers: processes that load images; 0: the training process itself
-        tracker: write the figures of each epoch to RUN/tensorboard too
+        weights: backbone weights: a .safetensors file, or a state dict saved with torch.save
+        average: decay of the exponential moving average of the weights, which is evaluated
+        supcon_weight: weight of the contrastive loss relative to the cross-entropy
+        temperature: temperature of the contrastive loss
+        relabel_policy: UERM's relabeling policy
+        relabel_estimator: UERM's uncertainty estimator
+        relabel_evidence: predictions from averaged weights once per epoch, or from batches
+        warmup: fraction of the epochs before UERM may relabel
+        seed: seed of weight initialization, label noise, sample order and augmentation
+        precision: mixed precision of the network; losses are computed in fp32
+        compile: compile the network with torch.compile; the first step takes about a minute
+        workers: number of data loading processes; 0: load in the training process
+        tracker: also log the metrics of each epoch to RUN/tensorboard
     """
 
     data: str = "synthetic"
@@ -114,10 +112,10 @@ class TrainConfig:
         )
 
     def chosen_parts(self) -> frozenset[str]:
-        """The parts as a set.
+        """Return the parts as a set.
 
         Raises:
-            UsageError: a name is unknown, or two parts exclude each other.
+            UsageError: a part is unknown, or two parts are mutually exclusive.
         """
         if self.parts == "none":
             return frozenset()
@@ -133,7 +131,7 @@ class TrainConfig:
         return frozenset(names)
 
     def run_path(self) -> Path:
-        """Folder of the run; without `out`, one that is named after the data and the time."""
+        """Return the run folder. By default, it is named after the data, the parts and the time."""
         if self.out is not None:
             return user_path("--out", self.out)
         data = self.data.partition(":")[0]
@@ -141,23 +139,26 @@ class TrainConfig:
         return Path("runs") / f"{data}-{self.parts.replace(',', '-')}-{moment}"
 
     def number_of_views(self) -> int:
-        """Augmented views of each sample in a batch."""
+        """Return the number of augmented views per sample in a batch."""
         return self.views or 1 + ("supcon" in self.chosen_parts())
 
     def first_relabeling(self) -> int:
-        """Epoch after which UERM may relabel for the first time; beyond the last one without it."""
+        """Return the epoch after which UERM may first relabel.
+
+        Without UERM, this epoch lies after the last one.
+        """
         if "uerm" not in self.chosen_parts():
             return self.epochs + 1
         return round(self.warmup * self.epochs)
 
     def backbone_rate(self) -> float:
-        """Peak learning rate of the backbone."""
+        """Return the peak learning rate of the backbone."""
         if self.lr_backbone is not None:
             return self.lr_backbone
         return self.lr / 10 if self.pretrained or self.weights else self.lr
 
     def check(self) -> None:
-        """Raise a UsageError that names the first value out of its range."""
+        """Raise a UsageError that names the first invalid value."""
         for field in fields(self):
             value = getattr(self, field.name)
             if value is None and field.default is not None:
@@ -176,7 +177,7 @@ class TrainConfig:
         changes_labels = "uerm" in self.chosen_parts() or self.noise != "none" or self.labels
         if self.targets == "votes" and changes_labels:
             raise UsageError(
-                "--targets votes: no label is trained on then; leave out uerm, --noise and --labels"
+                "--targets votes: does not train on labels; leave out uerm, --noise and --labels"
             )
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")

@@ -1,7 +1,7 @@
-"""The file of decisions about labels, keyed by the content of an image and its place.
+"""CSV file of decisions about labels, keyed by the content and the path of an image.
 
-`unmuddle audit` writes it and a person fills in its decisions; a run writes one of what it
-relabeled. `unmuddle train --labels` and `unmuddle repair` read it.
+`unmuddle audit` writes the file, and a person fills in the decisions. A run also writes one, for
+the labels that it changed. `unmuddle train --labels` and `unmuddle repair` read the file.
 """
 
 from collections import Counter, defaultdict
@@ -19,23 +19,23 @@ from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import LabelLedger
 
 ACCEPT, REJECT = "accept", "reject"
-KEEP = "keep"  # the suggested label, which a run chose and nobody verified
-TO = "to "  # a third class
+KEEP = "keep"  # keep the suggested label, which a run chose and no person verified
+TO = "to "  # followed by the name of a third class
 _WORDS = (ACCEPT, REJECT, KEEP, TO)
 _NEEDED = ("sample", "split", "source", "label", "suggested", "decision", "content")
 
 
 class Row(NamedTuple):
-    """Label in question.
+    """Label that may be wrong, and the decision about it.
 
     Attributes:
-        sample: its id in the split.
+        sample: sample id in the split.
         split: train, val or test.
         source: file of the image, if any.
-        label: name of the class as given.
-        suggested: name of another class.
-        decision: "accept" the suggested label, "reject" it, "to CLASS" for a third class, "keep"
-            the suggested label unverified, or "" for none yet.
+        label: name of the given class.
+        suggested: name of the suggested class.
+        decision: "accept" or "reject" for the suggested label, "to CLASS" for a third class, "keep"
+            for the suggested label without verification, or "" if undecided.
         content: digest of the pixels.
     """
 
@@ -49,13 +49,13 @@ class Row(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The label of one sample.
+    """Decision about the label of one sample.
 
     Attributes:
         split: train, val or test.
-        sample: its id there.
+        sample: sample id in the split.
         label: chosen class.
-        verified: True where a person chose it, False where a run did.
+        verified: `True` if a person chose the label, `False` if a run did.
     """
 
     split: str
@@ -65,12 +65,12 @@ class Decision(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """Decisions of a file.
+    """Decisions read from a file.
 
     Attributes:
-        found: those that the data has a sample for.
-        conflicts: places of the others, by reason.
-        held_out: rows of those found among validation and test samples.
+        found: decisions that match a sample of the data.
+        conflicts: places of all other decisions in the file, by reason.
+        held_out: rows of the matching decisions about validation and test samples.
     """
 
     found: list[Decision]
@@ -78,14 +78,14 @@ class Decisions(NamedTuple):
     held_out: list[Row]
 
     def enter(self, ledger: LabelLedger) -> None:
-        """Record those of the training samples."""
+        """Record the decisions about training samples in a ledger."""
         for verified, record in ((True, ledger.decide), (False, ledger.keep)):
             of_kind = [d for d in self.found if d.split == "train" and d.verified == verified]
             ids, labels = [d.sample for d in of_kind], [d.label for d in of_kind]
             record(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64))
 
     def apply(self, parts: Mapping[str, LabeledImages]) -> None:
-        """Correct the labels of the validation and test samples that a person verified."""
+        """Apply the decisions of a person to the labels of validation and test samples."""
         for split, sample, label, verified in self.found:
             if split != "train" and verified:
                 parts[split].labels[sample] = label
@@ -96,19 +96,22 @@ class Decisions(NamedTuple):
             raise UsageError("\n".join([f"{option}: no decision fits", *listing(self.conflicts)]))
 
     def describe(self) -> str:
-        """Count them, in all and by split."""
+        """Return the number of decisions, in total and by split."""
         counts = Counter(decision.split for decision in self.found)
         of_splits = ", ".join(f"{count} of {name}" for name, count in counts.items())
         return f"{len(self.found)} decisions" + (f" ({of_splits})" if of_splits else "")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a header and the rows."""
+    """Write rows to a CSV file with a header."""
     write_table(path, Row._fields, rows)
 
 
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
-    """Yield every changed or fixed label: accepted where a person verified it, else kept."""
+    """Yield a row for every changed or fixed label.
+
+    The decision is "accept" if a person verified the label, else "keep".
+    """
     before, now, verified = ledger.original_labels, ledger.current_labels, ledger.human_verified()
     for i in ((now != before) | ledger.fixed()).nonzero()[:, 0].tolist():
         label, chosen = classes[int(before[i])], classes[int(now[i])]
@@ -117,7 +120,7 @@ def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) 
 
 
 def check_undecided(path: Path) -> None:
-    """Raise a UsageError if the file is there and holds decisions, which must not be lost."""
+    """Raise a UsageError if the file exists and holds decisions, which would be overwritten."""
     if not path.is_file():
         return
     try:
@@ -132,19 +135,19 @@ def check_undecided(path: Path) -> None:
 def read_decisions(
     path: Path, parts: Mapping[str, LabeledImages], classes: Sequence[str]
 ) -> Decisions:
-    """Read the labels that a person accepted, rejected or chose, or that an earlier run chose.
+    """Read a file of decisions by a person or an earlier run.
 
-    Images are recognised by their pixels, and equal images by the end of their path: files may
-    come, go and move, and splits may differ. A decision whose image is gone or has changed, or has
-    another label by now, is a conflict.
+    Images are identified by their pixels, and equal images by the end of their paths. Files may
+    therefore be added, removed or moved, and splits may differ. A decision is a conflict if its
+    image is missing or has changed, or if its label has changed in the meantime.
 
     Args:
-        path: the file.
+        path: file of decisions.
         parts: images by split.
-        classes: names, in label order.
+        classes: class names in label order.
 
     Raises:
-        UsageError: the file is not readable, holds no decision, or one that is not understood.
+        UsageError: the file is not readable, or holds no decision or an invalid one.
     """
     option = f"--labels {path}"
     try:
@@ -182,7 +185,7 @@ def read_decisions(
             found[place] = decision, kept, row["source"]
         elif earlier[2] == row["source"]:
             problems.add("image decided twice, differently", where)
-        else:  # of two equal images one is gone
+        else:  # one of two equal images is missing
             if _agreement(row["source"], source) > _agreement(earlier[2], source):
                 found[place] = decision, kept, row["source"]
             conflicts["equal image that is not there any more"].append(where)
@@ -198,12 +201,12 @@ def _word(row: Mapping[str | None, Any]) -> str:
 
 
 def _ends(source: str) -> list[str]:
-    """Return the parts of a path from its end, also of one written on another system."""
+    """Return the parts of a path in reverse order. The path may be a Windows path."""
     return source.replace("\\", "/").split("/")[::-1]
 
 
 def _agreement(source: str, other: str) -> int:
-    """Return how many parts two paths share, counted from the end."""
+    """Return the number of trailing parts that two paths share."""
     pairs = zip(_ends(source), _ends(other), strict=False)
     return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
@@ -216,7 +219,7 @@ def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None
 
 
 class _Images:
-    """Index of all samples by content, and of the ends of their paths."""
+    """Index of all samples by content, and the set of the last parts of their paths."""
 
     def __init__(self, parts: Mapping[str, LabeledImages]) -> None:
         self.parts = parts
@@ -228,7 +231,7 @@ class _Images:
                 self.places.add((*_ends(part.source(sample))[:2],))
 
     def find(self, row: Mapping[str | None, Any]) -> tuple[str, int] | str:
-        """Return the split and id of a row's image, or what is wrong."""
+        """Return the split and id of a row's image, or the reason why there is no match."""
         content, source = row["content"], row["source"]
         alike = self.by_content.get(content, [])
         if not alike:
@@ -244,7 +247,7 @@ class _Images:
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
-    """Read rows by column, each with the number of its line.
+    """Return the line number of each row, and the row as a dict by column.
 
     Raises:
         ValueError: the file cannot be read, or lacks a column.
@@ -254,7 +257,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
             header = file.readline()
     except OSError as error:
         raise ValueError(f"not readable: {error}") from error
-    # Spreadsheets write what their country separates by.
+    # Spreadsheets write the separator of their locale.
     rows = [*read_table(path, _NEEDED, delimiter=max(",;\t", key=header.count))]
     for _, row in rows:
         if isinstance(row["decision"], str):

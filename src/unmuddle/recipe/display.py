@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on a terminal, lines in a log."""
+"""Display of training progress: a bar on a terminal, lines in a log."""
 
 import time
 from typing import Any
@@ -13,18 +13,18 @@ from rich.progress import (
 )
 from torch import Tensor
 
-EVERY = 10  # steps; reading the loss waits for the device
-SECONDS = 30.0  # between lines of a log within an epoch
+EVERY = 10  # steps between updates; reading the loss waits for the device
+SECONDS = 30.0  # between log lines within an epoch
 
 
 class Display:
-    """Display of a training while it runs.
+    """Display of training progress.
 
     Args:
-        console: to write on.
-        epochs: in all.
-        steps: of an epoch.
-        done: epochs done before.
+        console: console to print to.
+        epochs: total number of epochs.
+        steps: number of steps per epoch.
+        done: number of epochs that are already completed.
     """
 
     def __init__(self, console: Console, epochs: int, steps: int, done: int) -> None:
@@ -53,7 +53,7 @@ class Display:
         self.bar.stop()
 
     def step(self, epoch: int, loss: Tensor) -> None:
-        """Count a step; in a log, say every half a minute how far the epoch is."""
+        """Count a step. In a log, print the progress of the epoch every 30 seconds."""
         if self.count % EVERY == 0 and not self.bar.disable:
             self.bar.update(self.task, epoch=epoch, loss=f"{loss.item():.3f}")
         self.count += 1
@@ -65,7 +65,7 @@ class Display:
             )
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Count an epoch."""
+        """Show the metrics of a completed epoch."""
         self.bar.update(self.task, accuracy=f"{entry['val_accuracy']:.1%}")
         if self.bar.disable:
             self._print(

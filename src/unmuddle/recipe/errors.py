@@ -1,5 +1,8 @@
-"""The one error that the command line shows without a traceback."""
+"""Error that the command line reports without a traceback."""
 
 
 class UsageError(ValueError):
-    """Error about a request that cannot be met; the message says what and why."""
+    """Error raised when a request of the user cannot be carried out.
+
+    The message names the request and the reason.
+    """

@@ -1,4 +1,4 @@
-"""Predict a split and score it."""
+"""Prediction of a split, and scores of the predictions."""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from unmuddle.uerm import UERM
 
 
 class Score(NamedTuple):
-    """Figures of one split.
+    """Metrics of one split.
 
     Attributes:
-        accuracy: share of samples classified right.
-        mean_class_accuracy: mean over the classes that occur of the share classified right.
-        confusion: `(K, K)` counts, true class by predicted class.
+        accuracy: fraction of samples that are classified correctly.
+        mean_class_accuracy: accuracy of each class, averaged over the classes that occur.
+        confusion: `(K, K)` counts. Rows are true classes, and columns are predicted classes.
     """
 
     accuracy: float
@@ -30,7 +30,11 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool) -> None:
-    """Show UERM what the model, in eval mode, predicts of every sample, and of its mirror image."""
+    """Let UERM observe the model's predictions for every sample.
+
+    With `mirror`, UERM also observes the predictions for the mirror images. The model is set to
+    eval mode.
+    """
     model.eval()
     for images, _, ids in loader:
         images = model.standardize(images)
@@ -41,14 +45,17 @@ def observe(uerm: UERM, model: Classifier, loader: DataLoader[Any], mirror: bool
 
 @torch.no_grad()
 def predict_batches(model: Classifier, loader: DataLoader[Any]) -> Generator[tuple[Tensor, Tensor]]:
-    """Probabilities `(n, K)` by the model in eval mode, where it is left, and labels `(n,)`."""
+    """Yield the probabilities `(n, K)` and labels `(n,)` of each batch.
+
+    The model is set to eval mode and stays in it.
+    """
     model.eval()
     for images, labels, _ in loader:
         yield model(model.standardize(images)).logits.float().softmax(1), labels
 
 
 def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    """Probabilities `(N, K)` and labels `(N,)` of all samples, on the CPU."""
+    """Return the probabilities `(N, K)` and labels `(N,)` of all samples, on the CPU."""
     probabilities, labels = zip(*predict_batches(model, loader), strict=True)
     return torch.cat(probabilities).cpu(), torch.cat(labels).cpu()
 
@@ -56,7 +63,7 @@ def predict(model: Classifier, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]
 def evaluate(
     model: Classifier, loader: DataLoader[Any], num_classes: int, accelerator: Accelerator
 ) -> Score:
-    """Score the model on what all processes' loaders give."""
+    """Score the model on the samples of all processes."""
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=accelerator.device)
     with accelerator.autocast():
         for probabilities, labels in predict_batches(model, loader):

@@ -1,4 +1,4 @@
-"""A trained network as one file that needs none of this package: ONNX, or a torch program."""
+"""Export of a trained network to ONNX or `torch.export`, in one file without this package."""
 
 import json
 from importlib.util import find_spec
@@ -15,11 +15,14 @@ from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_trained
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")  # for .onnx
-TOLERANCE = 1e-4  # of a probability
+TOLERANCE = 1e-4  # largest error of a probability
 
 
 class Deployed(nn.Module):
-    """Images as stored, `(N, 3, S, S)` uint8 -> probabilities `(N, K)`; ARM is folded."""
+    """Network that maps stored images `(N, 3, S, S)` uint8 to probabilities `(N, K)`.
+
+    ARM is folded, and the projection head is removed.
+    """
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -33,15 +36,16 @@ class Deployed(nn.Module):
 
 
 def export_run(run: Path, out: Path) -> None:
-    """Write the network of a run's best epoch to `out`, `.onnx` or `.pt2` (`torch.export`).
+    """Write the network of a run's best epoch to `out`, a `.onnx` or `.pt2` (`torch.export`) file.
 
-    The file takes a batch of any size. Its metadata, JSON, are `classes`, names in the order of the
-    probabilities, and `resize`, how images are brought to S x S pixels. The file is compared with
-    the network on random images before it is put in place.
+    The exported network accepts batches of any size. The metadata of the file are two JSON values:
+    `classes`, the class names in the order of the probabilities, and `resize`, how to resize images
+    to S x S pixels. The file is compared with the network on random images before it is moved to
+    `out`.
 
     Raises:
-        UsageError: the run cannot be read, the format is unknown or lacks its package.
-        RuntimeError: the file computes something else.
+        UsageError: the run cannot be read, the format is unknown, or a package is missing.
+        RuntimeError: the probabilities of the file differ from those of the network.
     """
     write = {".onnx": _write_onnx, ".pt2": _write_program}.get(out.suffix)
     if write is None:

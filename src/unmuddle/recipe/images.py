@@ -9,22 +9,23 @@ from torch.nn.functional import affine_grid, grid_sample
 
 TURN = math.radians(15)  # largest rotation
 ZOOM = 0.15  # largest change of scale
-SHIFT = 0.08  # largest move, as a share of the side
-BRIGHTNESS = 0.2  # largest change of contrast to the mean
-ERASED = 0.5  # share of the images that lose a box
-BOX = (1 / 6, 1 / 2)  # its sides, as shares of the image's
-CHANCES = 11  # random numbers that an image's augmentation takes
+SHIFT = 0.08  # largest shift, as a fraction of the side length
+BRIGHTNESS = 0.2  # largest relative change of contrast
+ERASED = 0.5  # fraction of the images in which a box is erased
+BOX = (1 / 6, 1 / 2)  # range of its side lengths, as fractions of the image's
+CHANCES = 11  # random numbers per image
 
 
 class Standardize(nn.Module):
-    """Images as stored, `(N, 3, H, W)` uint8 -> what a network takes, float.
+    """Standardization of stored images `(N, 3, H, W)` uint8 to the float input of a network.
 
-    With `mean` and `std`: `(x / 255 - mean) / std`, as a pretrained network expects. Without them
-    each image gets mean 0 and deviation 1: a face in the shade then looks like one in the light.
+    With `mean` and `std`, the output is `(x / 255 - mean) / std`, as a pretrained network expects.
+    Without them, each image is scaled to mean 0 and standard deviation 1, which removes differences
+    in lighting between images.
 
     Args:
-        mean: `(3,)` of a channel, of pixels from 0 to 1.
-        std: `(3,)`, likewise.
+        mean: `(3,)` mean of each channel, for pixels in [0, 1].
+        std: `(3,)` standard deviation of each channel, for pixels in [0, 1].
     """
 
     mean: Tensor | None
@@ -44,18 +45,18 @@ class Standardize(nn.Module):
             return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
         mean = pixels.mean((1, 2, 3), keepdim=True)
         deviation = pixels.std((1, 2, 3), keepdim=True)
-        # An even image has no contrast to stretch.
+        # The constant keeps the contrast of a uniform image from being stretched.
         return (pixels - mean) / (deviation + 0.05)
 
 
 def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 1) -> Tensor:
-    """Turn, zoom, move, mirror and rescale each image, and erase a box in half of them.
+    """Rotate, scale, shift and mirror images, change their contrast, and erase boxes in half.
 
     Args:
         images: `(N, 3, H, W)`, standardized.
-        chances: `(N, CHANCES)` uniform in [0, 1), which decide what happens to each image.
-        mirror: whether an image means the same mirrored.
-        strength: of all but mirroring; 0: none.
+        chances: `(N, CHANCES)` uniform in [0, 1), which determine the augmentation of each image.
+        mirror: whether mirroring an image preserves its class.
+        strength: strength of all augmentations except mirroring; 0 disables them.
     """
     chances = chances.to(images.device)
     flip = 2 * chances[:, 2] - 1
@@ -77,7 +78,7 @@ def augment(images: Tensor, chances: Tensor, *, mirror: bool, strength: float = 
 
 
 def _boxes(chances: Tensor, share: float, height: int, width: int) -> Tensor:
-    """Return `(N, 1, H, W)`, True in a random box of a share of the images."""
+    """Return `(N, 1, H, W)`, `True` in a random box, for a fraction `share` of the images."""
     erased, *box = chances.unbind(1)
     inside = (erased < share)[:, None, None]
     for dim, side, centre, length in ((1, height, *box[:2]), (2, width, *box[2:])):

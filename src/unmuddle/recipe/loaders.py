@@ -1,4 +1,4 @@
-"""Batches of a split: read by workers, in an order that the seed and the epoch alone decide."""
+"""Data loaders of a split. The order of the samples depends only on the seed and the epoch."""
 
 from collections.abc import Iterator
 from enum import IntEnum
@@ -15,7 +15,7 @@ from unmuddle.uerm import LedgerDataset
 
 
 class RngStream(IntEnum):
-    """Purpose of random numbers; no two purposes share a sequence."""
+    """Purpose of random numbers. Each purpose has its own sequence."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -29,12 +29,12 @@ def seed_for(use: RngStream, *numbers: int) -> int:
 
 
 class Order(Sampler[int]):
-    """Sampler of the ids of an epoch.
+    """Sampler of the sample ids of an epoch.
 
     Args:
-        size: how many; without weights each of them once.
-        seed: with the epoch, decides the order.
-        weights: `(size,)` how likely each is drawn, again and again.
+        size: number of ids. Without `weights`, each id is drawn once.
+        seed: seed that determines the order, together with the epoch.
+        weights: `(size,)` sampling weights. With them, ids are drawn with replacement.
     """
 
     def __init__(self, size: int, seed: int, weights: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class Order(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is next."""
+        """Set the epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -60,7 +60,10 @@ class Order(Sampler[int]):
 
 
 def training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> DataLoader[Any]:
-    """Batches in random order; with `sampler="balanced"` every class as often as the others."""
+    """Return batches in random order.
+
+    With `sampler="balanced"`, all classes are drawn equally often.
+    """
     weights = None
     if config.sampler == "balanced":  # by the labels as given
         weights = (1 / data.labels.bincount(minlength=classes).double())[data.labels]
@@ -68,13 +71,13 @@ def training_loader(data: LabeledImages, config: TrainConfig, classes: int) -> D
         data,
         config,
         sampler=Order(len(data), config.seed, weights),
-        # A last batch of a few samples would upset batch normalisation.
+        # A last batch of only a few samples would disturb batch normalisation.
         drop_last=len(data) >= config.batch_size,
     )
 
 
 def ordered_loader(data: LabeledImages, config: TrainConfig) -> DataLoader[Any]:
-    """Return batches of every sample once, in order."""
+    """Return batches that hold every sample once, in order."""
     return _loader(data, config)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a classification, with confidence intervals."""
+"""Classification metrics with confidence intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval, by resampling the samples (percentile bootstrap)."""
+    """Metric with its 95 % confidence interval, from a percentile bootstrap over the samples."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class ClassMetrics(NamedTuple):
-    """Metrics of one class; NaN where undefined, as for a class that is never predicted."""
+    """Metrics of one class. Undefined metrics are NaN, for example if it is never predicted."""
 
     samples: int
     precision: float
@@ -37,12 +37,12 @@ class Metrics(NamedTuple):
     """Metrics of N samples in K classes.
 
     Attributes:
-        samples: N.
-        accuracy: share classified right.
-        mean_class_accuracy: mean over the classes that occur of the share classified right.
+        samples: number of samples N.
+        accuracy: fraction of samples that are classified correctly.
+        mean_class_accuracy: accuracy of each class, averaged over the classes that occur.
         calibration_error: mean of |confidence - accuracy| over 15 bins of the confidence.
-        classes: K.
-        confusion: `(K, K)` counts, true class by predicted class.
+        classes: metrics of each of the K classes.
+        confusion: `(K, K)` counts. Rows are true classes, and columns are predicted classes.
     """
 
     samples: int
@@ -57,15 +57,15 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
     """Compute all metrics of predictions `(N, K)` for labels `(N,)`, on the CPU.
 
     Args:
-        probabilities: of the classes.
+        probabilities: predicted probabilities of the classes.
         labels: true classes.
-        seed: of the resampling.
+        seed: seed of the bootstrap.
     """
     count = probabilities.shape[1]
     confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, count)
 
     def interval(figure: Callable[[Tensor], float]) -> Interval:
-        """Bootstrap a metric of chosen samples."""
+        """Return a metric of all samples with its bootstrap interval."""
         everything = figure(torch.arange(len(labels)))
         if len(labels) < 2:
             return Interval(everything, math.nan, math.nan)
@@ -107,7 +107,7 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
 
 
 def as_json(metrics: Metrics, classes: Sequence[str]) -> dict[str, Any]:
-    """Plain numbers and lists, classes by name; what is undefined is null."""
+    """Convert metrics to JSON types, with classes by name and undefined values as null."""
 
     def plain(figures: Interval | ClassMetrics) -> dict[str, float | None]:
         return {

@@ -1,4 +1,4 @@
-"""A backbone with the parts put in: ARM or average pooling, classifier, projection head."""
+"""Classifier: a backbone, ARM or average pooling, a linear layer and a projection head."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: `(N, K)`.
-        features: `(N, F)`, what the classifier reads.
-        embeddings: `(N, 128)` of unit length for SupCon; `None` without it.
+        features: `(N, F)`, input of the linear layer.
+        embeddings: `(N, 128)` unit vectors for SupCon; `None` without SupCon.
     """
 
     logits: Tensor
@@ -30,15 +30,15 @@ class Prediction(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Standardized images `(N, 3, S, S)` -> `Prediction`.
+    """Network that maps standardized images `(N, 3, S, S)` to a `Prediction`.
 
     Args:
-        backbone: images to the last feature map.
-        num_classes: K.
-        parts: of the recipe; `uerm` makes no difference here.
+        backbone: backbone that maps images to the last feature map.
+        num_classes: number of classes K.
+        parts: parts of the recipe; `uerm` has no effect here.
 
     Attributes:
-        standardize: images as stored to those that `forward` takes.
+        standardize: module that converts stored images to the input of `forward`.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, parts: Collection[str]) -> None:
@@ -63,14 +63,17 @@ class Classifier(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Set the mode; a frozen backbone stays in eval mode."""
+        """Set training or eval mode. A frozen backbone stays in eval mode."""
         super().train(mode)
         if self.is_frozen:
             self.backbone.eval()
         return self
 
     def forward(self, images: Tensor) -> Prediction:
-        """Classify a batch; the projection head reads the averaged map, with ARM or without."""
+        """Classify a batch.
+
+        The input of the projection head is the average-pooled feature map, even with ARM.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             feature_map = self.backbone(images)
         features = self.arm(feature_map) if self.arm else self.average(feature_map)

@@ -1,4 +1,4 @@
-"""Paths that the user gave."""
+"""Paths given by the user."""
 
 from pathlib import Path
 
@@ -6,7 +6,11 @@ from unmuddle.recipe.errors import UsageError
 
 
 def user_path(option: str, text: str) -> Path:
-    """The path with `~` expanded; a UsageError that names the option if that cannot be done."""
+    """Return the path with `~` expanded.
+
+    Raises:
+        UsageError: the path is not usable. The message names the option.
+    """
     try:
         path = Path(text).expanduser()
         path.exists()
@@ -16,7 +20,7 @@ def user_path(option: str, text: str) -> Path:
 
 
 def check_outside(option: str, path: Path, data: str) -> None:
-    """Raise a UsageError if a path to write is in the folder of a data set."""
+    """Raise a UsageError if an output path lies in the folder of the data set."""
     _, _, root = data.partition(":")
     if root and path.resolve().is_relative_to(user_path("--data", root).resolve()):
         raise UsageError(f"{option} {path}: is in the folder of --data {data}")

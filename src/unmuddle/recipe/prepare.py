@@ -1,4 +1,4 @@
-"""Data of a run: splits, label noise, decisions, votes."""
+"""Data of a run: splits, label noise, decisions and votes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class Prepared(NamedTuple):
     """Data that a run trains on.
 
     Attributes:
-        splits: images, scaled to the network's size; noise is in the training labels alone, and
-            the labels before it are the true ones.
-        copies: images that occur more than once.
-        left_out: places of what is in no split, by kind.
-        decisions: labels that were decided before the run; those of validation and test samples
-            are in the splits.
-        votes: `(n, K)` distribution of the annotators' votes, if that is trained on.
+        splits: images, resized to the network's input size. Only the training labels are noisy,
+            and the labels before the noise are their true labels.
+        copies: duplicate images.
+        left_out: places of the items that are in no split, by kind.
+        decisions: decisions about labels from before the run. Those about validation and test
+            samples have been applied to the splits.
+        votes: `(n, K)` distribution of the annotators' votes with `targets="votes"`, else `None`.
     """
 
     splits: Splits
@@ -37,10 +37,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepared:
-    """Load the data of a run, and what was decided about it.
+    """Load the data of a run, and the decisions about its labels.
 
     Raises:
-        UsageError: the data, the noise or the decisions do not fit, or a resumed run had others.
+        UsageError: the data, the noise or the decisions do not fit, or the resumed run had others.
     """
     check_noise(config.noise)
     splits = load_data(
@@ -54,7 +54,7 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
     noise_left_out = add_noise(splits.train, splits.classes, config.noise, config.seed)
     if is_resumed:
         run.check_images("--resume", splits.train)
-    decisions = run.decisions(splits)  # of a run that is resumed
+    decisions = run.decisions(splits)  # of a resumed run
     if decisions is None and config.labels is not None:
         path = user_path("--labels", config.labels)
         decisions = read_decisions(path, splits.parts(), splits.classes)

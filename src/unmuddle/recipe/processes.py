@@ -1,4 +1,4 @@
-"""Training in several processes, equal to training in one on the same batches."""
+"""Training in several processes, equivalent to training in one on the same batches."""
 
 from typing import Literal, cast
 
@@ -13,7 +13,7 @@ from unmuddle.recipe.errors import UsageError
 
 
 def check_shares(batch_size: int, samples: int, processes: int) -> None:
-    """Raise a UsageError if the batches cannot be shared out evenly."""
+    """Raise a UsageError if the batches cannot be split evenly over the processes."""
     if batch_size % processes:
         raise UsageError(
             f"--batch_size: expected a multiple of the {processes} processes, got {batch_size}"
@@ -25,12 +25,12 @@ def check_shares(batch_size: int, samples: int, processes: int) -> None:
 
 
 def reduced(values: Tensor, accelerator: Accelerator, how: Literal["sum", "mean"]) -> Tensor:
-    """Sum or mean over the processes."""
+    """Return the sum or mean over the processes."""
     return cast(Tensor, accelerator.reduce(values, how))
 
 
 def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
-    """Average gradients of a module that has to stay out of `DistributedDataParallel`."""
+    """Average the gradients of a module that `DistributedDataParallel` does not wrap."""
     if accelerator.sync_gradients:
         for parameter in module.parameters():
             if parameter.grad is not None:
@@ -38,10 +38,10 @@ def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def synchronize_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch normalisation by the statistics of all processes' batches.
+    """Return the model with batch normalisation synchronised over all processes.
 
-    On CPUs, which `nn.SyncBatchNorm` refuses, plain `nn.BatchNorm1d` and `nn.BatchNorm2d` alone are
-    synchronised.
+    On CPUs, which `nn.SyncBatchNorm` does not support, only plain `nn.BatchNorm1d` and
+    `nn.BatchNorm2d` are synchronised.
     """
     if device.type != "cpu":
         return convert_sync_batchnorm(model)
@@ -55,15 +55,15 @@ def synchronize_norms(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class JoinedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the processes, on any device."""
+    """Batch normalisation with the statistics of all processes, on any device."""
 
-    process_group = None  # the default one, as of nn.SyncBatchNorm
+    process_group = None  # the default one, as in nn.SyncBatchNorm
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `(N, C)` or `(N, C, H, W)`."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
-        x = input.to(self.weight.dtype)  # 16-bit features have statistics of 32 bits
+        x = input.to(self.weight.dtype)  # compute the statistics of 16-bit features in 32 bits
         others, shape = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
         count = SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]), None)
         mean = SumOverProcesses.apply(x.sum(others), None) / count
@@ -80,4 +80,4 @@ class JoinedBatchNorm(nn.BatchNorm2d):
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Take any number of dimensions."""
+        """Accept any number of dimensions."""

@@ -1,4 +1,4 @@
-"""Record of a training: files of its run folder, and lines about its data and model."""
+"""Record of a training run: the files in its run folder, and a printed description."""
 
 import time
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from unmuddle.recipe.training import Training
 
 
 class Record:
-    """Keeps the run folder of a training up to date; the first process alone writes it."""
+    """Writer of the run folder during training. Only the first process writes."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -27,7 +27,7 @@ class Record:
         self.started = time.perf_counter() - training.progress.seconds
 
     def begin(self) -> None:
-        """Write what is known before the first step, and say what is trained."""
+        """Write the files that are known before the first step, and print a description."""
         t = self.training
         if self.is_first:
             if not t.resume:
@@ -38,14 +38,14 @@ class Record:
             self._save_relabeling()
             if t.progress.best:
                 self.run.save_weights(t.progress.best)
-            if not self.run.checkpoint.exists():  # what an interrupt returns to
+            if not self.run.checkpoint.exists():  # state to return to when interrupted
                 t.checkpoint.save(self.run.checkpoint, t.progress)
         self._describe()
         if t.config.tracker != "none":
             t.accelerator.init_trackers(t.config.tracker)
 
     def end_epoch(self, metrics: dict[str, float | None]) -> None:
-        """Write the files of an epoch; the checkpoint comes last, so that it finds the others."""
+        """Write the files of an epoch, with the checkpoint last because it relies on the others."""
         t = self.training
         if self.is_first:
             if t.progress.best_epoch == t.progress.epoch:
@@ -57,7 +57,7 @@ class Record:
         t.accelerator.log(known, step=t.progress.epoch)
 
     def undo_epoch(self) -> None:
-        """Return to the last whole epoch; of an interrupted one nothing stays."""
+        """Return to the last complete epoch, and discard the interrupted one."""
         t = self.training
         if self.is_first:
             t.progress = t.checkpoint.load(self.run.checkpoint)
@@ -65,11 +65,11 @@ class Record:
             if t.progress.best:
                 self.run.save_weights(t.progress.best)
             self._save_relabeling()
-        hint = f"interrupted; unmuddle train --resume {self.run.path} goes on"
+        hint = f"interrupted; unmuddle train --resume {self.run.path} continues it"
         t.console.print(hint, markup=False)
 
     def save_snapshot(self) -> None:
-        """Write what a report shows of the training samples."""
+        """Write the snapshot of the training samples for the report."""
         t = self.training
         if self.is_first:
             training, ledger = t.data.splits.train, t.uerm.ledger
@@ -77,7 +77,7 @@ class Record:
             self.run.save_snapshot(snapshot(t.average.module, training, ledger, batch, seed))
 
     def end(self, status: str, tests: Mapping[str, Score]) -> None:
-        """Write how the run ended."""
+        """Write the summary, and remove the checkpoint unless the run was interrupted."""
         if self.is_first:
             self.run.save_summary(self._summary(status, tests))
             if status != "interrupted":
@@ -106,7 +106,7 @@ class Record:
             line = f"{describe(data.copies)}: {self.run.duplicates}"
             console.print(line, soft_wrap=True, markup=False)
         if sum(map(len, data.splits.parts().values())) > MOST:
-            console.print(f"nearly equal images: not looked for among more than {MOST:,}")
+            console.print(f"near-duplicates: not searched for among more than {MOST:,} images")
 
     def _save_relabeling(self) -> None:
         data = self.training.data
@@ -164,7 +164,7 @@ class Record:
 
 
 def _plain(value: float | Tensor) -> Any:
-    """Convert to JSON types: a tensor to lists, an undefined figure to null."""
+    """Convert a value to JSON types: a tensor to lists, NaN to null."""
     if isinstance(value, Tensor):
         return value.tolist()
     return None if value != value else value

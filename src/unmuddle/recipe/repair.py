@@ -1,4 +1,4 @@
-"""A repaired copy of a folder of images; the original is never changed."""
+"""Repaired copy of a folder of images. The original is never changed."""
 
 import filecmp
 import shutil
@@ -25,9 +25,9 @@ class Placed(NamedTuple):
 
     Attributes:
         source: file in the original folder.
-        target: file in the repaired one, relative to it.
-        label: class as given.
-        new_label: class now.
+        target: path relative to the repaired folder.
+        label: given class.
+        new_label: class after the repair.
     """
 
     source: str
@@ -37,21 +37,21 @@ class Placed(NamedTuple):
 
 
 def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
-    """Write the images of a folder under the classes that were decided; describe what was done.
+    """Write a copy of a folder with every image in its decided class; return a description.
 
-    `manifest.csv` lists every image; `list` writes it alone. An image whose new place is taken by
-    another one gets a name of its own. Repairing again changes nothing; after other decisions it
-    removes what an earlier repair has put elsewhere.
+    `manifest.csv` lists every image. With `way="list"`, it is the only file that is written. If the
+    new path of an image is taken, the image is renamed. Repairing again with the same decisions
+    changes nothing. With other decisions, it removes files that an earlier repair wrote elsewhere.
 
     Args:
         data: `folder:PATH`.
-        labels: file of decisions.
+        labels: CSV file of decisions.
         out: folder to write.
         way: copy the images, link to them, or only list them.
 
     Raises:
-        UsageError: the data is no folder of classes, no decision fits it, or `out` holds something
-            else.
+        UsageError: `data` is not a folder of classes, no decision fits it, or `out` is not empty
+            and not an earlier repair.
     """
     kind, _, argument = data.partition(":")
     root = user_path("--data", argument).absolute()
@@ -62,7 +62,7 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     if way == "list" and any((out / target).exists() for target in before):
         raise UsageError(f"--out {out}: holds a copy; give another folder for a list")
     problems = Problems(skip_unreadable=True)
-    parts, classes, _ = read_folder(root, 8, problems)  # digests are of the whole image
+    parts, classes, _ = read_folder(root, 8, problems)  # size does not affect digests
     decisions = read_decisions(labels, parts, classes)
     decisions.check_any(f"--labels {labels}")
     placed = list(_place(root, parts, classes, decisions))
@@ -75,7 +75,7 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     gone = sorted(before - {place.target for place in placed} - unread)
     for target in gone:
         (out / target).unlink(missing_ok=True)
-    write_table(out / MANIFEST, Placed._fields, placed)  # first: a stopped repair can go on
+    write_table(out / MANIFEST, Placed._fields, placed)  # first, so a stopped repair can resume
     written = sum(_put(Path(place.source), out / place.target, way) for place in placed)
     moved = sum(place.label != place.new_label for place in placed)
     done = {"copy": f"{written} copied", "link": f"{written} linked", "list": "none written"}[way]
@@ -92,13 +92,13 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
 
 
 def _earlier(out: Path) -> set[str]:
-    """Return the files of an earlier repair."""
+    """Return the files that an earlier repair wrote."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
     try:
         targets = {row["target"] or "" for _, row in read_table(out / MANIFEST, ("target",))}
         if any(Path(target).is_absolute() or ".." in Path(target).parts for target in targets):
-            raise ValueError("a target is outside")
+            raise ValueError("a target lies outside the folder")
     except ValueError as error:
         raise UsageError(f"--out {out}: exists and is no repaired folder: {error}") from error
     return targets
@@ -119,11 +119,11 @@ def _place(
     places: list[tuple[str, Path, int, int]] = []
     for source, given, decided in sorted(samples):
         inside = Path(source).relative_to(root)
-        depth = 0 if "" in parts else 1  # of the class
+        depth = 0 if "" in parts else 1  # of the class folder in the path
         new = given if decided is None else decided
         target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
         places.append((source, Path(*target), given, new))
-    # Images that stay keep their names; a moved one takes no name of another file or folder.
+    # Images that stay keep their names. A moved image never takes a name that is in use.
     used = {_folded(target) for _, target, given, new in places if new == given}
     used |= {_folded(folder) for _, target, _, _ in places for folder in target.parents}
     for source, target, given, new in places:
@@ -138,12 +138,12 @@ def _place(
 
 
 def _folded(path: Path) -> str:
-    """Return what file systems that ignore case compare."""
+    """Return the path as case-insensitive file systems compare it."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _put(source: Path, target: Path, way: Way) -> bool:
-    """Put an image in its place; return whether it was not there yet."""
+    """Put an image in its place, and return whether it had to be written."""
     if way == "list":
         return False
     is_there = target.is_symlink() == (way == "link") and target.exists()

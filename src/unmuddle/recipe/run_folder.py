@@ -1,4 +1,4 @@
-"""The files of a run: how each is written, and how it is read."""
+"""Files of a run folder, and how they are written and read."""
 
 import json
 from collections.abc import Generator, Mapping, Sequence
@@ -32,9 +32,10 @@ _DAMAGE = (
 
 
 class RunFolder:
-    """`config.yaml`, `samples.csv`, `metrics.jsonl`, `ledger.csv`, `model.safetensors`, ...
+    """Run folder: `config.yaml`, `samples.csv`, `metrics.jsonl`, `model.safetensors`, ...
 
-    Methods that read raise a UsageError which names the file that is missing or damaged.
+    Methods that read a file raise a UsageError if it is missing or damaged. The message names the
+    file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,36 +47,36 @@ class RunFolder:
         self._metrics: list[str] = []
         self._was_there = False
 
-    # From an empty folder to an ended run
+    # Life cycle of the folder
 
     def check_free(self) -> None:
-        """Raise a UsageError if the path holds something already."""
+        """Raise a UsageError if the path exists and is not an empty folder."""
         path = self.path
         self._was_there = path.is_dir()
         if path.is_dir():
-            # A run that was killed while it wrote its first file left nothing else.
+            # A run that was killed while writing its first file leaves only a partial file.
             used = any(not entry.name.startswith(PARTIAL) for entry in path.iterdir())
         else:
             used = path.exists()
         if used:
-            hint = "; --resume goes on with a run" if (path / "config.yaml").exists() else ""
+            hint = "; --resume continues a run" if (path / "config.yaml").exists() else ""
             raise UsageError(f"--out {path}: exists and is not an empty folder{hint}")
 
     def claim(self) -> None:
-        """Create the folder of a new run, once nothing else can fail.
+        """Create the folder of a new run, after all other checks have passed.
 
         Raises:
-            UsageError: it cannot be created, or another run has taken it in the meantime.
+            UsageError: the folder cannot be created, or another run has created it meanwhile.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=self._was_there)
         except FileExistsError as error:
             raise UsageError(f"--out {self.path}: another run has just taken it") from error
         except OSError as error:
-            raise UsageError(f"--out {self.path}: cannot be made: {error.strerror}") from error
+            raise UsageError(f"--out {self.path}: cannot be created: {error.strerror}") from error
 
     def rewind(self, epoch: int) -> None:
-        """Remove what was written after an epoch."""
+        """Remove everything that was written after the given epoch."""
         path = self.path / "metrics.jsonl"
         self._metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
         self._write_metrics()
@@ -85,7 +86,7 @@ class RunFolder:
             partial.unlink()
 
     def status(self) -> str | None:
-        """Return how the run ended, or None if it has not."""
+        """Return the final status of the run, or `None` if it has not ended."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
@@ -107,7 +108,7 @@ class RunFolder:
     def _refuse(self, option: str, what: str) -> NoReturn:
         raise UsageError(f"{option} {self.path}: {what}".lstrip())
 
-    # Options, and how the run ended
+    # Options and summary
 
     def save_config(self, config: TrainConfig) -> None:
         """Write the options that the run was started with."""
@@ -124,11 +125,11 @@ class RunFolder:
         return config
 
     def save_summary(self, summary: dict[str, Any]) -> None:
-        """Write how the run ended."""
+        """Write the summary."""
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """Read how the run ended."""
+        """Read the summary."""
         path = self.path / "summary.json"
         with _reading(path):
             summary = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ class RunFolder:
                 raise ValueError(f"seconds: expected a number, got {summary['seconds']!r}")
         return summary
 
-    # The course of training
+    # Metrics and weights
 
     def add_metrics(self, entry: Mapping[str, float | None]) -> None:
         """Append the metrics of an epoch."""
@@ -168,7 +169,7 @@ class RunFolder:
     # Training samples and their labels
 
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
-        """Write the image of each training sample id, and its label as given."""
+        """Write the image file and the given label of each training sample."""
         sources = [data.source(i) for i in range(len(data))]
         labels = data.labels.tolist()
         names = [classes[label] for label in labels]
@@ -181,14 +182,17 @@ class RunFolder:
         """Read the rows of `samples.csv`."""
         path = self.path / "samples.csv"
         with _reading(path):
-            path.stat()  # of a missing file is said that it is missing
+            path.stat()  # raises FileNotFoundError, which is reported as a missing file
             rows = [*read_table(path, ("source", "label", "true_label"))]
             if odd := next((line for line, row in rows if None in (*row, *row.values())), None):
-                raise ValueError(f"line {odd} is not of as many columns as the first")
+                raise ValueError(f"line {odd} does not have as many columns as the first")
         return [row for _, row in rows]
 
     def check_images(self, option: str, data: LabeledImages) -> None:
-        """Raise a UsageError unless the images have the names of the run's, wherever they are."""
+        """Raise a UsageError unless the image files have the same names as in the run.
+
+        Their folders may differ.
+        """
         names = [Path(row["source"]).name for row in self.samples()]
         here = [Path(data.source(i)).name for i in range(len(data))]
         differing = sum(a != b for a, b in zip_longest(names, here))
@@ -199,28 +203,28 @@ class RunFolder:
             )
 
     def save_decisions(self, labels: Path) -> None:
-        """Keep a copy of the decisions that the run began with."""
+        """Write a copy of the decisions that the run started with."""
         write_whole(self.labels, lambda file: file.write_bytes(labels.read_bytes()))
 
     def decisions(self, splits: Splits) -> Decisions | None:
-        """Read the decisions that the run began with, if any."""
+        """Read the decisions that the run started with, if any."""
         if not self.labels.exists():
             return None
         return read_decisions(self.labels, splits.parts(), splits.classes)
 
     def save_duplicates(self, copies: list[Copy]) -> None:
-        """Write which images the data set holds more than once."""
+        """Write the list of duplicate images in the data set."""
         write_table(self.duplicates, Copy._fields, copies)
 
     def save_left_out(self, left_out: Mapping[str, Sequence[str]]) -> None:
-        """Write what of the data set is in no split."""
+        """Write the list of items of the data set that are in no split."""
         rows = ((kind, place) for kind, places in left_out.items() for place in places)
         write_table(self.left_out, ("kind", "place"), rows)
 
     def save_relabeling(self, uerm: UERM, splits: Splits, held_out: Sequence[Row]) -> None:
-        """Write every label change so far, the labels that came of them, and UERM's state.
+        """Write every label change so far, the resulting labels, and UERM's state.
 
-        Decisions about validation and test samples are among the labels.
+        The labels include decisions about validation and test samples.
         """
         write_whole(self.path / "ledger.csv", uerm.ledger.to_csv)
         rows = [*rows_of(uerm.ledger, splits.train, splits.classes), *held_out]
@@ -238,18 +242,18 @@ class RunFolder:
         return ledger, state
 
     def save_snapshot(self, tensors: dict[str, Tensor]) -> None:
-        """Write what a report shows of the training samples."""
+        """Write the snapshot of the training samples for the report."""
         write_tensors(self.path / "snapshot.safetensors", tensors)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Read what a report shows; nothing if the run was interrupted before it was written."""
+        """Read the snapshot for the report. It is empty if the run did not write one."""
         path = self.path / "snapshot.safetensors"
         return _read_tensors(path) if path.exists() else {}
 
 
 @contextmanager
 def _reading(path: Path) -> Generator[None]:
-    """Name the file that cannot be read."""
+    """Turn an error while reading a file into a UsageError that names the file."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A picture of some training samples of every class, as the recipe sees them."""
+"""Picture of some training samples of each class."""
 
 import torch
 from PIL import Image, ImageDraw
@@ -12,7 +12,7 @@ COLUMNS = 8
 
 
 def sample_sheet(data: LabeledImages, labels: Tensor, classes: tuple[str, ...]) -> Image.Image:
-    """Draw one row a class by `labels`; a red frame marks a label that is not the true one."""
+    """Draw a row of samples per class. A red frame marks a label that is not the true one."""
     rows: list[Tensor] = []
     for label in range(len(classes)):
         ids = (labels == label).nonzero()[:COLUMNS, 0].tolist()
@@ -30,7 +30,7 @@ def sample_sheet(data: LabeledImages, labels: Tensor, classes: tuple[str, ...]) 
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(classes):
         draw.text((8, row * (CELL + 2) + CELL // 2 - 6), name, fill="black", font_size=15)
-    note = "each row: a given label; a red frame: the true label is another"
+    note = "one row per given label; red frame: the true label is another one"
     draw.text((margin, picture.height + 6), note, fill="black", font_size=14)
     return sheet
 

@@ -11,18 +11,19 @@ from unmuddle.uerm import LabelLedger
 
 MAPPED = 600  # samples on the map
 PICTURED = 48  # relabeled samples
-THUMBNAIL = 96  # pixels a side at most
+THUMBNAIL = 96  # largest side length in pixels
 
 
 @torch.no_grad()
 def snapshot(
     model: Classifier, data: LabeledImages, ledger: LabelLedger, batch_size: int, seed: int
 ) -> dict[str, Tensor]:
-    """Samples drawn by chance, fair to good and bad relabels.
+    """Draw random samples, regardless of whether they were relabeled correctly.
 
     Returns:
-        `mapped` `(m,)` ids and their `features` `(m, F)` by the model in eval mode; `pictured`
-        `(p,)` ids of relabeled samples and their `thumbnails` `(p, 3, s, s)` uint8.
+        `mapped`, `(m,)` ids, and `features`, their features `(m, F)` by the model in eval mode;
+        `pictured`, `(p,)` ids of relabeled samples, and `thumbnails`, their images `(p, 3, s, s)`
+        uint8.
     """
     random = torch.Generator().manual_seed(seed_for(RngStream.SNAPSHOT, seed))
 

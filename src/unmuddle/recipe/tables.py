@@ -1,4 +1,4 @@
-"""Tables as CSV files: columns checked where one is read, written whole or not at all."""
+"""CSV tables. Columns are checked when a file is read, and files are written atomically."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,14 +11,14 @@ from unmuddle.recipe.atomic import write_whole
 def read_table(
     path: Path, columns: Sequence[str], **dialect: Any
 ) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    """Yield the rows by column, each with the number of its line.
+    """Yield the line number of each row, and the row as a dict by column.
 
-    A row of another length than the header holds `None`, as `csv.DictReader` makes it.
+    A row whose length differs from that of the header contains `None`, as in `csv.DictReader`.
 
     Args:
         path: CSV file with a header.
-        columns: that it needs.
-        **dialect: of `csv.reader`.
+        columns: required columns.
+        **dialect: options of `csv.reader`.
 
     Raises:
         ValueError: the file cannot be read, or lacks a column.
@@ -39,7 +39,7 @@ def read_table(
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a header and rows."""
+    """Write a header and rows to a CSV file."""
 
     def write(partial: Path) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:

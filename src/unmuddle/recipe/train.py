@@ -1,4 +1,4 @@
-"""The reference recipe: a step, an epoch, a run."""
+"""Training step, epoch and run of the reference recipe."""
 
 import math
 import time
@@ -20,22 +20,23 @@ from unmuddle.recipe.training import Training, build_accelerator, build_training
 
 
 def train(config: TrainConfig, console: Console | None = None, *, resume: bool = False) -> Path:
-    """Train, select the best epoch on the validation split, test it; return the run folder.
+    """Train a classifier, test its best epoch, and return the run folder.
 
-    The last epoch is tested too, and selects nothing. With several processes (`torchrun`,
-    `accelerate launch`) each process takes its share of every batch.
+    The best epoch is selected on the validation split. The last epoch is tested too, but does not
+    affect the selection. With several processes (`torchrun`, `accelerate launch`), each process
+    takes its share of every batch.
 
-    `Ctrl-C` ends training early: the run folder then holds everything up to the last whole epoch,
-    `summary.json` says "interrupted", and the test split has not been touched.
+    `Ctrl-C` ends training early. The run folder then holds everything up to the last complete
+    epoch, the status in `summary.json` is "interrupted", and the test split has not been used.
 
     Args:
-        config: every option.
-        console: prints progress.
-        resume: continue the run in `config.out`, however it was stopped. On a CPU the result is
-            bit for bit that of a run that was never stopped.
+        config: all options.
+        console: console to print progress to.
+        resume: whether to continue the run in `config.out`, however it was stopped. On a CPU, the
+            result is bitwise identical to that of a run that was never stopped.
 
     Raises:
-        UsageError: the config asks for something that cannot be done; nothing is written then.
+        UsageError: an option is invalid or cannot be satisfied. Nothing is written in this case.
     """
     config.check()
     run = RunFolder(config.run_path())
@@ -53,7 +54,7 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
 
 
 def train_epochs(t: Training) -> None:
-    """Train the epochs that are left, test, and write everything to the run folder."""
+    """Train the remaining epochs, test, and write all results to the run folder."""
     record, status, tests = Record(t), "finished", dict[str, Score]()
     record.begin()
     try:
@@ -77,7 +78,11 @@ def train_epochs(t: Training) -> None:
 
 
 def train_epoch(t: Training, epoch: int, display: Display) -> dict[str, float | None] | None:
-    """Train on every batch, relabel, validate; return the metrics, or None if the loss diverged."""
+    """Train for one epoch, relabel and validate.
+
+    Returns:
+        The metrics, or `None` if the loss is not finite.
+    """
     began = time.perf_counter()
     t.start_epoch(epoch)
     loss_sum, right, seen = torch.zeros(3, device=t.accelerator.device).unbind()
@@ -110,7 +115,13 @@ def train_epoch(t: Training, epoch: int, display: Display) -> dict[str, float | 
 
 
 class Step(NamedTuple):
-    """Loss of a batch, number of predictions that agree with the labels, and number of views."""
+    """Result of a training step.
+
+    Attributes:
+        loss: loss of the batch.
+        right: number of predictions that agree with the labels.
+        views: number of views in the batch.
+    """
 
     loss: Tensor
     right: Tensor
@@ -138,11 +149,11 @@ def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step
         loss = out.weighted_mean(losses, gather=True) + out.regularizer
         if embeddings is not None:
             views = embeddings.unflatten(0, (-1, t.views))  # (N, views, D)
-            y, w = y[:: t.views], out.weight[:: t.views]  # of each sample once
-            # A label that is not trusted pulls no samples together.
+            y, w = y[:: t.views], out.weight[:: t.views]  # one row per sample
+            # A label with weight 0 pulls no samples together.
             loss = loss + t.config.supcon_weight * t.supcon(views, w[:, None] * y, weight=w)
         t.accelerator.backward(loss)
-        average_gradients(t.uerm, t.accelerator)  # it is not in DistributedDataParallel
+        average_gradients(t.uerm, t.accelerator)  # UERM is outside DistributedDataParallel
         t.optimizer.step()
         t.schedule.step()
         t.optimizer.zero_grad()
@@ -152,7 +163,11 @@ def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step
 
 
 def relabel(t: Training, epoch: int) -> int:
-    """Show UERM predictions of all training samples, let it relabel; return how many it did."""
+    """Relabel, and return the number of relabeled samples.
+
+    With `relabel_evidence="averaged"`, UERM first observes the predictions of the averaged weights
+    for all training samples. This happens after the warm-up and after the last epoch.
+    """
     if t.config.relabel_evidence == "averaged" and (
         epoch >= t.config.first_relabeling() or epoch == t.config.epochs
     ):
@@ -161,7 +176,10 @@ def relabel(t: Training, epoch: int) -> int:
 
 
 def test(t: Training) -> dict[str, Score]:
-    """Score the last epoch, which one gets without clean validation labels, and the best one."""
+    """Score the last epoch and the best epoch on the test split.
+
+    The last epoch is what to expect without clean validation labels.
+    """
     last = t.score(t.loaders.test)
     t.average.module.load_state_dict(t.progress.best)
     return {"test_last_epoch": last, "test": t.score(t.loaders.test)}

@@ -1,4 +1,4 @@
-"""Network of a run, applied to a split of a data set or to images without labels."""
+"""Inference with the network of a run, on a split of a data set or on unlabeled images."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,14 +22,14 @@ from unmuddle.recipe.tables import write_table
 
 
 class Trained(NamedTuple):
-    """The network of a run's best epoch, in eval mode.
+    """Network of a run's best epoch, in eval mode.
 
     Attributes:
-        folder: of the run.
-        model: standardized images to logits.
-        config: of the run.
-        classes: names, in label order.
-        image_size: pixels a side that it was trained on.
+        folder: run folder.
+        model: network that maps standardized images to logits.
+        config: options of the run.
+        classes: class names in label order.
+        image_size: side length of the training images in pixels.
     """
 
     folder: RunFolder
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(run: Path) -> Trained:
-    """Read a run.
+    """Load the network of a run.
 
     Raises:
         UsageError: the folder holds no run that has ended, or its weights do not fit.
@@ -66,13 +66,15 @@ def evaluate_run(
     *,
     skip_unreadable: bool = False,
 ) -> tuple[Metrics, tuple[str, ...]]:
-    """Figures of a run on a split, by its labels before any `--noise`; and the classes' names.
+    """Evaluate a run on a split, and return the metrics and the class names.
+
+    The labels are those before any `--noise`.
 
     Args:
-        run: folder of the run.
-        data: data set, as for `train`; `None`: the run's own.
-        split: which part of it.
-        skip_unreadable: leave out images that cannot be read.
+        run: run folder.
+        data: data set, specified as for `train`; by default that of the run.
+        split: split of the data set.
+        skip_unreadable: whether to leave out images that cannot be read.
 
     Raises:
         UsageError: the run or the data cannot be read, or their classes differ.
@@ -90,12 +92,12 @@ def load_split(
     *,
     skip_unreadable: bool = False,
 ) -> LabeledImages:
-    """Return images as the network takes them, with the labels before any `--noise`.
+    """Return the images of a split at the network's size, with the labels before any `--noise`.
 
-    Validation and test labels that were decided before the run are corrected.
+    Decisions from before the run are applied to the validation and test labels.
 
     Raises:
-        UsageError: the data cannot be read, or has other classes than the run.
+        UsageError: the data cannot be read, or its classes differ from those of the run.
     """
     spec = data or trained.config.data
     splits = load_data(
@@ -117,19 +119,19 @@ def load_split(
 
 
 def as_input(trained: Trained, data: LabeledImages) -> LabeledImages:
-    """Let the images have the network's size."""
+    """Resize the images to the input size of the network."""
     data.transform = v2.Resize((trained.image_size,) * 2, antialias=True)
     return data
 
 
 def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool = False) -> int:
-    """Classify every image below a folder, and write a CSV; returns how many.
+    """Classify every image in a folder, write a CSV file, and return the number of images.
 
-    Columns: file, predicted, confidence, and `probability_CLASS` of each class. Files that are left
-    out are listed on stderr.
+    The columns are `file`, `predicted`, `confidence`, and `probability_CLASS` for each class. Files
+    that are left out are listed on stderr.
 
     Raises:
-        UsageError: there is no image, some cannot be read, or the run cannot.
+        UsageError: the folder contains no images, or an image or the run cannot be read.
     """
     trained = load_trained(run)
     if not folder.is_dir():
@@ -158,5 +160,5 @@ def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool 
 
 
 def prepared(trained: Trained, data: LabeledImages) -> tuple[Classifier, DataLoader[Any]]:
-    """Place the network and batches of the images on the device."""
+    """Return the network and a data loader of the images, prepared for the device."""
     return Accelerator().prepare(trained.model, ordered_loader(data, trained.config))

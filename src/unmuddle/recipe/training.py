@@ -1,4 +1,4 @@
-"""State of a training, built from the options."""
+"""State of a training run, built from the options."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,14 @@ from unmuddle.uerm import UERM, scn
 
 
 class Loaders(NamedTuple):
-    """Batches of the training samples in random order, of all of them in order, and of the rest."""
+    """Data loaders of the splits.
+
+    Attributes:
+        train: training samples in random order.
+        known: all training samples in order.
+        val: validation samples.
+        test: test samples.
+    """
 
     train: DataLoader[Any]
     known: DataLoader[Any]
@@ -40,27 +47,27 @@ class Loaders(NamedTuple):
 
 @dataclass
 class Training:
-    """A training on its device.
+    """Components of a training run, on its device.
 
     Attributes:
-        config: every option.
-        run: folder to write.
-        console: prints on the first process alone.
-        accelerator: devices, processes, precision.
-        data: splits and what is known of them.
-        backbone: of the model.
-        model: the network itself.
-        network: the model as called, in `DistributedDataParallel` with several processes.
-        average: running mean of the model's weights. It predicts better than the weights of any
-            one step, so it is what is evaluated.
+        config: all options.
+        run: run folder to write.
+        console: console that prints only on the first process.
+        accelerator: devices, processes and precision.
+        data: splits, decisions about labels, and votes.
+        backbone: backbone of the model.
+        model: network without a wrapper.
+        network: model to call; with several processes, wrapped in `DistributedDataParallel`.
+        average: exponential moving average of the model's weights. It is evaluated because it
+            predicts better than the weights of any single step.
         supcon: contrastive loss.
-        uerm: labels and their weights.
-        optimizer: of the model and UERM.
-        schedule: of the learning rates.
-        loaders: batches.
+        uerm: module that holds the labels and their weights.
+        optimizer: optimizer of the model and UERM.
+        schedule: schedule of the learning rates.
+        loaders: data loaders of the splits.
         checkpoint: state to resume from.
-        progress: epochs done.
-        resume: whether the folder holds the run already.
+        progress: completed epochs and the best one.
+        resume: whether an existing run is continued.
     """
 
     config: TrainConfig
@@ -83,31 +90,31 @@ class Training:
 
     @property
     def views(self) -> int:
-        """Augmented views of each sample."""
+        """Number of augmented views per sample."""
         return self.config.number_of_views()
 
     @property
     def votes(self) -> Tensor | None:
-        """Distribution of the annotators' votes, if that is trained on."""
+        """Distribution of the annotators' votes with `targets="votes"`, else `None`."""
         return self.data.votes
 
     def start_epoch(self, epoch: int) -> None:
-        """Set modes and the order of the samples."""
+        """Set the modules to training mode, and set the order of the samples."""
         self.model.is_frozen = epoch <= self.config.freeze_epochs
         self.network.train()
         self.uerm.train()
         self.loaders.train.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
 
     def seed_step(self, number: int) -> None:
-        """Seed what the network draws in a step, so that a resumed run draws the same."""
+        """Seed the random numbers of the network in a step. A resumed run draws the same ones."""
         torch.manual_seed(
             seed_for(RngStream.NETWORK, self.config.seed, number, self.accelerator.process_index)
         )
 
     def augment(self, images: Tensor, number: int) -> Tensor:
-        """Return the views of each image, neighbours in the batch.
+        """Return augmented views. The views of an image are consecutive rows.
 
-        A process takes its share of random numbers that are drawn for all processes together.
+        Random numbers are drawn for all processes together, and each process takes its share.
         """
         images = self.model.standardize(images).repeat_interleave(self.views, 0)
         rows, processes = len(images), self.accelerator.num_processes
@@ -123,11 +130,11 @@ class Training:
         )
 
     def update_running_mean(self) -> None:
-        """Take the weights after a step into their running mean."""
+        """Update the moving average of the weights after a step."""
         self.average.update(self.model, self.schedule.scheduler.last_epoch)
 
     def observe(self) -> None:
-        """Show UERM what the averaged weights predict of all training samples."""
+        """Let UERM observe the predictions of the averaged weights for all training samples."""
         with self.accelerator.autocast():
             observe(self.uerm, self.average.module, self.loaders.known, self.data.splits.mirror)
 
@@ -137,7 +144,7 @@ class Training:
         return evaluate(self.average.module, loader, classes, self.accelerator)
 
     def labels_right(self) -> float | None:
-        """Return the share of training labels that are right now, where the truth is known."""
+        """Return the fraction of current training labels that are right, `None` if unknown."""
         truth = self.data.splits.train.true_labels
         if truth is None:
             return None
@@ -152,10 +159,10 @@ def build_training(
     *,
     resume: bool = False,
 ) -> Training:
-    """Prepare a training, or one to continue; write nothing.
+    """Build a new or a resumed training run, without writing anything.
 
     Raises:
-        UsageError: the config asks for something that cannot be done.
+        UsageError: an option is invalid or cannot be satisfied.
     """
     is_resumed = resume and run.checkpoint.exists()
     set_seed(config.seed)
@@ -181,7 +188,7 @@ def build_training(
     model = Classifier(backbone, len(classes), config.chosen_parts())
     if accelerator.num_processes > 1:
         synchronize_norms(model, accelerator.device)
-    model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, tensor cores want it
+    model.to(memory_format=torch.channels_last)  # 20 % faster on CPUs, preferred by tensor cores
     average = ModelEmaV3(model, decay=config.average, use_warmup=True)
     if config.compile:
         model.compile()
@@ -210,17 +217,17 @@ def build_training(
 
 
 def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:
-    """Find the devices and processes of a training.
+    """Set up the devices and processes of a training run.
 
     Raises:
-        UsageError: the device cannot do what the config asks for, or a package is missing.
+        UsageError: the device does not support an option, or a package is missing.
     """
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; on a CPU use bf16")
     if config.tracker == "tensorboard" and find_spec("tensorboard") is None:
-        raise UsageError("--tracker tensorboard: is not installed: pip install tensorboard")
+        raise UsageError("--tracker tensorboard: not installed; run pip install tensorboard")
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or processes would not find each other
+        cpu=not torch.accelerator.is_available(),  # otherwise, processes do not find each other
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
         log_with=None if config.tracker == "none" else config.tracker,
@@ -229,7 +236,7 @@ def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=config.freeze_epochs > 0)
         ],
-        # A batch is shared out; no sample is seen twice to make the shares even.
+        # Batches are split over the processes. No sample is repeated to make the shares even.
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, even_batches=False, non_blocking=True
         ),
@@ -237,7 +244,11 @@ def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:
 
 
 def _relabeler(config: TrainConfig, labels: Tensor, num_classes: int, feature_dim: int) -> UERM:
-    """UERM; without the part its warm-up never ends: labels stay, and every weight is 1."""
+    """Return UERM.
+
+    Without the part `uerm`, its warm-up never ends. The labels then stay as they are, and every
+    weight is 1.
+    """
     relabels, policy = "uerm" in config.chosen_parts(), config.relabel_policy
     return UERM(
         labels,
@@ -250,7 +261,7 @@ def _relabeler(config: TrainConfig, labels: Tensor, num_classes: int, feature_di
 
 
 def _optimizer(model: Classifier, uerm: UERM, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a learning rate for the backbone and one for the rest."""
+    """Return AdamW with one learning rate for the backbone and another one for the rest."""
     rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = [
         {"params": [*model.backbone.parameters()], "lr": config.backbone_rate()},

@@ -1,4 +1,4 @@
-"""Tables and pages from run folders; needs no GPU and no model."""
+"""Tables and HTML pages from run folders. They need no GPU and no model."""
 
 from unmuddle.report.audit_page import Card, audit_page
 from unmuddle.report.html import is_report

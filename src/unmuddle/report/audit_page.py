@@ -7,20 +7,20 @@ import numpy as np
 
 from unmuddle.report.html import png, render
 
-THUMBNAIL = 112  # pixels a side
+THUMBNAIL = 112  # side length in pixels
 
 
 class Card(NamedTuple):
-    """Label in question.
+    """Label that may be wrong, as shown on the page.
 
     Attributes:
-        sample: its id in the split.
+        sample: sample id in the split.
         split: train, val or test.
         source: file of the image, if any.
-        label: as given.
-        suggested: another one.
-        content: digest of the image, by which its decision is found again.
-        why: the reason in words.
+        label: given label.
+        suggested: suggested label.
+        content: digest of the image, by which decisions are matched to images.
+        why: reason in words.
         wrong: probability that the label is wrong.
         pixels: `(H, W, 3)` uint8.
     """
@@ -37,17 +37,17 @@ class Card(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the image's file and of its folder."""
+        """Folder and file name of the image, or the sample id if it has no file."""
         return "/".join(self.source.split("/")[-2:]) or f"sample {self.sample}"
 
     @property
     def image(self) -> str:
-        """Source of an `<img>`."""
+        """Thumbnail for the `src` of an `<img>`."""
         return png(self.pixels, THUMBNAIL)
 
 
 def audit_page(cards: Sequence[Card], classes: Sequence[str], title: str) -> str:
-    """Return the page. It loads nothing from elsewhere; the browser keeps decisions.
+    """Return the page. It loads no external resources, and the browser stores the decisions.
 
     Its button saves a CSV file for `unmuddle train --labels` and `unmuddle repair --labels`.
     """

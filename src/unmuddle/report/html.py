@@ -1,4 +1,4 @@
-"""Templates filled in, and images for them."""
+"""HTML templates, and images for them."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ GENERATOR = "unmuddle report"
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder with its values, in which no text of a value is markup."""
+    """Render a template of this folder. Values are escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -32,7 +32,7 @@ def is_report(path: Path) -> bool:
 
 
 def png(pixels: np.ndarray, side: int | None = None) -> str:
-    """Image `(H, W, 3)` uint8 for the `src` of an `<img>`."""
+    """Encode an image `(H, W, 3)` uint8 as a data URL for the `src` of an `<img>`."""
     image = Image.fromarray(pixels)
     if side is not None:
         image = image.resize((side, side), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Plots of runs as SVG that takes the colours of the page it stands on, light or dark."""
+"""Plots of runs as SVG in the colours of the surrounding page, light or dark."""
 
 import io
 import re
@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from unmuddle.report.runs import RunFiles, Samples
 
-_INK = "#010203"  # stands for the page's colour of text
-_COLORS = (  # neither dark nor light
+_INK = "#010203"  # placeholder for the text colour of the page
+_COLORS = (  # readable on dark and on light backgrounds
     "#3d8fe0", "#e8852d", "#3aa655", "#d9534f", "#9a6fd0",
     "#a0745f", "#d76db0", "#8a8f98", "#b5ae2a", "#28b3c4",
 )  # fmt: skip
@@ -32,18 +32,18 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "savefig.transparent": True,
     "svg.fonttype": "none",
-    "svg.hashsalt": "unmuddle",  # the same names in every file
-    "text.parse_math": False,  # a $ in a name is a $
+    "svg.hashsalt": "unmuddle",  # the same ids in every file
+    "text.parse_math": False,  # show a $ in a name as it is
 }
-# From nothing to blue, so that the page shows through.
+# From transparent to blue: the page shows through.
 _BLUES = ListedColormap([(0.2, 0.5, 0.85, share) for share in np.linspace(0, 0.75, 256)])
-_WITH_NUMBERS = 15  # classes
-_MOST_NAMED = 40  # classes
-FEWEST_MAPPED = 10  # samples
+_WITH_NUMBERS = 15  # maximum number of classes for numbers in cells and for a legend
+_MOST_NAMED = 40  # maximum number of classes for names at the axes
+FEWEST_MAPPED = 10  # minimum number of samples for a map
 
 
 def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) -> str:
-    """An SVG of one plot; inches of 72 points are the size that it looks best at."""
+    """Draw one plot as SVG. Its preferred size is given in inches of 72 points."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings(), io.StringIO() as file:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has its own fonts
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -54,8 +54,8 @@ def draw(plot: Callable[[Axes], None], width: float = 4.8, height: float = 3.4) 
         )
         text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub("font-family: [^;]*; ", "", text)  # the page's own
-    # Names that nothing refers to, and that another plot has too.
+    text = re.sub("font-family: [^;]*; ", "", text)  # use the font of the page
+    # Remove ids that nothing refers to and that other plots also have.
     return re.sub(r' id="[A-Za-z]+(_\w+)?_\d+"', "", text)
 
 
@@ -65,9 +65,9 @@ def color(number: int) -> str:
 
 
 def curves(runs: Sequence[RunFiles], *keys: str, share: bool = False) -> str | None:
-    """A colour a run, epoch by epoch: the first figure solid, the second dashed.
+    """Plot metrics by epoch, with one colour per run: the first solid, the second dashed.
 
-    A ring marks the run's best epoch. `None` if no run has the first figure.
+    A ring marks the best epoch of a run. Return `None` if no run has the first metric.
     """
     known = [run for run in runs if run.metrics and run.metrics[0][keys[0]] is not None]
     if not known:
@@ -93,7 +93,7 @@ def curves(runs: Sequence[RunFiles], *keys: str, share: bool = False) -> str | N
 def matrix(
     counts: np.ndarray, classes: Sequence[str], rows: str, columns: str, *, shares: bool = True
 ) -> str:
-    """Counts `(K, K)` as a table of colours; of each row's share, or as they are."""
+    """Plot counts `(K, K)` as a heat map, by their share of each row or as they are."""
     totals = counts.sum(1, keepdims=True).clip(min=1) if shares else max(counts.max(), 1)
     values = counts / totals
     size = len(classes)
@@ -127,7 +127,7 @@ def count_pairs(rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
 
 
 def embedding(samples: Samples, classes: Sequence[str]) -> str:
-    """Plot the samples of the snapshot in feature space by t-SNE, relabeled ones ringed."""
+    """Plot a t-SNE map of the features of the snapshot, with rings at relabeled samples."""
     ids = samples.snapshot["mapped"]
     points = _flatten(samples.snapshot["features"])
     changed = np.isin(ids, list(samples.changes))
@@ -150,8 +150,8 @@ def embedding(samples: Samples, classes: Sequence[str]) -> str:
 
 
 def _flatten(features: np.ndarray) -> np.ndarray:
-    """Embed features `(m, F)` in the plane."""
-    from sklearn.manifold import TSNE  # takes longer to import than all else here
+    """Embed features `(m, F)` in two dimensions."""
+    from sklearn.manifold import TSNE  # slow to import
 
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     perplexity = min(30, (len(features) - 1) / 3)
@@ -160,7 +160,7 @@ def _flatten(features: np.ndarray) -> np.ndarray:
 
 
 def uncertainties(samples: Samples) -> str:
-    """Plot the uncertainty of labels, right and wrong ones apart where the truth is known."""
+    """Plot histograms of the uncertainty of right and wrong, or kept and changed, labels."""
     if samples.true is None:
         changed = samples.now != samples.given
         groups = {"label kept": ~changed, "label changed": changed}

@@ -1,4 +1,4 @@
-"""Runs as one HTML page that needs nothing else: no other file, no script, no network."""
+"""Report of runs as one self-contained HTML page, without scripts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from unmuddle.report.table import comparison
 
 
 class Plot(NamedTuple):
-    """A picture with a heading and what it says."""
+    """Plot with a title and a caption."""
 
     title: str
     caption: str
@@ -22,7 +22,7 @@ class Plot(NamedTuple):
 
 
 class Relabel(NamedTuple):
-    """A relabeled sample; `true` is the label known to be better than the given one, if any."""
+    """Relabeled sample. `true` is the true label, or at least a better one, if known."""
 
     image: str
     source: str
@@ -33,7 +33,7 @@ class Relabel(NamedTuple):
 
 
 def report_page(runs: Sequence[RunFiles]) -> str:
-    """The page, whole.
+    """Return the complete HTML page.
 
     Raises:
         UsageError: a file of a run cannot be read.
@@ -52,12 +52,12 @@ def report_page(runs: Sequence[RunFiles]) -> str:
 
 def _curves(runs: Sequence[RunFiles]) -> list[Plot]:
     accuracy = (
-        "Solid: validation, a ring at the selected epoch. Dashed: training, on augmented images "
-        "against the labels trained on."
+        "Solid: validation, with a ring at the selected epoch. Dashed: training, on augmented "
+        "images and the labels trained on."
     )
-    right = "Share that agrees with the labels known to be better."
+    right = "Share of labels that agree with the known true labels."
     found = (
-        ("Training loss", "Mean over the epoch, of all parts together.", ("train_loss",), False),
+        ("Training loss", "Mean of the total loss over the epoch.", ("train_loss",), False),
         ("Accuracy", accuracy, ("val_accuracy", "train_accuracy"), True),
         ("Training labels right", right, ("labels_right",), True),
     )
@@ -86,7 +86,7 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
     size = len(classes)
     if "test" in run.summary:
         svg = plots.matrix(np.array(run.summary["test"]["confusion"]), classes, "true", "predicted")
-        yield Plot("Test confusion", "Percent of each true class.", svg)
+        yield Plot("Test confusion", "Percentage of each true class.", svg)
     if samples.changes:
         flow = plots.count_pairs(samples.given, samples.now, size)
         np.fill_diagonal(flow, 0)
@@ -100,17 +100,17 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
             counts = plots.count_pairs(samples.true, labels, size)
             yield Plot(
                 f"Training labels {title}",
-                f"Percent of each true class; {right:.1%} are right.",
+                f"Percentage of each true class; {right:.1%} are right.",
                 plots.matrix(counts, classes, "true", "label"),
             )
     if samples.uncertainty.any():
-        text = "Of the label when the run ended, or when it was changed; logarithmic scale."
+        text = "At the end of the run, or at the last change of the label. Logarithmic scale."
         yield Plot("Uncertainty", text, plots.uncertainties(samples))
     mapped = len(samples.snapshot.get("mapped", ()))
     if mapped >= plots.FEWEST_MAPPED:
         text = (
-            f"Features of {mapped}, drawn by chance, by t-SNE, "
-            "in the colour of the label when the run ended."
+            f"t-SNE of the features of {mapped} random samples, "
+            "coloured by the label at the end of the run."
         )
         yield Plot("Map of the training samples", text, plots.embedding(samples, classes))
 
@@ -137,7 +137,7 @@ def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:
 
 
 def _options(runs: Sequence[RunFiles]) -> list[tuple[str, list[str], bool]]:
-    """Name, value in each run, and whether the runs differ in it."""
+    """Return the name of each option, its value in each run, and whether the runs differ."""
     configs = [asdict(run.folder.config()) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     rows = [(name, [_written(config.get(name)) for config in configs]) for name in names]

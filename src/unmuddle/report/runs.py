@@ -1,4 +1,4 @@
-"""Figures of runs, and what became of their training samples."""
+"""Metrics of runs, and the labels of their training samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from unmuddle.uerm import Event
 
 @dataclass(frozen=True)
 class Samples:
-    """The n training samples.
+    """The n training samples of a run.
 
     Attributes:
         sources: file of each image; empty where it has none.
         given: `(n,)` labels as given.
-        now: `(n,)` labels when the run ended.
-        true: `(n,)` labels known to be better, if any.
-        uncertainty: `(n,)` of the label when the run ended, or when it was changed; zeros if the
-            run did not estimate it.
+        now: `(n,)` labels at the end of the run.
+        true: `(n,)` true labels, or at least better ones than the given labels, if known.
+        uncertainty: `(n,)` uncertainty of each label at its last change, or at the end of the run
+            if it was not changed. It is 0 if the run did not estimate it.
         changes: last change of each sample whose label is not the given one.
         snapshot: tensors of `snapshot.safetensors`, if the run wrote it.
     """
@@ -42,10 +42,10 @@ class RunFiles:
     """A run that has ended.
 
     Attributes:
-        folder: its files.
-        name: of the folder, with as many parents as tell it from the other runs.
-        metrics: one entry an epoch.
-        summary: how the run ended.
+        folder: run folder.
+        name: name of the folder, with as many parents as distinguish it from the other runs.
+        metrics: one entry per epoch.
+        summary: contents of `summary.json`.
     """
 
     folder: RunFolder
@@ -80,7 +80,7 @@ def _read_run(folder: RunFolder, name: str) -> RunFiles:
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
-    """Return the shortest end of a path that no other one has."""
+    """Return the shortest end of a path that no other path shares."""
     ends = (folder.parts[-n:] for n in range(1, len(folder.parts)))
     return "/".join(
         next(
@@ -103,7 +103,7 @@ def read_samples(folder: RunFolder, num_classes: int) -> Samples:
         true = np.array([int(row["true_label"]) for row in rows]) if known else None
         ledger, state = folder.uerm(torch.from_numpy(given), num_classes)
         now = ledger.current_labels.numpy()
-        changes = {event.sample: event for event in ledger.events()}  # the last of each
+        changes = {event.sample: event for event in ledger.events()}  # the last one of each sample
         changes = {i: event for i, event in changes.items() if now[i] != given[i]}
         uncertainty = state["uncertainty"].numpy().copy()
         for sample, change in changes.items():
@@ -112,7 +112,7 @@ def read_samples(folder: RunFolder, num_classes: int) -> Samples:
     except UsageError:
         raise
     except (LookupError, ValueError) as error:
-        raise UsageError(f"{folder.path}: its files do not fit one another: {error!r}") from error
+        raise UsageError(f"{folder.path}: its files are inconsistent: {error!r}") from error
     snapshot = {name: tensor.numpy() for name, tensor in folder.snapshot().items()}
     sources = [row["source"] for row in rows]
     return Samples(sources, given, now, true, uncertainty, changes, snapshot)

@@ -1,4 +1,4 @@
-"""Tables of runs, side by side."""
+"""Tables of the metrics of runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 
 
 def comparison_table(runs: Sequence[RunFiles]) -> Table:
-    """Build a table of one column a run and one row a figure; a dash where there is none."""
+    """Build a table with one column per run and one row per metric. A dash means no value."""
     table = Table()
     table.add_column("run")
     for run in runs:
@@ -44,7 +44,7 @@ def comparison_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def comparison(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
-    """Heading of each row, and its cells."""
+    """Return the heading and the cells of each row."""
     return [(heading, [cell(run.summary) for run in runs]) for heading, cell in _ROWS]
 
 
@@ -53,7 +53,7 @@ def _test_samples(summary: dict[str, Any]) -> int:
 
 
 def _relabeling(summary: dict[str, Any], key: str) -> str:
-    """A dash where labels stayed as they are."""
+    """Format a relabeling metric, with a dash for a run without relabeling."""
     found = summary.get("relabeling", {})
     is_relabeled = "uerm" in summary["parts"] or found.get("changed")
     return _share(found.get(key)) if is_relabeled else UNKNOWN
@@ -64,8 +64,8 @@ def _percent(summary: dict[str, Any], group: str, key: str) -> str:
 
 
 def metrics_table(figures: dict[str, Any], title: str) -> Table:
-    """Build the table of `unmuddle evaluate`: classes, and below them the whole split."""
-    whole = [f"{figures['samples']} samples, 95 % intervals by bootstrap:"]
+    """Build the table of `unmuddle evaluate`: one row per class, and the whole split below."""
+    whole = [f"{figures['samples']} samples, 95 % bootstrap intervals:"]
     for name in ("accuracy", "mean_class_accuracy", "calibration_error"):
         value, low, high = (_share(figures[name][key]) for key in ("value", "low", "high"))
         whole.append(f"{name.replace('_', ' ')} {value} ({low} to {high})")

@@ -33,16 +33,16 @@ _NAMES = ", ".join(["synthetic", "synthetic:N", "digits", *(f"{name}:PATH" for n
 def load_data(
     spec: str, *, image_size: int | None = None, seed: int = 0, skip_unreadable: bool = False
 ) -> Splits:
-    """Load a data set: `synthetic[:N]` (N training faces), `digits`, or one on disk, `NAME:PATH`.
+    """Load a data set: `synthetic[:N]` (N training faces), `digits`, or `NAME:PATH` from disk.
 
     Args:
-        spec: which data set.
-        image_size: pixels a side; `None`: the data set's own.
-        seed: of a validation split that the data set does not come with.
-        skip_unreadable: leave out images that cannot be read.
+        spec: data set to load, as above.
+        image_size: image side length in pixels; by default that of the data set.
+        seed: seed of the splits that the data set does not have.
+        skip_unreadable: whether to leave out images that cannot be read.
 
     Raises:
-        UsageError: unknown name, or a layout with problems; lists all of them.
+        UsageError: the name is unknown, or the files have problems. The message lists all problems.
     """
     name, _, argument = spec.partition(":")
     if name in _ON_DISK:
@@ -67,7 +67,7 @@ def load_data(
 
 
 def _resized(splits: Splits, image_size: int | None) -> Splits:
-    # Images in memory keep their size; the transform brings them to the network's.
+    # Images in memory keep their size. A transform resizes them to the network's input size.
     if image_size is not None:
         splits.image_size = image_size
     return splits

@@ -17,7 +17,7 @@ CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "an
 SIZE = 224
 _LISTS = Path("Manually_Annotated_file_lists")
 _IMAGES = Path("Manually_Annotated_Images")
-_LAST_LABEL = 10  # none, uncertain and no face come after the expressions
+_LAST_LABEL = 10  # 8 to 10 are none, uncertain and no face
 _COLUMNS = ("face_x", "face_y", "face_width", "face_height", "expression")
 
 
@@ -30,11 +30,11 @@ class _Face(NamedTuple):
 def load_affectnet(
     root: Path, image_size: int | None, seed: int, problems: Problems, *, classes: int = 8
 ) -> Splits:
-    """The owners' lists and images, or `{train_set,val_set}/{images,annotations}`.
+    """Load the official lists and images, or `{train_set,val_set}/{images,annotations}`.
 
-    Seven classes are those without contempt; faces of no expression are left out. Results are
-    reported on the validation set, so it is the test part here, and 10 % of the training set are
-    split off to select on.
+    The seven classes are those without contempt. Faces without one of the expressions are left out.
+    Results are by convention reported on the validation set, so it is the test split here. 10 % of
+    the training set become the validation split.
     """
     if (root / _LISTS).is_dir():
         faces = [_read_list(root, name, problems) for name in ("training", "validation")]
@@ -99,7 +99,7 @@ def _read_annotations(folder: Path, problems: Problems) -> list[_Face]:
     for image in _images(folder, problems):
         path = folder / "annotations" / f"{image.stem}_exp.npy"
         try:
-            label = int(str(np.load(path, allow_pickle=False)))  # a text in some
+            label = int(str(np.load(path, allow_pickle=False)))  # a string in some copies
         except FileNotFoundError:
             problems.add("image without an annotation", str(path))
         except (OSError, ValueError, EOFError):

@@ -13,7 +13,7 @@ SIZE = 32
 
 
 def load_digits(seed: int) -> Splits:
-    """A stratified 60 / 20 / 20 % split; the test part is the same for every seed."""
+    """Load a stratified 60 / 20 / 20 % split. The test split does not depend on the seed."""
     digits: Any = sklearn_digits()
     grey = torch.from_numpy(np.asarray(digits["images"]) * 255 / 16).to(torch.uint8)
     images = grey[:, None].expand(-1, 3, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""Images that a data set holds more than once: equal in every pixel, or nearly."""
+"""Duplicate and near-duplicate images of a data set."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from scipy.sparse.csgraph import connected_components
 
 from unmuddle.recipe.data.types import Splits
 
-SIDE = 16  # of the perceptual hash, SIDE ** 2 bits
-NEAR = 20  # bits that hashes of nearly equal images differ in at most
-MOST = 20_000  # images among which nearly equal ones are looked for
+SIDE = 16  # the perceptual hash has SIDE ** 2 bits
+NEAR = 20  # largest number of bits in which the hashes of near-duplicates differ
+MOST = 20_000  # largest number of images among which near-duplicates are searched for
 _BLOCK = 2000  # images compared with all others at a time
 
 
@@ -23,15 +23,15 @@ Likeness = Literal["exact", "near"]
 
 
 class Copy(NamedTuple):
-    """Image of a group of equal images.
+    """Image in a group of duplicates.
 
     Attributes:
-        group: number of the group of equal images.
-        likeness: "exact", equal in every pixel, or "near", such as scaled or compressed again.
+        group: number of the group.
+        likeness: "exact" if all pixels are equal, or "near", as after rescaling or recompressing.
         split: train, val or test.
-        sample: id in that split.
-        file: it comes from, if any.
-        label: name of its class.
+        sample: sample id in that split.
+        file: image file, if any.
+        label: class name.
     """
 
     group: int
@@ -43,9 +43,9 @@ class Copy(NamedTuple):
 
 
 def find_duplicates(splits: Splits) -> list[Copy]:
-    """Find all images that have an equal or nearly equal one, group by group.
+    """Find all duplicate and near-duplicate images, group by group.
 
-    Nearly equal images are looked for in sets of at most 20,000.
+    Near-duplicates are searched for only if the data set has at most 20,000 images.
     """
     parts = splits.parts()
     places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
@@ -75,11 +75,11 @@ def find_duplicates(splits: Splits) -> list[Copy]:
 
 
 def _near(images: Sequence[np.ndarray]) -> list[list[int]]:
-    """Return groups of images linked by perceptual hashes that differ in a few bits."""
+    """Return groups of images whose perceptual hashes differ in at most `NEAR` bits."""
     hashes = [imagehash.phash(Image.fromarray(image), hash_size=SIDE).hash for image in images]
     bits = torch.from_numpy(np.array(hashes)).flatten(1).float()
     signs, hash_of = (2 * bits - 1).unique(dim=0, return_inverse=True)
-    # The product of two hashes of signs is the number of equal bits less that of different ones.
+    # The product of two sign vectors is the number of equal bits minus that of different bits.
     pairs = torch.cat(
         [
             (block @ signs.T >= SIDE**2 - 2 * NEAR).nonzero() + torch.tensor([start, 0])
@@ -94,7 +94,7 @@ def _near(images: Sequence[np.ndarray]) -> list[list[int]]:
 
 
 def describe(copies: list[Copy]) -> str:
-    """Say in a line how many there are, and whether splits share them or labels differ."""
+    """Return a line that counts duplicates, groups across splits, and differing labels."""
     groups: dict[int, list[Copy]] = defaultdict(list)
     for copy in copies:
         groups[copy.group].append(copy)

@@ -17,7 +17,7 @@ _PARTS = ("Training", "PublicTest", "PrivateTest")
 
 
 def load_fer2013(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
-    """`fer2013.csv` or `icml_face_data.csv`; its public test is to select on."""
+    """Load `fer2013.csv` or `icml_face_data.csv`. The public test is the validation split."""
     table = next((root / name for name in _FILES if (root / name).is_file()), None)
     if table is None:
         raise UsageError(f"{root}: expected {' or '.join(_FILES)}")

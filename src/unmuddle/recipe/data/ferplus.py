@@ -1,4 +1,4 @@
-"""FERPlus: FER2013 faces, each voted on by ten people."""
+"""FERPlus: FER2013 faces, each labeled by ten annotators."""
 
 import csv
 from pathlib import Path
@@ -17,10 +17,11 @@ _VOTE_COLUMNS = 10  # the eight classes, unknown, not a face
 
 
 def load_ferplus(root: Path, image_size: int | None, _seed: int, problems: Problems) -> Splits:
-    """The owners' layout and majority rule: label.csv in each folder, eight classes.
+    """Load the official layout, `label.csv` in each folder, by the official majority rule.
 
-    Votes of 1 or less count as 0; a face whose top emotion has no more than half of the rest, or
-    whose majority is "unknown" or "not a face", is left out.
+    There are eight classes. An emotion with a single vote counts as having none. A face is left out
+    if its top emotion has at most half of the remaining votes, or if its majority is "unknown" or
+    "not a face".
     """
     root = next(
         (place for place in (root, root / "data", root / "images") if _has_folders(place)), root
@@ -39,10 +40,10 @@ def load_ferplus(root: Path, image_size: int | None, _seed: int, problems: Probl
 
 
 def majority(votes: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels `(n,)`, -1 where a face is left out, and vote distributions `(n, 8)`.
+    """Return labels `(n,)`, -1 for faces that are left out, and vote distributions `(n, 8)`.
 
     Args:
-        votes: `(n, 10)` counts.
+        votes: `(n, 10)` vote counts.
     """
     votes = votes.where(votes > 1, 0).float()
     top, label = votes.max(1)

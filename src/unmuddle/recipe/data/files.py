@@ -1,4 +1,4 @@
-"""Image files: finding and decoding them, all of them once before training starts."""
+"""Finding and decoding image files. Each is decoded once before training starts."""
 
 import os
 import re
@@ -20,25 +20,27 @@ from torch import Tensor
 from unmuddle.recipe.data.types import LabeledImages, digest
 from unmuddle.recipe.errors import UsageError
 
-SHOWN = 20  # names shown of each kind of problem
-IN_MEMORY = 2**29  # bytes of decoded images that are kept, instead of decoding anew each epoch
-# What Pillow opens, but holds no pixels that it decodes by itself.
+SHOWN = 20  # names shown per kind of problem
+IN_MEMORY = 2**29  # bytes; larger data sets are decoded anew in each epoch
+# Formats that Pillow opens but does not decode by itself.
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
-# Pillow's raw modes of 16 bits a channel; it would read their upper 8 bits.
+# Pillow's raw modes with 16 bits per channel, of which it would read only the upper 8 bits.
 _HIGH_DEPTH = re.compile(r";16[BLN]")
 
 Box = tuple[int, int, int, int]
 
 
 class Problems:
-    """Problems of a data set, raised together in one error, and what is left out of it.
+    """Problems of a data set, and the items that are left out of it.
+
+    All problems are raised together in one error.
 
     Args:
-        skip_unreadable: leave out images that cannot be read, instead of refusing the data set.
+        skip_unreadable: whether to leave out unreadable images instead of raising an error.
 
     Attributes:
-        left_out: places by kind.
+        left_out: places of the items that are left out, by kind.
     """
 
     def __init__(self, *, skip_unreadable: bool = False) -> None:
@@ -48,20 +50,20 @@ class Problems:
         self._can_skip = False
 
     def add(self, kind: str, where: str) -> None:
-        """Note that `where` has a problem of this kind."""
+        """Record a problem of this kind at `where`."""
         self._found[kind].append(where)
 
     def add_unreadable(self, kind: str, where: str) -> None:
-        """Note an image that cannot be read: a problem, unless such images are skipped."""
+        """Record an unreadable image. It is a problem unless such images are skipped."""
         (self.left_out if self.skip_unreadable else self._found)[kind].append(_printable(where))
         self._can_skip = not self.skip_unreadable
 
     def leave_out(self, kind: str, where: str) -> None:
-        """Note that `where` is not part of the data set."""
+        """Record that `where` is left out of the data set."""
         self.left_out[kind].append(_printable(where))
 
     def raise_if_any(self, root: Path | str) -> None:
-        """Raise one UsageError that lists all problems of `root`, if there is one."""
+        """Raise one UsageError that lists all problems of `root`, if there are any."""
         if not self._found:
             return
         hint = "; --skip_unreadable leaves out unreadable images" if self._can_skip else ""
@@ -69,12 +71,12 @@ class Problems:
 
 
 def _printable(place: str) -> str:
-    """Escape what is not UTF-8 in a file's name."""
+    """Escape the bytes of a file name that are not UTF-8."""
     return place.encode("utf-8", "backslashreplace").decode()
 
 
 def listing(found: Mapping[str, Sequence[str]], shown: int = SHOWN) -> list[str]:
-    """Lines with each kind, its count and the first places."""
+    """Return lines with each kind, its count and its first places."""
     lines: list[str] = []
     for kind, places in found.items():
         lines.append(f"  {kind}: {len(places)}")
@@ -85,7 +87,7 @@ def listing(found: Mapping[str, Sequence[str]], shown: int = SHOWN) -> list[str]
 
 
 def tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
-    """Print on stderr what is left out, if anything is."""
+    """Print the items that are left out to stderr, if there are any."""
     if left_out:
         print("\n".join(["left out:", *listing(left_out)]), file=sys.stderr)
 
@@ -94,11 +96,11 @@ class ImageFiles:
     """Images decoded from files; item i is `(3, size, size)` uint8.
 
     Args:
-        paths: the files.
-        size: pixels a side.
-        boxes: what to cut out of each: left, top, right, bottom in pixels.
-        digests: equal for images of equal pixels.
-        decoded: the images themselves, where they are kept.
+        paths: image files.
+        size: side length in pixels.
+        boxes: crop box of each image: left, top, right, bottom in pixels.
+        digests: digest of the pixels of each image.
+        decoded: decoded images, if they are kept in memory.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class ImageFiles:
         return torch.from_numpy(_scaled(rgb, self.size)).permute(2, 0, 1)
 
     def subset(self, ids: Tensor) -> "ImageFiles":
-        """Return some of the images."""
+        """Return a subset of the images."""
         chosen = ids.tolist()
         return ImageFiles(
             [self.paths[i] for i in chosen],
@@ -135,9 +137,10 @@ class ImageFiles:
 
 
 def find_images(folder: Path, problems: Problems) -> list[Path]:
-    """List the image files below a folder, in order, and note all other files as left out.
+    """List the image files in a folder and its subfolders, sorted by path.
 
-    An image is what Pillow reads: by its suffix or, without one that Pillow knows, by its content.
+    A file is an image if Pillow reads files with its suffix. If Pillow does not know the suffix,
+    the content of the file decides. All other files are recorded as left out.
     """
     images: list[Path] = []
     for path in _files(folder, problems):
@@ -151,16 +154,16 @@ def find_images(folder: Path, problems: Problems) -> list[Path]:
 
 
 def typical_side(paths: Sequence[Path], most: int = 200) -> int:
-    """Return the median of the longer sides of evenly chosen images, in pixels, at least 8."""
+    """Return the median longer side of evenly spaced images, in pixels and at least 8."""
     sides: list[int] = []
     for path in paths[:: max(1, len(paths) // most)]:
-        with suppress(Exception), Image.open(path) as image:  # a foreign file can fail in any way
+        with suppress(Exception), Image.open(path) as image:  # it can fail in any way
             sides.append(max(image.size))
     return max(8, int(median(sides))) if sides else 8
 
 
 def _files(folder: Path, problems: Problems) -> list[Path]:
-    """List the files below a folder and below links in it, in order."""
+    """List the files in a folder, its subfolders and linked folders, sorted by path."""
     files: list[Path] = []
     visited: set[str] = set()
 
@@ -169,7 +172,7 @@ def _files(folder: Path, problems: Problems) -> list[Path]:
 
     for root, folders, names in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(root)
-        folders.sort()  # so that the same link is followed on every machine
+        folders.sort()  # then every machine follows the same link
         if real in visited:
             problems.leave_out("link to a folder that is read already", root)
             folders.clear()
@@ -195,12 +198,12 @@ def _signed_formats() -> tuple[str, ...]:
 
 def _has_pixels(path: Path) -> bool:
     """Return whether the content is an image of a format that has a signature."""
-    if not path.is_file():  # a pipe would wait for a writer
+    if not path.is_file():  # opening a pipe would wait for a writer
         return False
     try:
         with Image.open(path, formats=_signed_formats()):
             return True
-    except Exception:  # a foreign file can fail in any way
+    except Exception:  # reading an arbitrary file can fail in any way
         return False
 
 
@@ -214,14 +217,14 @@ def read_labeled(
     true_labels: Tensor | None = None,
     votes: Tensor | None = None,
 ) -> LabeledImages:
-    """Decode every file once, keep small sets, and note the files that cannot be read.
+    """Decode every file once, and keep the images of small data sets in memory.
 
     Args:
-        paths: the files.
-        labels: `(n,)`.
-        size: pixels a side.
-        problems: where unreadable files are noted; they are not among the images returned.
-        boxes: what to cut out of each.
+        paths: image files.
+        labels: `(n,)` labels.
+        size: side length in pixels.
+        problems: records unreadable files, which are not among the returned images.
+        boxes: crop box of each image, see `ImageFiles`.
         true_labels: `(n,)`, see `LabeledImages`.
         votes: `(n, K)`, see `LabeledImages`.
     """
@@ -235,7 +238,7 @@ def read_labeled(
         return _read(paths[index], boxes[index] if boxes else None, kept)
 
     with ThreadPoolExecutor() as pool:
-        # On small images threads would mostly wait for one another.
+        # With small images, threads would mostly wait for each other.
         found = (map if keeps else pool.map)(read, range(len(paths)))
         for index, (path, image) in enumerate(zip(paths, found, strict=True)):
             digests.append(image.digest)
@@ -252,9 +255,9 @@ def read_labeled(
 
 
 def _decode(image: Image.Image, box: Box | None) -> Image.Image:
-    """RGB on white, the way up that EXIF says, cut out."""
+    """Apply the EXIF orientation, convert to RGB on a white background, and crop."""
     image.load()
-    with suppress(Exception):  # an EXIF block that cannot be parsed says nothing
+    with suppress(Exception):  # ignore an EXIF block that cannot be parsed
         ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
@@ -273,11 +276,11 @@ def _scaled(rgb: Image.Image, size: int) -> np.ndarray:
 class _Read(NamedTuple):
     digest: bytes = b""
     problem: str = ""
-    has_frames: bool = False  # of which the first is the image
+    has_frames: bool = False  # more than one; the first is the image
 
 
 def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
-    """Look at a file; its image goes into `kept`."""
+    """Read a file, and store its image in `kept`."""
     try:
         if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
             return _Read(problem="name that is not UTF-8")
@@ -286,11 +289,11 @@ def _read(path: Path, box: Box | None, kept: np.ndarray | None) -> _Read:
         with Image.open(path) as image:
             if image.mode[0] in "IF" or _HIGH_DEPTH.search(str(image.tile)):
                 return _Read(problem="image of more than 8 bits a channel")
-            # A camera's MPO holds other views of the first image, a PSD its layers.
+            # Other frames of a camera's MPO are views of the same scene, those of a PSD its layers.
             has_frames = image.format not in ("MPO", "PSD") and getattr(image, "n_frames", 1) > 1
             rgb = _decode(image, box)
             if kept is not None:
                 kept[:] = _scaled(rgb, len(kept))
             return _Read(digest(np.array(rgb)), has_frames=has_frames)
-    except Exception:  # a foreign file can fail in any way
+    except Exception:  # reading an arbitrary file can fail in any way
         return _Read(problem="unreadable or truncated image")

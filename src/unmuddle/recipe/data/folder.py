@@ -1,4 +1,7 @@
-"""`PATH/<class>/<image>`, or `PATH/{train,val,test}/<class>/<image>` as torchvision reads it."""
+"""Folders of images, one folder per class, as torchvision reads them.
+
+The layout is `PATH/<class>/<image>` or `PATH/{train,val,test}/<class>/<image>`.
+"""
 
 from pathlib import Path
 
@@ -9,16 +12,16 @@ from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
 from unmuddle.recipe.errors import UsageError
 
-SIZE = 224  # pixels a side at most, unless asked for
+SIZE = 224  # largest default side length in pixels
 SPLITS = ("train", "val", "test")
 
 
 def load_folder(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
-    """Read classes and images; split off what there is no folder for.
+    """Read classes and images, and create the splits that have no folder.
 
-    Without `train` and `test`, the folders of `PATH` are the classes, and a tenth of each is split
-    off to test and a tenth of the rest to select on, at random by the seed. Without `val` alone, a
-    tenth of `train` is.
+    Without `train` and `test`, the folders in `PATH` are the classes. 10 % of each class become the
+    test split, and 10 % of the rest the validation split, at random by the seed. If only `val` is
+    missing, 10 % of `train` become the validation split.
     """
     parts, classes, size = read_folder(root, image_size, problems)
     if "" in parts:
@@ -31,7 +34,10 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
 def read_folder(
     root: Path, image_size: int | None, problems: Problems
 ) -> tuple[dict[str, LabeledImages], tuple[str, ...], int]:
-    """Return images by the name of their split, "" if there are none, classes, and the size."""
+    """Return the images by split, the class names, and the image size.
+
+    If the folder has no splits, all images are under the key "".
+    """
     is_split = any((root / name).is_dir() for name in ("train", "test"))
     names = [name for name in SPLITS if (root / name).is_dir()] if is_split else [""]
     for needed in ("train", "test"):
@@ -65,7 +71,7 @@ def _is_class(entry: Path) -> bool:
 
 
 def _find(folder: Path, classes: list[str], problems: Problems) -> list[tuple[Path, int]]:
-    """List images and labels."""
+    """Return the image files of a folder with their labels."""
     for entry in sorted(folder.iterdir()):
         if not _is_class(entry):
             problems.leave_out("entry that is not a class folder", str(entry))

@@ -1,4 +1,4 @@
-"""Put noise into training labels and keep the truth, so that relabeling can be scored."""
+"""Noise in training labels. The true labels are kept, to score relabeling."""
 
 import re
 from collections import defaultdict
@@ -17,23 +17,30 @@ from unmuddle.recipe.tables import read_table
 def add_noise(
     data: LabeledImages, classes: tuple[str, ...], spec: str, seed: int
 ) -> dict[str, list[str]]:
-    """Replace the labels of `data`; those before become its true labels.
+    """Add noise to the labels of `data`.
+
+    The labels before the noise become the true labels, unless `data` already has true labels.
+
+    With `symmetric:P`, each label is replaced with probability P by another class, drawn uniformly.
+    With `pair:P`, it is replaced by the next class, as if annotators confused the two classes. With
+    `file:PATH`, the labels of the listed images are replaced. The file is one of:
+
+    - a CSV with the columns `name` (the image file, with its folders where names repeat) and
+      `label` (the class name)
+    - a `.txt` with lines `NAME NUMBER`, where classes are counted from 1, as in RAF-DB's
+      `noise01.txt`
 
     Args:
         data: training samples.
-        classes: names, in label order.
-        spec: `none`; `symmetric:P`, each label with probability P by another class, all alike;
-            `pair:P`, each with probability P by the next class, as if the two were mistaken;
-            `file:PATH`, by the labels of a CSV with the columns `name` (of the image file, with
-            its folders where names repeat) and `label` (of the class), where it lists them; or of
-            lines `NAME NUMBER` in a `.txt`, classes counted from 1, as in RAF-DB's `noise01.txt`.
-        seed: of which labels are replaced.
+        classes: class names in label order.
+        spec: `none`, `symmetric:P`, `pair:P` or `file:PATH`.
+        seed: seed that determines which labels are replaced.
 
     Returns:
-        What of a file was left out: places by kind.
+        Places of the rows of a file that were left out, by kind.
 
     Raises:
-        UsageError: the specification or the file is wrong; nothing is replaced then.
+        UsageError: the specification or the file is invalid. No label is replaced in this case.
     """
     check_noise(spec)
     kind, _, argument = spec.partition(":")
@@ -62,7 +69,7 @@ def check_noise(spec: str) -> None:
 
 
 def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
-    """Labels of which each is, with this probability, replaced by another class, all alike."""
+    """Replace each label with this probability by another class, drawn uniformly."""
     generator = torch.Generator().manual_seed(seed)
     flip = torch.rand(len(labels), generator=generator) < probability
     step = torch.randint(1, num_classes, (len(labels),), generator=generator)
@@ -70,7 +77,7 @@ def symmetric_noise(labels: Tensor, num_classes: int, probability: float, seed: 
 
 
 def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) -> Tensor:
-    """Labels of which each is, with this probability, replaced by the class after it."""
+    """Replace each label with this probability by the next class."""
     generator = torch.Generator().manual_seed(seed)
     flip = torch.rand(len(labels), generator=generator) < probability
     return torch.where(flip, (labels + 1) % num_classes, labels)
@@ -108,7 +115,7 @@ def _read_labels(
     return labels
 
 
-_Rows = list[tuple[int, tuple[str, str]]]  # number of the row, name of the image, class
+_Rows = list[tuple[int, tuple[str, str]]]  # (row number, (image name, class name))
 
 
 def _read_csv(path: Path) -> _Rows:
@@ -132,9 +139,9 @@ def _read_lines(path: Path, classes: tuple[str, ...]) -> _Rows:
 
 
 def _names(source: str) -> list[str]:
-    """Names of an image: its file, with any number of the folders above it.
+    """Return all names of an image: its file name with any number of its parent folders.
 
-    Aligned or not is the same: RAF-DB lists the one and holds the other.
+    "_aligned" is dropped, because RAF-DB lists the original files but contains the aligned ones.
     """
     parts = source.replace("_aligned.", ".").split("/")
     return ["/".join(parts[i:]) for i in range(len(parts))]

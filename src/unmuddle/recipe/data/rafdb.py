@@ -11,13 +11,13 @@ from unmuddle.recipe.errors import UsageError
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 SIZE = 100
-_LIST = Path("EmoLabel/list_patition_label.txt")  # the owners' spelling
+_LIST = Path("EmoLabel/list_patition_label.txt")  # the official spelling
 
 
 def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems) -> Splits:
-    """The owners' list and aligned faces, or class folders `{train,test}/{1,...,7}`.
+    """Load the official list and aligned faces, or class folders `{train,test}/{1,...,7}`.
 
-    There is no validation part, so 10 % of train are split off.
+    RAF-DB has no validation split, so 10 % of train are split off.
     """
     if (root / _LIST).is_file():
         labels = _read_list(root, problems)
@@ -27,7 +27,7 @@ def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems
         raise UsageError(f"{root}: expected {_LIST} and Image/aligned, or train/1 ... test/7")
     parts: list[LabeledImages] = []
     for part in ("train", "test"):
-        # By name, so that a face has the same id in both layouts.
+        # Sorted by name, a face has the same id in both layouts.
         paths = sorted((path for path in labels if _part(path) == part), key=lambda p: p.name)
         part_labels = torch.tensor([labels[path] for path in paths], dtype=torch.int64)
         parts.append(read_labeled(paths, part_labels, image_size or SIZE, problems))

@@ -1,4 +1,4 @@
-"""Split off a validation or test part."""
+"""Split off a validation or test split."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from unmuddle.recipe.errors import UsageError
 def split_off(
     data: LabeledImages, seed: int, classes: Sequence[str], purpose: str = "validation"
 ) -> tuple[LabeledImages, LabeledImages]:
-    """Split nine tenths to train on and one for another purpose, every class in proportion.
+    """Split into 90 % for training and 10 % for another purpose, stratified by class.
 
     Raises:
         UsageError: there are too few images.
@@ -32,7 +32,7 @@ def split_off(
 
 
 def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the larger and the split-off part, every class in proportion."""
+    """Return the sorted indices of the larger and the split-off part, stratified by class."""
     try:
         kept, off = train_test_split(
             torch.arange(len(labels)).numpy(),

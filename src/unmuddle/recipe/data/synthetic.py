@@ -1,8 +1,8 @@
-"""Procedurally drawn expression faces: true labels and annotator votes are known.
+"""Procedurally drawn faces with known true labels and simulated annotator votes.
 
-A face is drawn from eleven muscle-like parameters. Each expression is one setting of them; a
-sample blends a main expression with some of another at some strength, so that weak and mixed
-faces are ambiguous, and ten imagined annotators vote accordingly.
+A face is drawn from eleven parameters that resemble muscles. Each expression is one setting of
+these parameters. A sample blends a main expression with another one, at a random strength. Weak and
+mixed faces are therefore ambiguous. Ten simulated annotators vote accordingly.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ RGB = tuple[int, int, int]
 
 
 class Muscles(NamedTuple):
-    """Departure of a face from rest; 0 is relaxed, 1 is strong."""
+    """Deviation of a face from its relaxed state. 0 is relaxed, 1 is strong."""
 
     brow_inner: float = 0.0  # up
     brow_outer: float = 0.0  # up
@@ -53,7 +53,7 @@ EXPRESSIONS = {  # brows (3), eyes (2), nose, lip, mouth (3), cheeks
 
 
 def load_synthetic(train: int = 1600, val: int = 500, test: int = 1000) -> Splits:
-    """Draw the three splits; the same faces in every run, whatever the training seed."""
+    """Draw the three splits. The faces do not depend on the training seed."""
     return Splits(
         *(_draw_split(number, size) for number, size in enumerate((train, val, test))),
         classes=CLASSES,
@@ -106,7 +106,7 @@ def _draw_face(muscles: Muscles, rng: np.random.Generator) -> np.ndarray:
         _draw_glasses(draw, person)
 
     canvas = canvas.rotate(rng.normal(0, 4), Image.Resampling.BILINEAR, center=_FACE_CENTRE)
-    # Cropped as face detectors do: from above the brows to the chin.
+    # Crop as face detectors do, from above the brows to the chin.
     half = _FACE_HALF * rng.uniform(0.96, 1.04)
     x, y = rng.normal(_FACE_CENTRE, 3).clip(half, _CANVAS - half)
     face = canvas.resize(
@@ -166,7 +166,7 @@ def _ellipse(
 
 
 def _arc(x0: float, x1: float, y: float, sag: float, points: int = 17) -> list[tuple[float, float]]:
-    """A parabola from `(x0, y)` to `(x1, y)` whose middle lies `sag` lower."""
+    """Return a parabola from `(x0, y)` to `(x1, y)` whose middle lies `sag` lower."""
     t = np.linspace(-1, 1, points)
     xs = (x0 + x1) / 2 + (x1 - x0) / 2 * t
     return list(zip(xs.tolist(), (y + sag * (1 - t**2)).tolist(), strict=True))

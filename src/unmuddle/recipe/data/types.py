@@ -1,4 +1,4 @@
-"""Types that every data set is made of."""
+"""Types shared by all data sets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,33 +12,35 @@ from torch.utils.data import Dataset
 
 
 def digest(pixels: np.ndarray) -> bytes:
-    """Return sixteen bytes that differ where shape or pixels do."""
+    """Return a 16-byte digest of the shape and the pixels."""
     return blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()
 
 
 class Images(Protocol):
-    """Images `(3, H, W)` uint8; `digests` are equal for equal images."""
+    """Sequence of images `(3, H, W)` uint8. Equal images have equal `digests`."""
 
     digests: Sequence[bytes]
 
     def __getitem__(self, index: int, /) -> Tensor: ...
 
     def subset(self, ids: Tensor) -> "Images":
-        """Return some of the images."""
+        """Return a subset of the images."""
         ...
 
 
 @dataclass
 class LabeledImages(Dataset[tuple[Tensor, int]]):
-    """n images with labels; a sample's id is its index, the same in every run.
+    """Data set of n images with labels.
+
+    The id of a sample is its index, which is the same in every run.
 
     Attributes:
-        images: item i is an image; a tensor `(n, 3, H, W)` will do.
-        labels: `(n,)` labels as given, with their noise.
-        true_labels: `(n,)` if they are known to be something better.
+        images: sequence of images, which may be a tensor `(n, 3, H, W)`.
+        labels: `(n,)` labels as given, including noise.
+        true_labels: `(n,)` true labels, or at least better ones than `labels`, if known.
         votes: `(n, K)` distribution of annotators' votes, if known.
         sources: file that each image comes from, if any.
-        transform: applied to an image.
+        transform: transform applied to each image.
     """
 
     images: Images | Tensor
@@ -52,7 +54,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def subset(self, ids: Tensor) -> "LabeledImages":
-        """Return some of the images, with ids that count anew."""
+        """Return a subset of the samples. Their ids are renumbered from 0."""
         images = self.images
         return LabeledImages(
             images[ids] if isinstance(images, Tensor) else images.subset(ids),
@@ -64,23 +66,23 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         )
 
     def without_images(self, classes: Sequence[str]) -> list[str]:
-        """Names of the classes that no image is labeled as."""
+        """Return the names of the classes without any image."""
         counts = self.labels.bincount(minlength=len(classes)).tolist()
         return [name for name, count in zip(classes, counts, strict=True) if not count]
 
     @cached_property
     def digests(self) -> Sequence[bytes]:
-        """Sixteen bytes an image, equal for images of equal pixels."""
+        """Digests of the images, 16 bytes each. Images with equal pixels have equal digests."""
         if isinstance(self.images, Tensor):
             return [digest(image.numpy()) for image in self.images]
         return self.images.digests
 
     def content(self, sample: int) -> str:
-        """Digest of a sample's image as text."""
+        """Return the digest of a sample's image in hexadecimal."""
         return self.digests[sample].hex()
 
     def source(self, sample: int) -> str:
-        """The file of a sample's image; nothing if it has none."""
+        """Return the file of a sample's image, or an empty string if it has none."""
         return self.sources[sample] if self.sources else ""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -96,13 +98,13 @@ class Splits:
     """The three splits of a data set.
 
     Attributes:
-        train: to learn from.
-        val: to select on.
-        test: to report.
-        classes: names, in label order.
-        image_size: pixels a side that suit it.
-        mirror: whether an image means the same mirrored.
-        left_out: what of the data set is in no split: places by kind.
+        train: training split.
+        val: validation split, for model selection.
+        test: test split.
+        classes: class names in label order.
+        image_size: image side length in pixels for the network.
+        mirror: whether mirroring an image preserves its class.
+        left_out: places of the items that are in no split, by kind.
     """
 
     train: LabeledImages
@@ -114,5 +116,5 @@ class Splits:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     def parts(self) -> dict[str, LabeledImages]:
-        """Splits by name."""
+        """Return the splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}

@@ -1,4 +1,4 @@
-"""Options for the paper's three benchmarks, each value with its source in the file."""
+"""Options for the paper's three benchmarks. The files name the source of each value."""
 
 from pathlib import Path
 

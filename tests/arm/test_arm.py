@@ -87,7 +87,7 @@ def test_maps_become_different_though_nothing_follows() -> None:
 def test_an_image_size_in_place_of_the_maps_is_refused() -> None:
     for size, shape in ((224, (8, 8)), (4, (17, 4)), (2, (1, 1))):
         with pytest.raises(
-            ValueError, match=r"about .*; input_size is the size of the feature map"
+            ValueError, match=r"up to 4 times .*; ARM's input_size is that of the map"
         ):
             ARM(3, size)(torch.zeros(2, 3, *shape))
     with pytest.raises(TypeError, match="x: expected a tensor, got <class 'list'>"):

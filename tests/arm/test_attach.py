@@ -112,6 +112,40 @@ def test_attaches_before_the_pooling_trains_a_step_and_folds(name: str) -> None:
             assert honest.shape == (4, arm.out_features)
 
 
+class TwoStages(nn.Module):
+    """A network for grey images, whose forward pools and classifies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stage = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(images)).mean((2, 3)))
+
+
+def test_parts_of_a_network_of_ones_own_are_put_together_or_named() -> None:
+    given = TwoStages()
+    images = torch.randn(4, 1, 32, 32)
+    expected = given.stage(given.stem(images))
+    together = nn.Sequential(given.stem, given.stage)
+    for options in ({"features": together}, {"at": "stage"}):
+        model = attach_arm(given, 3, input_size=32, **options)
+        assert torch.equal(model.features(images), expected)
+        assert model(images).shape == (4, 3)
+    with pytest.raises(ValueError, match="got one that reads .*put the parts before it"):
+        attach_arm(given, 3, input_size=32, features=given.stage)
+    same_channels = nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 8, 3, 2, 1))
+    with pytest.raises(ValueError, match="got one that reads"):
+        attach_arm(same_channels, 3, input_size=32, features=same_channels[1])
+    with pytest.raises(TypeError, match="name a part with at="):
+        attach_arm(given, 3, input_size=32, features="stage")
+    with pytest.raises(ValueError, match="arm: takes no map"):
+        attach_arm(given, 3, input_size=32, at="stage", arm=lambda _, size: ARM(8, size))
+    with pytest.raises(ValueError, match="input_size: expected at least 1"):
+        attach_arm(given, 3, input_size=0, at="stage")
+
+
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "mobilenetv3_small_050"])
 def test_weights_are_kept_bit_for_bit_and_the_model_given_is_unchanged(name: str) -> None:
     library = torchvision.models.get_model if name.startswith("torchvision") else timm.create_model

@@ -3,10 +3,12 @@
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
-from unmuddle.arm.features import create_network, find_features, map_shape
+from unmuddle.arm.features import create_network, eval_mode, find_features, map_shape, try_network
 from unmuddle.arm.functional import check_count, pair
 from unmuddle.arm.module import ARM
 from unmuddle.arm.published import PublishedARM
@@ -106,13 +108,14 @@ def attach_arm(
             f"partial(ARM, maps=4) or PublishedARM, got {arm!r}"
         )
     if features is not None and not isinstance(features, nn.Module):
-        raise TypeError(f"features: expected an nn.Module, got {type(features).__name__}")
+        hint = "; name a part with at=" if isinstance(features, str) else ""
+        raise TypeError(f"features: expected an nn.Module, got {type(features).__name__}{hint}")
     if features is not None and at is not None:
         raise ValueError("features, at: give one of the two, not both")
     size = pair("input_size", input_size)
     if features is not None:
-        if isinstance(model, nn.Module) and features not in {*model.modules()}:
-            raise ValueError("features: expected a part of model, got another module")
+        if isinstance(model, nn.Module):
+            _check_part(features, model, size)
         features = copy.deepcopy(features)
     else:
         network = create_network(model, pretrained=pretrained) if isinstance(model, str) else model
@@ -127,11 +130,43 @@ def attach_arm(
     head = arm(channels, (height, width))
     if not isinstance(getattr(head, "out_features", None), int):
         raise TypeError(f"arm: expected a module with out_features, got {type(head).__name__}")
+    _check_head(head, (channels, height, width))
     attached = ARMClassifier(features, head, num_classes, dropout).train()
     like = next(features.parameters(), attached.classifier.weight)
     for added in (attached.arm, attached.classifier):
         added.to(like.device, like.dtype)
     return attached
+
+
+def _check_part(features: nn.Module, model: nn.Module, size: tuple[int, int]) -> None:
+    """Raise a ValueError unless `features` consists of parts of `model` and reads its images."""
+    if not {*features.parameters()} <= {*model.parameters()}:
+        raise ValueError("features: expected a part of model, got another module")
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes[module] = tuple(inputs[0].shape)
+
+    hooks = [module.register_forward_pre_hook(note) for module in (model, features)]
+    with suppress(Exception):  # the head of a network may reject images of this size
+        try_network(model, size)
+    for hook in hooks:
+        hook.remove()
+    read = shapes.get(features, shapes.get(model))
+    if read != shapes.get(model):
+        raise ValueError(
+            f"features: expected the part of model that maps images {shapes[model]} to the feature "
+            f"map, got one that reads {read}; put the parts before it into features too"
+        )
+
+
+def _check_head(head: Head, shape: tuple[int, int, int]) -> None:
+    """Raise a ValueError unless a head takes a feature map of this shape."""
+    with torch.no_grad(), eval_mode(head):
+        try:
+            head(torch.zeros(1, *shape))
+        except Exception as error:  # the user's module can fail in any way
+            raise ValueError(f"arm: takes no map (C, H, W) = {shape}: {error}") from error
 
 
 def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:

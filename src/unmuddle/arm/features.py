@@ -121,7 +121,7 @@ def map_shape(features: nn.Module, input_size: tuple[int, int]) -> tuple[int, in
         ValueError: the network rejects images of this size, or does not return a feature map.
     """
     try:
-        output = _try(features, input_size)
+        output = try_network(features, input_size)
     except Exception as error:  # a network can fail in any way on a size it was not made for
         raise ValueError(f"input_size: the network takes no {input_size} image: {error}") from error
     _check_map(output)
@@ -146,7 +146,7 @@ def _drop_unused(model: nn.Module, features: nn.Module) -> None:
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     config: dict[str, Any] = getattr(model, "default_cfg", {})
     _, *size = config.get("input_size", (3, TRIAL_SIZE, TRIAL_SIZE))
-    _check_map(_try(features, size))
+    _check_map(try_network(features, size))
     for hook in hooks:
         hook.remove()
     for name, child in model.named_children():
@@ -207,11 +207,11 @@ def _last_map(model: nn.Module) -> str:
 
 
 def _output_shapes(probe: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
-    outputs: dict[str, Any] = _try(probe, (side, side))
+    outputs: dict[str, Any] = try_network(probe, (side, side))
     return {node: tuple(v.shape) for node, v in outputs.items() if isinstance(v, Tensor)}
 
 
-def _try(model: nn.Module, size: Sequence[int]) -> Any:
+def try_network(model: nn.Module, size: Sequence[int]) -> Any:
     """Run a network on a blank image with three channels, or those of its first convolution."""
     like = next(model.parameters(), torch.zeros(()))
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)

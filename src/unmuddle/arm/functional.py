@@ -180,9 +180,12 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """Return a size as `(H, W)`; one number stands for both."""
     try:
         height, width = size if isinstance(size, tuple | list) else (size, size)
-        return index(height), index(width)
+        height, width = index(height), index(width)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected a whole number or (H, W), got {size!r}") from error
+    if min(height, width) < 1:
+        raise ValueError(f"{name}: expected at least 1, got {size!r}")
+    return height, width
 
 
 def checked_channels(x: Tensor, channels: int) -> Tensor:

@@ -96,8 +96,9 @@ def weigh_positions(x: Tensor, weight: Tensor) -> Tensor:
         smaller = max(weight.size(1) / height, weight.size(2) / width)
         if max(larger, smaller) > 4 or min(height, width) < 2:
             raise ValueError(
-                f"x: expected a map of about {weight.size(1)} x {weight.size(2)}, got {height} x "
-                f"{width}; input_size is the size of the feature map, not of the images"
+                f"x: expected a map of {weight.size(1)} x {weight.size(2)}, or up to 4 times "
+                f"larger or smaller, got {height} x {width}; ARM's input_size is that of the map, "
+                "attach_arm's that of the images"
             )
         weight = interpolate(weight.unsqueeze(0), [height, width], mode="bilinear").squeeze(0)
     columns = (weight * scale).flatten(1).t()

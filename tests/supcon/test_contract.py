@@ -529,6 +529,12 @@ def test_auto_is_inspectable_and_an_explicit_choice_is_kept() -> None:
         (r"contrast_mode: expected one of \('all', 'one'\), got 'some'", ValueError, {"contrast_mode": "some"}),
         (r"reduction: expected one of .* got 'avg'", ValueError, {"reduction": "avg"}),
         (r"no_positive: expected one of .* got 'drop'", ValueError, {"no_positive": "drop"}),
+        (r"temperature: expected a positive number, got True", ValueError, {"temperature": True}),
+        (r"temperature: expected a positive number, got inf", ValueError, {"temperature": float("inf")}),
+        (r"normalize: expected True or False, got 'no'", ValueError, {"normalize": "no"}),
+        (r"gather: expected True or False, got 1", ValueError, {"gather": 1}),
+        (r"ignore_index: expected an integer, got None", ValueError, {"ignore_index": None}),
+        (r"keys: expected a tensor, got tuple; a queue has two", TypeError, {"labels": torch.zeros(4, dtype=int), "keys": (torch.ones(2, 3), torch.zeros(2))}),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(message: str, error: type[Exception], arguments: dict) -> None:

@@ -84,7 +84,7 @@ def test_state_is_saved_and_restored_and_carries_no_gradient() -> None:
     [
         (r"features: expected shape \(N, D\) = \(3, 2\), got \(3, 4\)", torch.zeros(3, 4), torch.zeros(3, dtype=int)),
         (r"labels: expected shape \(B,\) = \(3,\), got \(2,\)", torch.zeros(3, 2), torch.zeros(2, dtype=int)),
-        (r"labels: expected shape \(N, ...\) = \(3,\), got \(3, 2\)", torch.zeros(3, 2), torch.zeros(3, 2)),
+        (r"labels: expected integer labels, as the queue was built with num_classes, got \(3, 2\)", torch.zeros(3, 2), torch.zeros(3, 2)),
     ],
 )  # fmt: skip
 def test_wrong_input_leaves_the_queue_as_it_was(message: str, features, labels) -> None:
@@ -119,3 +119,5 @@ def test_soft_labels_leave_no_room_for_0_as_ignored() -> None:
 def test_wrong_size_is_named() -> None:
     with pytest.raises(ValueError, match="size: expected a positive integer, got 0"):
         FeatureQueue(size=0, dim=2)
+    with pytest.raises(ValueError, match="dim: expected a positive integer, got 4.0"):
+        FeatureQueue(4, 4.0)

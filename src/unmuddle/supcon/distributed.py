@@ -108,5 +108,12 @@ def share_out(size: int, signature: BatchSignature, device: torch.device) -> Sha
     for process, part in enumerate(parts):
         other = BatchSignature(*part[1:].tolist())
         if size != REFUSED and other != signature:
-            raise ValueError(f"gather: expected {signature}, got {other} from process {process}")
+            differences = ", ".join(
+                f"{name} {here} here, {there} in process {process}"
+                for name, here, there in zip(signature._fields, signature, other, strict=True)
+                if here != there
+            )
+            raise ValueError(
+                f"gather: the processes have batches of different kinds: {differences}"
+            )
     return Shard(sizes, dist.get_rank())

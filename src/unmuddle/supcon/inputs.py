@@ -121,6 +121,11 @@ class Batch(NamedTuple):
     def _with_checked_keys(self, keys: Tensor) -> "Batch":
         key_labels, key_weight = self.key_labels, self.key_weight
         features, labels, dim = self.features, self.labels, self.features.shape[-1]
+        if isinstance(keys, tuple | torch.nn.Module):
+            raise TypeError(
+                f"keys: expected a tensor, got {type(keys).__name__}; a queue has two: "
+                "keys, key_labels = queue.keys()"
+            )
         keys = torch.as_tensor(keys, device=features.device)
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys: expected shape (M, D) with D = {dim}, got {tuple(keys.shape)}")

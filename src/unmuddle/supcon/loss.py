@@ -5,7 +5,8 @@ from contextlib import nullcontext
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from numbers import Real
+from math import inf
+from numbers import Integral, Real
 from operator import attrgetter
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -167,8 +168,9 @@ def supcon_loss(
     """
     check_options(
         temperature=temperature, contrast_mode=contrast_mode, positives=positives,
-        denominator=denominator, no_positive=no_positive, reduction=reduction,
-        base_temperature=base_temperature, gather=gather, impl=impl,
+        denominator=denominator, normalize=normalize, no_positive=no_positive,
+        ignore_index=ignore_index, reduction=reduction, base_temperature=base_temperature,
+        gather=gather, impl=impl,
     )  # fmt: skip
     batch, shard = Batch(
         features, labels, mask, weight, denominator_weight, keys, key_labels, key_weight
@@ -270,9 +272,14 @@ def check_options(
         raise ValueError(f"temperature: expected a number or a scalar tensor, got shape {shape}")
     base = 1.0 if base_temperature is None else base_temperature
     for name, value in (("temperature", temperature), ("base_temperature", base)):
-        is_positive = isinstance(value, (float, int, Real)) and float(value) > 0
-        if not (is_positive or isinstance(value, Tensor)):
+        is_number = isinstance(value, (float, int, Real)) and not isinstance(value, bool)
+        if not ((is_number and 0 < float(value) < inf) or isinstance(value, Tensor)):
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    for name in ("normalize", "gather"):
+        if name in options and not isinstance(options[name], bool):
+            raise ValueError(f"{name}: expected True or False, got {options[name]!r}")
+    if not isinstance(options.get("ignore_index", 0), Integral):
+        raise ValueError(f"ignore_index: expected an integer, got {options['ignore_index']!r}")
     if options.get("gather") and options["reduction"] == "none":
         raise ValueError("reduction: 'none' is not supported with gather=True")
 

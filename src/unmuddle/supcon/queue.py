@@ -52,8 +52,8 @@ class FeatureQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim), ("num_classes", num_classes)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value}")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         if num_classes is not None and ignore_index == 0:
             raise ValueError("ignore_index: with soft labels 0 means membership in no class")
         self.ignore_index = ignore_index
@@ -93,7 +93,12 @@ class FeatureQueue(nn.Module):
         rows, row_labels, *_ = batch.contrast_set(self.ignore_index)
         assert row_labels is not None
         check_shape("features", rows, (len(rows), dim), "(N, D)")
-        check_shape("labels", row_labels, (len(rows), *self.labels.shape[1:]), "(N, ...)")
+        if row_labels.shape[1:] != self.labels.shape[1:]:
+            held = "integer labels" if self.labels.ndim == 1 else f"C = {self.labels.shape[1]}"
+            raise ValueError(
+                f"labels: expected {held}, as the queue was built with num_classes, got "
+                f"{tuple(torch.as_tensor(labels).shape)}"
+            )
 
         slots = (self.cursor + torch.arange(len(rows), device=rows.device)) % size
         newest = slice(-size, None)

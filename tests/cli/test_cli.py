@@ -228,7 +228,7 @@ def test_a_quiet_run_says_where_it_is_and_writes_for_tensorboard(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--quiet", "--tracker", "tensorboard", "--out", "r", "--data", "digits"]
-    options += ["--epochs", "2", "--backbone", "test_cli:small_net", "--parts", "none"]
+    options += ["--epochs", "2", "--backbone", "tests.cli.test_cli:small_net", "--parts", "none"]
     assert run(["train", *options]) == 0
     assert capsys.readouterr().out == "r\n"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -242,7 +242,7 @@ def test_a_quiet_run_says_where_it_is_and_writes_for_tensorboard(
 
 def test_what_is_printed_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", "synthetic:100", "--epochs", "1", "--parts", "none", "--out", "[bold]r"]
-    assert run(["train", *options, "--backbone", "test_cli:small_net"]) == 0
+    assert run(["train", *options, "--backbone", "tests.cli.test_cli:small_net"]) == 0
     printed = capsys.readouterr().out
     assert "synthetic:100: 100 training" in printed  # no picture of a hundred points
     assert "run folder [bold]r" in printed
@@ -333,7 +333,7 @@ def test_a_quiet_run_writes_as_much_and_is_found_from_any_folder(
 ) -> None:
     make_folder(Path("faces"))
     arguments = ["train", "--data", "folder:faces", "--image_size", "32", "--out", "r", "--quiet"]
-    assert run([*arguments, "--epochs", "1", "--backbone", "test_cli:small_net"]) == 0
+    assert run([*arguments, "--epochs", "1", "--backbone", "tests.cli.test_cli:small_net"]) == 0
     assert capsys.readouterr().out == "r\n"
     assert Path("r/report.html").exists()
     modes = {path.name: path.stat().st_mode for path in Path("r").iterdir()}
@@ -374,12 +374,12 @@ def test_a_report_takes_no_other_pages_place(capsys: pytest.CaptureFixture[str])
 def test_names_with_markup_and_maths_in_them_are_shown_as_they_are() -> None:
     make_folder(Path("a$b_$[x]"))
     arguments = ["train", "--data", "folder:a$b_$[x]", "--image_size", "32", "--out", "r[b]"]
-    assert run([*arguments, "--epochs", "1", "--backbone", "test_cli:small_net"]) == 0
+    assert run([*arguments, "--epochs", "1", "--backbone", "tests.cli.test_cli:small_net"]) == 0
 
 
 def test_a_diverged_run_says_so_and_keeps_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "--data", "digits", "--epochs", "2", "--lr", "1e30", "--out", "r"]
-    assert run([*arguments, "--backbone", "test_cli:small_net", "--parts", "none"]) == 1
+    assert run([*arguments, "--backbone", "tests.cli.test_cli:small_net", "--parts", "none"]) == 1
     assert "the loss is not finite; try a lower --lr" in capsys.readouterr().out
     assert '"diverged"' in Path("r/summary.json").read_text()
 

@@ -33,7 +33,7 @@ ROWS = [
     Row(i, name, part.source(i), CLASSES[int(part.labels[i])], suggested, decision, part.content(i))
     for name, i, suggested, decision in (
         ("train", 0, "glad", "accept"), ("train", 1, "calm", "reject"), ("train", 2, "glad", ""),
-        ("val", 0, "glad", "to calm"), ("test", 0, "calm", "keep"),
+        ("val", 0, "glad", "to calm"), ("test", 0, "calm", "relabel"),
     )
     for part in (DATA.parts()[name],)
 ]  # fmt: skip
@@ -172,7 +172,8 @@ def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -
     ("message", "row"),
     [
         ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'yes', suggested", ROWS[0]._replace(decision="yes")),
-        ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
+        ("class that the data does not have: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
+        ("decision 'keep': write reject to keep the label as given: 1\n    line 8", ROWS[0]._replace(decision="keep")),
         ("decision that is none of .*: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
         ("image decided twice, differently: 1\n    line 8: faces/glad/b.png", ROWS[1]._replace(decision="accept")),
     ],

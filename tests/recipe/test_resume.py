@@ -207,7 +207,7 @@ def test_images_that_were_exchanged_are_refused(tmp_path: Path) -> None:
     run = stopped(tmp_path / "run")
     samples = run / "samples.csv"
     samples.write_text(samples.read_text().replace("\n0,,", "\n0,another.png,"))
-    with pytest.raises(UsageError, match=r"--resume .*: was trained on other images: .* 1 names"):
+    with pytest.raises(UsageError, match=r"--resume .*: was trained on other images: 1 of its"):
         train(dataclasses.replace(QUICK, out=str(run)), resume=True)
 
 

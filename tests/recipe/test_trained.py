@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import ROOT
 from tests.helpers.layouts import make_folder, save_image, truncate
 from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.metrics import as_json, measure
 from unmuddle.recipe.train import train
 from unmuddle.recipe.trained import evaluate_run, predict_folder
@@ -119,8 +121,10 @@ def test_classes_of_any_name_have_a_column_of_their_own(tmp_path: Path) -> None:
     with out.open() as file:
         columns = next(csv.reader(file))
     assert len(set(columns)) == len(columns) == 6
-    page = (Path(__file__).parents[2] / "docs/pages/recipe.md").read_text()
-    (told,) = re.findall(r"predictions.csv`, or `--out FILE`: (.*)\.", page)
+    page = " ".join((ROOT / "docs/pages/recipe.md").read_text().split())
+    (told,) = re.findall(
+        r"predictions.csv`, or `--out FILE`, with the columns (.*?) for each", page
+    )
     named = [name.replace("CLASS", "file") for name in re.findall(r"`(\w+)`", told)]
     assert named == [*columns[:3], "probability_file"]
 
@@ -219,3 +223,21 @@ def test_a_run_that_was_stopped_is_told(folder_run: Path, tmp_path: Path, capsys
     (tmp_path / "config.yaml").write_bytes((folder_run / "config.yaml").read_bytes())
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert f"was stopped; unmuddle train --resume {tmp_path} goes on" in capsys.readouterr().err
+
+
+def test_images_that_the_run_was_trained_on_are_not_scored(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("calm", "glad"):
+        for number in range(20):
+            save_image(data / name / f"{number:02}.png", seed=number, size=16)
+    config = TrainConfig(
+        data=f"folder:{data}", backbone="tests.helpers.networks:tiny", image_size=48, epochs=1,
+        batch_size=8, parts="none", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = train(config)
+    evaluate_run(run)
+    for name in ("calm", "glad"):
+        (data / name / "00.png").unlink()
+    with pytest.raises(UsageError, match="was trained on .* of these 4 images; files were added"):
+        evaluate_run(run)
+    evaluate_run(run, split="train")

@@ -45,7 +45,7 @@ def test_a_counter_example_is_small_and_its_code_needs_the_loss_alone() -> None:
     (result,) = check_loss(MUTANTS["rotation"].fn, laws=[LAWS["rotation"]]).results
     assert (result.batch.n, result.batch.structure) == (2, "random")
     assert "unmuddle" not in result.code
-    assert "from mutants import rotation as loss\n" in result.code
+    assert "from tests.helpers.mutants import rotation as loss\n" in result.code
     assert "x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)" in result.code
     assert "# rotated: x @ q" in result.code
     printed = printed_by(result.code)
@@ -238,7 +238,7 @@ def test_a_law_of_ones_own_is_shown_by_its_calls() -> None:
         return Finding(torch.tensor(1.0), "<=", loss.value(batch.features, batch.labels))
 
     (result,) = check_loss(mutants.zero_row, kinds=[], laws=[positive]).results
-    assert "from mutants import zero_row as loss\nx = torch.tensor(" in result.code
+    assert "from tests.helpers.mutants import zero_row as loss\nx = torch.tensor(" in result.code
     (result,) = check_loss(partial(mutants.zero_row), kinds=[], laws=[positive]).results
     assert "# loss: what was checked\nx = torch.tensor(" in result.code
 
@@ -442,7 +442,19 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     assert json.loads(Path("told.json").read_text())["counts"]["failed"] == 0
     assert main(["laws", "my_losses:Spread"]) == 1
     assert "\none_sample: " in capsys.readouterr().out
-    assert main(["laws", "gathers:scaled_twice", "--kinds", "supervised", "--processes", "2"]) == 1
+    assert (
+        main(
+            [
+                "laws",
+                "tests.helpers.gathers:scaled_twice",
+                "--kinds",
+                "supervised",
+                "--processes",
+                "2",
+            ]
+        )
+        == 1
+    )
     assert "\nequal_shares: " in capsys.readouterr().out
     for wrong in ("my_losses:nothing", "nowhere:loss", "my_losses", "my_losses:torch"):
         assert main(["laws", wrong]) == 2

@@ -19,9 +19,9 @@ from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import LabelLedger
 
 ACCEPT, REJECT = "accept", "reject"
-KEEP = "keep"  # keep the suggested label, which a run chose and no person verified
+RELABEL = "relabel"  # to the suggested label, which a run chose and no person verified
 TO = "to "  # followed by the name of a third class
-_WORDS = (ACCEPT, REJECT, KEEP, TO)
+_WORDS = (ACCEPT, REJECT, RELABEL, TO)
 _NEEDED = ("sample", "split", "source", "label", "suggested", "decision", "content")
 
 
@@ -34,8 +34,8 @@ class Row(NamedTuple):
         source: file of the image, if any.
         label: name of the given class.
         suggested: name of the suggested class.
-        decision: "accept" or "reject" for the suggested label, "to CLASS" for a third class, "keep"
-            for the suggested label without verification, or "" if undecided.
+        decision: "accept" or "reject" for the suggested label, "to CLASS" for a third class,
+            "relabel" for the suggested label without verification, or "" if undecided.
         content: digest of the pixels.
     """
 
@@ -110,12 +110,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def rows_of(ledger: LabelLedger, data: LabeledImages, classes: tuple[str, ...]) -> Iterator[Row]:
     """Yield a row for every changed or fixed label.
 
-    The decision is "accept" if a person verified the label, else "keep".
+    The decision is "accept" if a person verified the label, else "relabel".
     """
     before, now, verified = ledger.original_labels, ledger.current_labels, ledger.human_verified()
     for i in ((now != before) | ledger.fixed()).nonzero()[:, 0].tolist():
         label, chosen = classes[int(before[i])], classes[int(now[i])]
-        decision = ACCEPT if verified[i] else KEEP
+        decision = ACCEPT if verified[i] else RELABEL
         yield Row(i, "train", data.source(i), label, chosen, decision, data.content(i))
 
 
@@ -166,7 +166,7 @@ def read_decisions(
         place, chosen = images.find(row), _chosen(row, classes)
         if chosen is None and (isinstance(place, tuple) or _word(row) not in _WORDS):
             what = f"line {line}: {row['decision']!r}, suggested {row['suggested']!r}"
-            problems.add(f"decision that is none of {ACCEPT}, {REJECT}, to CLASS", what)
+            problems.add(_mistake(row), what)
             continue
         where = f"line {line}: {row['source'] or row['content']}"
         if isinstance(place, str) or chosen is None:
@@ -177,8 +177,8 @@ def read_decisions(
         if now not in (row["label"], classes[chosen]):
             conflicts["label that is another one now"].append(where)
             continue
-        decision = Decision(*place, chosen, row["decision"] != KEEP)
-        word = ACCEPT if decision.verified else KEEP
+        decision = Decision(*place, chosen, row["decision"] != RELABEL)
+        word = ACCEPT if decision.verified else RELABEL
         kept = Row(place[1], place[0], source, row["label"], classes[chosen], word, row["content"])
         earlier = found.get(place)
         if earlier is None or earlier[0] == decision:
@@ -194,6 +194,14 @@ def read_decisions(
         raise UsageError(f"{option}: no row holds a decision")
     held_out = [row for decision, row, _ in found.values() if decision.split != "train"]
     return Decisions([decision for decision, _, _ in found.values()], conflicts, held_out)
+
+
+def _mistake(row: Mapping[str | None, Any]) -> str:
+    if row["decision"] == "keep":
+        return f"decision 'keep': write {REJECT} to keep the label as given"
+    if row["decision"].startswith(TO):
+        return "class that the data does not have"
+    return f"decision that is none of {ACCEPT}, {REJECT}, to CLASS"
 
 
 def _word(row: Mapping[str | None, Any]) -> str:
@@ -212,7 +220,7 @@ def _agreement(source: str, other: str) -> int:
 
 
 def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None:
-    words = {ACCEPT: row["suggested"], KEEP: row["suggested"], REJECT: row["label"]}
+    words = {ACCEPT: row["suggested"], RELABEL: row["suggested"], REJECT: row["label"]}
     words |= {f"{TO}{name}": name for name in classes}
     name = words.get(row["decision"])
     return classes.index(name) if name in classes else None
@@ -262,6 +270,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
     for _, row in rows:
         if isinstance(row["decision"], str):
             row["decision"] = row["decision"].strip()
-            if row["decision"].lower() in (ACCEPT, REJECT, KEEP):  # spreadsheets capitalise words
+            # Spreadsheets capitalise words.
+            if row["decision"].lower() in (ACCEPT, REJECT, RELABEL):
                 row["decision"] = row["decision"].lower()
     return rows

@@ -1,10 +1,10 @@
 """Files of a run folder, and how they are written and read."""
 
 import json
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -195,11 +195,23 @@ class RunFolder:
         """
         names = [Path(row["source"]).name for row in self.samples()]
         here = [Path(data.source(i)).name for i in range(len(data))]
-        differing = sum(a != b for a, b in zip_longest(names, here))
-        if differing:
+        if names != here:
+            gone, new = Counter(names) - Counter(here), Counter(here) - Counter(names)
+            changes = f"{gone.total()} of its {len(names)} are gone, {new.total()} are new"
             raise UsageError(
-                f"{option} {self.path}: was trained on other images: {len(names)}, here are "
-                f"{len(here)}; {differing} names differ"
+                f"{option} {self.path}: was trained on other images: "
+                f"{changes if gone or new else 'their order differs'}; train again, or give "
+                "--data the images as they were"
+            )
+
+    def check_unseen(self, option: str, data: LabeledImages) -> None:
+        """Raise a UsageError if the run was trained on some of the image files."""
+        trained = {row["source"] for row in self.samples()} - {""}
+        seen = sum(data.source(i) in trained for i in range(len(data)))
+        if seen:
+            raise UsageError(
+                f"{option} {self.path}: was trained on {seen} of these {len(data)} images; files "
+                "were added or removed since, and the splits drawn again"
             )
 
     def save_decisions(self, labels: Path) -> None:

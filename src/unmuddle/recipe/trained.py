@@ -112,6 +112,8 @@ def load_split(
             f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
             f"{', '.join(trained.classes)}"
         )
+    if split != "train":
+        trained.folder.check_unseen("--run", splits.parts()[split])
     decisions = trained.folder.decisions(splits)
     if decisions is not None:
         decisions.apply(splits.parts())

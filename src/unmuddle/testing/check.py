@@ -104,8 +104,10 @@ class Report:
         return tuple(result for result in self.results if result.status == status)
 
     def raise_if_failed(self) -> None:
-        """Raise a `BrokenLawError` that lists every law that failed."""
+        """Raise a `BrokenLawError` that lists every law that failed, or if no law was checked."""
         failed = self.of("failed")
+        if not failed and not self.of("passed"):
+            raise BrokenLawError(f"{self.loss}: no law was checked\n{self}")
         if failed:
             messages = [line for result in failed for line in result.lines()]
             raise BrokenLawError(f"{self.loss} breaks {len(failed)} laws\n" + "\n".join(messages))

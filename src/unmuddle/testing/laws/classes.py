@@ -140,17 +140,29 @@ def rare_class(loss: Loss, batch: Batch) -> Finding:
     return Finding(lengths[1:].max(), "<", lengths[0], 1e-9)
 
 
-@law("logits", "mean", change="the sum over two parts, weighted by size: one sample and the others")
+@law(
+    "logits",
+    "mean",
+    show=(
+        "parts = loss(x[:1], y[:1]) + (len(x) - 1) * loss(x[1:], y[1:])\n"
+        "print(parts / len(x), loss(x, y))  # found, expected"
+    ),
+)
 def mean_of_parts(loss: Loss, batch: Batch) -> Finding:
     """The loss of a batch is the mean over its samples: `N L(A, B) = N_A L(A) + N_B L(B)`.
 
     The law detects a power of the mean, such as a focal loss of the mean cross-entropy.
     """
     whole, parts, budget = _in_parts(loss, batch)
-    return Finding(parts[0] + (batch.n - 1) * parts[1], "==", batch.n * whole, budget)
+    found = (parts[0] + (batch.n - 1) * parts[1]) / batch.n
+    return Finding(found, "==", whole, budget / batch.n)
 
 
-@law("logits", "sum", change="the sum of the parts, one sample and the others")
+@law(
+    "logits",
+    "sum",
+    show="print(loss(x[:1], y[:1]) + loss(x[1:], y[1:]), loss(x, y))  # found, expected",
+)
 def sum_of_parts(loss: Loss, batch: Batch) -> Finding:
     """The loss of a batch is the sum over its samples: `L(A, B) = L(A) + L(B)`."""
     whole, parts, budget = _in_parts(loss, batch)

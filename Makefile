@@ -1,4 +1,5 @@
 PYTHON ?= python3
+MAKEFLAGS += --jobs=2
 BIN := .venv/bin
 # A process for every core, each with one thread and one test at a time.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxschedchunk 1

@@ -110,7 +110,10 @@ def test_the_installed_package_works_without_the_source_tree(installed: Path, tm
     "checker",
     [
         ("pyright", "--pythonpath", sys.executable),
-        ("mypy", "--python-executable", sys.executable, "--cache-dir", os.devnull),
+        pytest.param(
+            ("mypy", "--python-executable", sys.executable, "--cache-dir", os.devnull),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["pyright", "mypy"],
 )

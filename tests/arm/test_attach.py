@@ -71,7 +71,7 @@ class LastPooling(TorchDispatchMode):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision's googlenet
 @pytest.mark.parametrize(
-    "name", [*thinned(FAST, 3), *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+    "name", [*thinned(FAST, 4), *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
 )
 def test_attaches_before_the_pooling_trains_a_step_and_folds(name: str) -> None:
     name, _, size = name.partition("@")

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import pages
 from benchmarks.timings import run as benchmarks
+from tests.helpers import thinned
 
 
 def test_the_page_is_what_the_results_say() -> None:
@@ -24,7 +25,7 @@ def test_the_results_hold_every_case() -> None:
     assert found == list(benchmarks.cases(benchmarks.GROUPS))
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", thinned([True, False], 2))
 def test_a_case_is_measured_with_its_peers_or_without(alone: bool) -> None:
     row = benchmarks.measured("supcon", "N = 64, D = 128", alone=alone)
     peers = {"eager", "compiled eager", "compiled unmuddle", "metric learning", "bare products"}

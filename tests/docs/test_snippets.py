@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pytest_examples import CodeExample, find_examples
 
-from tests.helpers import ROOT, layouts
+from tests.helpers import ROOT, layouts, thinned
 from unmuddle.cli import main
 
 PAGES = ROOT / "docs" / "pages"
@@ -43,7 +43,14 @@ def test_example_runs(example: CodeExample, tmp_path, monkeypatch) -> None:
     exec(compile(as_in_the_page, example.path, "exec"), {"__name__": "__main__"})
 
 
-def test_the_example_of_several_processes_runs_in_several(tmp_path) -> None:
+LAUNCHERS = (
+    "torch.distributed.run --standalone --nproc-per-node 2",
+    "accelerate.commands.launch --cpu --num_processes 2",
+)
+
+
+@pytest.mark.parametrize("launcher", thinned(LAUNCHERS, 2))
+def test_the_example_of_several_processes_runs_in_several(launcher: str, tmp_path) -> None:
     (script,) = (
         example.source
         for example in find_examples(PAGES / "scale.md")
@@ -51,16 +58,12 @@ def test_the_example_of_several_processes_runs_in_several(tmp_path) -> None:
     )
     path = tmp_path / "several.py"
     path.write_text(script)
-    for launcher in (
-        ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        ("accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-    ):
-        command = [sys.executable, "-m", *launcher, str(path)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", *launcher.split(), str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def lines_of_shell(page: Path) -> list[str]:

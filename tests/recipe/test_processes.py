@@ -83,7 +83,7 @@ def events(run: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("launcher", "options"),
     [
-        (TORCHRUN, "--epochs 4"),
+        (TORCHRUN, "--epochs 3"),
         pytest.param(
             ACCELERATE, "--epochs 3 --accumulate 3 --workers 1 --sampler balanced",
             marks=pytest.mark.slow,

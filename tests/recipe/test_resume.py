@@ -87,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], 
     return result(run), time.monotonic() - began
 
 
-@pytest.mark.parametrize("seed", thinned(range(20), 5))
+@pytest.mark.parametrize("seed", thinned(range(20), 7))
 def test_killed_at_a_random_moment(seed: int, whole, tmp_path: Path) -> None:
     expected, seconds = whole
     process = start(tmp_path / "run", False)
@@ -100,7 +100,7 @@ def test_killed_at_a_random_moment(seed: int, whole, tmp_path: Path) -> None:
     assert result(tmp_path / "run") == expected
 
 
-@pytest.mark.parametrize("write", thinned([1, 2, 6, 7, 9, 10, 11, 16, 26], 2))
+@pytest.mark.parametrize("write", thinned([1, 2, 6, 7, 9, 10, 11, 16, 26], 3))
 def test_killed_with_a_file_half_written(write: int, whole, tmp_path: Path) -> None:
     process = start(tmp_path / "run", False, write)
     process.join()

@@ -17,7 +17,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, thinned
 from tests.helpers.layouts import (
     make_affectnet,
     make_affectnet_annotations,
@@ -390,7 +390,7 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", thinned([signal.SIGTERM, signal.SIGINT], 2))
 def test_a_stopped_run_leaves_a_readable_folder(stop: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(

@@ -56,7 +56,7 @@ def test_suspects_are_ranked_and_say_why(run: Path) -> None:
             continue
         assert s.row.label == samples[s.row.sample]["label_name"] != s.row.suggested
         assert s.row.source == samples[s.row.sample]["source"]
-        assert f"wrong with probability {s.wrong:.2f}: predicted as {s.row.suggested}" in s.why
+        assert f"wrong with probability {s.wrong:.0%}: predicted as {s.row.suggested} (" in s.why
     assert len(audit(None, run, limit=1)[0]) == 1
 
 

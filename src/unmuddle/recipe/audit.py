@@ -125,8 +125,8 @@ def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
     label, suggested = splits.classes[int(given)], splits.classes[int(rival)]
     as_rival, as_given = (float(predictions.prob_of(y)) for y in (rival, given))
     why = (
-        f"wrong with probability {wrong:.2f}: predicted as {suggested} {as_rival:.2f}, "
-        f"as {label} {as_given:.2f}"
+        f"wrong with probability {wrong:.0%}: predicted as {suggested} ({as_rival:.0%}), "
+        f"as {label} ({as_given:.0%})"
     )
     if part.now[i] != part.given[i]:
         why += f"; the run relabeled it as {splits.classes[int(part.now[i])]}"

@@ -125,7 +125,7 @@ class Cell(NamedTuple):
 
     def name(self) -> str:
         """Name of its folder."""
-        text = "_".join(map(str, filter(None, self[:3])))
+        text = "_".join(map(str, self[:3]))
         text += f"_{self.options}" if self.options else ""
         return text.replace(" ", "-").replace(",", "-").replace(":", "-")
 
@@ -166,7 +166,7 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
             labels = method.labels(path.with_name(f"{path.name}_first"), problem)
             dropped = {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}
             faces = without(ferplus, dropped, path.with_name(f"{path.name}_faces"))
-        noise = write_labels(labels, problem, run.with_suffix(".csv"))
+        noise = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
         options |= {} if cell.noise == "none" and not number else {"noise": f"file:{noise}"}
         runs.train_run([f"--{name}={value}" for name, value in options.items()], run)

@@ -42,6 +42,7 @@ def test_every_method_costs_about_as_much_as_plain_cross_entropy(name: str) -> N
 def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
     cells = [*pretrained.cells(pretrained.GROUPS)]
     assert len({cell.name() for cell in cells}) == len({*cells})
+    assert Cell("none", "human", 0).name() == "none_human_0"
     found = [*pretrained.tries("uerm human lr=1e-3")]
     assert [cell.seed for cell in found] == list(pretrained.DEVELOPMENT)
     assert {cell.options for cell in found} == {"lr=1e-3"}
@@ -67,6 +68,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
         for method in ("none", "cleanlab", "answers")
     ]
     assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
+    assert (tmp_path / "none_symmetric-0.2_0_epochs=1.csv").exists()
     assert rows[2]["after"] >= rows[2]["before"] == rows[0]["before"]
     assert rows[1]["passes"] == 2 * rows[0]["passes"]
     shown = pretrained.comparison([row | {"options": ""} for row in rows], "symmetric:0.2")

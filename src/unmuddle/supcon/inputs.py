@@ -218,6 +218,6 @@ def _takes_part(name: str, labels: Tensor, ignore_index: int) -> Tensor | None:
     if may_look and labels.ndim == 2 and bool(((labels < 0).any(1) & used).any()):
         raise ValueError(
             f"{name}: expected memberships of at least 0, got negative ones; give probabilities, "
-            "not their logarithms"
+            "not their logarithms, and rows to ignore filled with the ignore_index of the loss"
         )
     return None if may_look and bool(used.all()) else used

@@ -225,8 +225,9 @@ def test_a_run_that_was_stopped_is_told(folder_run: Path, tmp_path: Path, capsys
     assert f"was stopped; unmuddle train --resume {tmp_path} goes on" in capsys.readouterr().err
 
 
-def test_images_that_the_run_was_trained_on_are_not_scored(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def test_images_that_the_run_was_trained_on_are_not_scored(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = Path("data")
     for name in ("calm", "glad"):
         for number in range(20):
             save_image(data / name / f"{number:02}.png", seed=number, size=16)

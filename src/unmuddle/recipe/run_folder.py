@@ -206,8 +206,8 @@ class RunFolder:
 
     def check_unseen(self, option: str, data: LabeledImages) -> None:
         """Raise a UsageError if the run was trained on some of the image files."""
-        trained = {row["source"] for row in self.samples()} - {""}
-        seen = sum(data.source(i) in trained for i in range(len(data)))
+        trained = {_tail(row["source"]) for row in self.samples() if row["source"]}
+        seen = sum(_tail(data.source(i)) in trained for i in range(len(data)))
         if seen:
             raise UsageError(
                 f"{option} {self.path}: was trained on {seen} of these {len(data)} images; files "
@@ -261,6 +261,11 @@ class RunFolder:
         """Read the snapshot for the report. It is empty if the run did not write one."""
         path = self.path / "snapshot.safetensors"
         return _read_tensors(path) if path.exists() else {}
+
+
+def _tail(source: str) -> tuple[str, ...]:
+    """Return the end of a path, which is the same for a relative and an absolute path."""
+    return Path(source).absolute().parts[-3:]
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def _remove_first_stride(network: nn.Module) -> bool:
 class StridedDepthwise(nn.Conv2d):
     """Strided depthwise convolution that computes in fp32 even under autocast.
 
-    On CPUs, the gradient with respect to its input takes ten times as long in bf16.
+    On CPUs, the gradient with respect to its input is much slower in bf16 than in fp32.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def load_split(
             f"--data {spec}: has the classes {', '.join(splits.classes)}; the run was trained on "
             f"{', '.join(trained.classes)}"
         )
-    if split != "train":
+    if data is None and split != "train":  # other data may have paths that end alike
         trained.folder.check_unseen("--run", splits.parts()[split])
     decisions = trained.folder.decisions(splits)
     if decisions is not None:

@@ -1,7 +1,9 @@
 """Sections of the documentation's pages that commands write."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
@@ -22,6 +24,12 @@ def write_section(page: str, name: str, text: str) -> None:
     old = path.read_text(encoding="utf-8")
     new = _marks(name).sub(lambda found: f"{found[1]}\n{text}\n\n{found[3]}", old)
     path.write_text(new, encoding="utf-8")
+
+
+def write_sections(page: str, sections: dict[str, Callable[[Any], str]], rows: Any) -> None:
+    """Write every section of a page from the rows of its results."""
+    for name, text in sections.items():
+        write_section(page, name, text(rows))
 
 
 def _marks(name: str) -> re.Pattern[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
-from benchmarks.pages import PAGES, write_section
+from benchmarks.pages import PAGES, write_sections
 
 Row = dict[str, Any]
 NOTHING, EVERYTHING = "none", "supcon,published_arm,uerm"
@@ -261,8 +261,7 @@ SECTIONS: dict[str, Callable[[list[Row]], str]] = {
 
 def render(rows: list[Row]) -> None:
     """Write every table and plot of the page."""
-    for name, text in SECTIONS.items():
-        write_section("scratch.md", name, text(rows))
+    write_sections("scratch.md", SECTIONS, rows)
     if select(rows, data="ferplus", split="test", variant=""):
         draw_ablation(rows, PAGES / ABLATION)
     if _leaks(rows):

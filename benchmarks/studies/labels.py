@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from benchmarks.pages import write_section
+from benchmarks.pages import write_sections
 from benchmarks.studies import runs
 from benchmarks.studies.evidence import Row
 from benchmarks.studies.label_figures import Problem, of_cleanlab, of_uerm
@@ -243,8 +243,7 @@ def main() -> None:
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         failed = run_missing(a.only, a.ferplus, a.weights, a.out, a.jobs)
-    for name, text in SECTIONS.items():
-        write_section("labels.md", name, text(runs.read_results(RESULTS)))
+    write_sections("labels.md", SECTIONS, runs.read_results(RESULTS))
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))
 

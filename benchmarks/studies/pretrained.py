@@ -26,7 +26,7 @@ import torch
 from cleanlab.filter import find_label_issues
 from torch import Tensor
 
-from benchmarks.pages import write_section
+from benchmarks.pages import write_sections
 from benchmarks.studies import evidence, runs
 from benchmarks.studies.evidence import Row, described, paired, select, spread, table
 from benchmarks.studies.label_figures import Problem
@@ -64,7 +64,7 @@ def pruned(run: Path, problem: Problem) -> Tensor:
 
 
 def answered(run: Path, problem: Problem) -> Tensor:
-    """Labels after a person verified some, each then as likely as not to be right."""
+    """Labels after a person verified some, and each other one became its most likely class."""
     uerm = load_uerm(run, problem)
     ids = torch.tensor([s.sample for s in uerm.suggest(ANSWERS, to_verify=True)])
     uerm.ledger.decide(ids, problem.truth[ids])
@@ -156,14 +156,14 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
     method, path = METHODS[cell.method], out / cell.name()
     problem = noisy_labels(cell.noise, cell.seed, ferplus, out)
     labels, cost, seconds = problem.given, 0, 0.0
-    stages = [method.options] if method.labels is None else [method.first, method.options]
-    for number, stage in enumerate(stages):
-        run = path if stage is stages[-1] else path.with_name(f"{path.name}_first")
+    first = path.with_name(f"{path.name}_first")
+    stages = [(first, method.first)] if method.labels else []
+    for number, (run, stage) in enumerate([*stages, (path, method.options)]):
         given = dict(option.split("=") for option in f"{stage} {cell.options}".split())
         options = {name: str(value) for name, value in SETTINGS.items()} | given
         faces = ferplus
         if number and method.labels is not None:
-            labels = method.labels(path.with_name(f"{path.name}_first"), problem)
+            labels = method.labels(first, problem)
             dropped = {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}
             faces = without(ferplus, dropped, path.with_name(f"{path.name}_faces"))
         noise = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
@@ -265,8 +265,7 @@ def main() -> None:
         wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
         run = partial(run_cell, ferplus=a.ferplus, weights=a.weights, out=a.out)
         failed = runs.run_missing(wanted, run, RESULTS, a.jobs, Path(__file__))
-    for name, text in SECTIONS.items():
-        write_section("evidence.md", name, text(runs.read_results(RESULTS)))
+    write_sections("evidence.md", SECTIONS, runs.read_results(RESULTS))
     if failed:
         sys.exit("failed:\n" + "\n".join(failed))
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def thinned(values: Iterable[Any], every: int) -> list[Any]:
-    """Parameters, all but the first of every so many for `make test-all` only."""
+    """Mark all parameters slow except every `every`-th, so that `make test-all` alone runs them."""
     return [
         value
         if place % every == 0

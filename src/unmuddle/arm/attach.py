@@ -162,9 +162,10 @@ def _check_part(features: nn.Module, model: nn.Module, size: tuple[int, int]) ->
 
 def _check_head(head: Head, shape: tuple[int, int, int]) -> None:
     """Raise a ValueError unless a head takes a feature map of this shape."""
+    like = next(head.parameters(), torch.zeros(()))
     with torch.no_grad(), eval_mode(head):
         try:
-            head(torch.zeros(1, *shape))
+            head(like.new_zeros(1, *shape))
         except Exception as error:  # the user's module can fail in any way
             raise ValueError(f"arm: takes no map (C, H, W) = {shape}: {error}") from error
 

@@ -144,6 +144,8 @@ def test_parts_of_a_network_of_ones_own_are_put_together_or_named() -> None:
         attach_arm(given, 3, input_size=32, at="stage", arm=lambda _, size: ARM(8, size))
     with pytest.raises(ValueError, match="input_size: expected at least 1"):
         attach_arm(given, 3, input_size=0, at="stage")
+    batchwise = partial(PublishedARM, affinity="batch")  # warns when it predicts, not when attached
+    attach_arm(given, 3, input_size=32, at="stage", arm=batchwise)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "mobilenetv3_small_050"])

@@ -482,3 +482,22 @@ def test_a_loss_in_fp32_without_a_gradient_is_caught() -> None:
 
     assert failed(right) == {"double_precision", "result_dtype"}
     assert failed(detached) == {"double_precision", "result_dtype", "directional_derivative"}
+
+
+def test_a_loss_that_no_law_could_check_fails() -> None:
+    def never(features, labels):
+        raise NotApplicableError
+
+    with pytest.raises(BrokenLawError, match="never: no law was checked"):
+        check_loss(never).raise_if_failed()
+
+
+def test_the_code_for_a_loss_without_a_graph_runs(capsys) -> None:
+    def detached(features, labels):
+        return features.detach().square().sum()
+
+    (result,) = check_loss(detached, laws=["directional_derivative"]).of("failed")
+    lines = [line for line in result.code.splitlines() if not line.startswith("loss = ")]
+    exec("\n".join(lines), {"loss": detached})
+    slope, by_gradient = capsys.readouterr().out.splitlines()
+    assert slope != by_gradient == "tensor(0., dtype=torch.float64)"

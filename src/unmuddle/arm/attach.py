@@ -163,7 +163,8 @@ def _check_part(features: nn.Module, model: nn.Module, size: tuple[int, int]) ->
 def _check_head(head: Head, shape: tuple[int, int, int]) -> None:
     """Raise a ValueError unless a head takes a feature map of this shape."""
     like = next(head.parameters(), torch.zeros(()))
-    with torch.no_grad(), eval_mode(head):
+    with torch.no_grad(), eval_mode(head), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as how an untrained head behaves in eval mode
         try:
             head(like.new_zeros(1, *shape))
         except Exception as error:  # the user's module can fail in any way

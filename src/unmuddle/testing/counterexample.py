@@ -79,7 +79,7 @@ def _code(law: Law, loss: Loss, batch: Batch, result: "Result") -> list[str]:
         if number == 0 or not _same(y, call.labels):
             lines.append(f"y = {_tensor(call.labels)}")
         x, y = features, call.labels
-        lines.append(f"{_call(loss, call)}  # {role}")
+        lines.append(f"{_call(call)}  # {role}")
     return lines
 
 
@@ -156,13 +156,9 @@ def _shortest(loss: Loss, call: Call, result: "Result") -> Tensor:
     return call.features
 
 
-def _call(loss: Loss, call: Call) -> str:
+def _call(call: Call) -> str:
     options = "".join(f", {name}={_literal(value)}" for name, value in call.options.items())
     if call.of == "gradient":
-        x = call.features.detach().clone().requires_grad_()
-        with suppress(Exception):
-            if not loss.copy().raw(x, call.labels, **call.options).requires_grad:
-                return f"print(loss(x.requires_grad_(), y{options}).requires_grad)"
         return f"print(torch.autograd.grad(loss(x.requires_grad_(), y{options}), x)[0])"
     return f"print(loss(x, y{options}))"
 

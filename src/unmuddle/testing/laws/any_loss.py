@@ -198,7 +198,10 @@ def large_features(loss: Loss, batch: Batch) -> Finding:
         "torch.manual_seed(0)\n"
         "v, h = torch.randn_like(x), 1e-4\n"
         "print((loss(x + h * v, y) - loss(x - h * v, y)) / (2 * h))  # the slope along v\n"
-        "gradient = torch.autograd.grad(loss(x.requires_grad_(), y), x)[0]\n"
+        "value = loss(x.requires_grad_(), y)\n"
+        "gradient = torch.zeros_like(x)  # of a value without a graph\n"
+        "if value.requires_grad:\n"
+        "    gradient = torch.autograd.grad(value, x)[0]\n"
         "print((gradient * v).sum())  # by the gradient"
     )
 )

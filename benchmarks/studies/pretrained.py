@@ -16,9 +16,11 @@ import json
 import signal
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import safetensors.torch
@@ -38,7 +40,7 @@ from unmuddle.uerm import UERM, bayes
 RESULTS = Path(__file__).with_name("pretrained.jsonl")
 DEVELOPMENT = (100, 101, 102)  # seeds to choose settings by, scored on validation
 SETTINGS = {
-    "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 2, "epochs": 6,
+    "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 7,
     "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
 }  # fmt: skip
 ANSWERS = 200  # labels that a person verifies, in the method "answers"
@@ -73,20 +75,19 @@ def answered(run: Path, problem: Problem) -> Tensor:
 
 
 class Method(NamedTuple):
-    """One or two trainings.
+    """One training, or a second one that goes on from FIRST with other labels.
 
     Attributes:
         options: options of the training that is tested, besides SETTINGS.
-        first: options of a training before it.
-        labels: makes labels for the second training from the first one.
+        labels: makes the labels of the second training from the first one.
     """
 
     options: str
-    first: str = ""
     labels: Callable[[Path, Problem], Tensor] | None = None
 
 
-FIRST = "epochs=3 views=1 warmup=0.7"
+# Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
+FIRST = "parts=uerm epochs=3 warmup=1"
 METHODS = {
     "none": Method("parts=none"),
     "supcon": Method("parts=supcon"),
@@ -99,20 +100,24 @@ METHODS = {
     "published_arm": Method("parts=published_arm"),
     "supcon,published_arm,uerm": Method("parts=supcon,published_arm,uerm epochs=5"),
     "label smoothing": Method("parts=none label_smoothing=0.1"),
-    "cleanlab": Method("parts=none epochs=4", f"parts=none {FIRST}", pruned),
-    "twice": Method("parts=none epochs=4", f"parts=uerm {FIRST}", relabeled),
-    "answers": Method("parts=none epochs=4", f"parts=uerm {FIRST}", answered),
+    "ema_margin": Method("parts=uerm epochs=5 relabel_policy=ema_margin"),
+    "cleanlab": Method("parts=none epochs=3", pruned),
+    "twice": Method("parts=none epochs=3", relabeled),
+    "answers": Method("parts=none epochs=3", answered),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
 }
 PARTS = tuple(METHODS)[:8]
+NOISY = ("human", "symmetric:0.2")
+INSTEAD = ("none", "uerm", "answers", "label smoothing", "ema_margin", "cleanlab", "twice")
 GROUPS = {
-    "parts": [("none", "symmetric:0.2", "human"), PARTS],
-    "published": [("none", "symmetric:0.2", "human"), tuple(METHODS)[8:10]],
-    "instead": [("symmetric:0.2", "human"), ("label smoothing", "cleanlab", "twice", "answers")],
+    "instead": [NOISY, INSTEAD],
+    "parts": [("none", *NOISY), PARTS],
+    "published": [("none", *NOISY), tuple(METHODS)[8:10]],
     "rates": [("symmetric:0.1", "symmetric:0.3"), ("none", "uerm", "label smoothing", "cleanlab")],
     "votes": [("none",), ("votes", "supcon, votes")],
 }
+_LOCKS = defaultdict[Path, Lock](Lock)
 
 
 class Cell(NamedTuple):
@@ -156,22 +161,28 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
     method, path = METHODS[cell.method], out / cell.name()
     problem = noisy_labels(cell.noise, cell.seed, ferplus, out)
     labels, cost, seconds = problem.given, 0, 0.0
-    first = path.with_name(f"{path.name}_first")
-    stages = [(first, method.first)] if method.labels else []
-    for number, (run, stage) in enumerate([*stages, (path, method.options)]):
-        given = dict(option.split("=") for option in f"{stage} {cell.options}".split())
+
+    def train(stage: str, run: Path, weights: Path) -> None:
+        nonlocal cost, seconds
+        given = dict(option.split("=") for option in stage.split())
         options = {name: str(value) for name, value in SETTINGS.items()} | given
         faces = ferplus
-        if number and method.labels is not None:
-            labels = method.labels(first, problem)
-            dropped = {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}
-            faces = without(ferplus, dropped, path.with_name(f"{path.name}_faces"))
-        noise = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
+        if dropped := {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}:
+            faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
-        options |= {} if cell.noise == "none" and not number else {"noise": f"file:{noise}"}
+        if not labels.equal(problem.truth):
+            noise = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
+            options |= {"noise": f"file:{noise}"}
         runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
         cost += passes(options)
         seconds += json.loads((run / "summary.json").read_text())["seconds"]
+
+    if method.labels is not None:
+        first = out / Cell("first", cell.noise, cell.seed).name()
+        with _LOCKS[first]:
+            train(FIRST, first, weights)
+        labels, weights = method.labels(first, problem), first / "model.safetensors"
+    train(f"{method.options} {cell.options}", path, weights)
     row = runs.figures(path, "val" if cell.seed in DEVELOPMENT else "test")
     kept = labels >= 0
     if method.labels is not None:

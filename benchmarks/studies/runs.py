@@ -68,7 +68,7 @@ def run_missing(
 ) -> list[str]:
     """Run every cell that has no row yet; return descriptions of those that failed."""
     done, commit = {row["name"] for row in read_results(results)}, frozen_commit(*settings)
-    missing = [cell for cell in wanted if cell.name() not in done]
+    missing = [cell for cell in dict.fromkeys(wanted) if cell.name() not in done]
 
     def named(cell: Any) -> Row:
         return {"name": cell.name()} | run(cell) | {"commit": commit}

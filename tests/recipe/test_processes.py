@@ -121,7 +121,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in output
     assert "another process of this training has ended" in output or "interrupted" in output
-    assert (run / "checkpoint.safetensors").exists()
+    assert (run / "checkpoint.pt").exists()
 
 
 def test_a_killed_loader_ends_the_training(tmp_path: Path) -> None:

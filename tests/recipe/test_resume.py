@@ -114,7 +114,7 @@ def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, capsys) -> None:
     process = start(tmp_path / "run", False)
     process.join()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
     train(dataclasses.replace(QUICK, out=str(tmp_path / "run")), resume=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
@@ -125,8 +125,8 @@ def stopped(out: Path) -> Path:
     """A run that has the checkpoint of an epoch and has not ended."""
     process, sizes = start(out, False), set[int]()
     while len(sizes) < 2:  # the first checkpoint is of a training that has not begun
-        if (out / "checkpoint.safetensors").exists():
-            sizes.add((out / "checkpoint.safetensors").stat().st_size)
+        if (out / "checkpoint.pt").exists():
+            sizes.add((out / "checkpoint.pt").stat().st_size)
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -243,13 +243,11 @@ def given(sample: int) -> Row:
 def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> None:
     run = stopped(tmp_path / "run")
     config = dataclasses.replace(QUICK, out=str(run))
-    with pytest.raises(
-        UsageError, match=r"checkpoint.safetensors: cannot be resumed from: .*labels"
-    ):
+    with pytest.raises(UsageError, match=r"checkpoint.pt: cannot be resumed from: .*labels"):
         train(dataclasses.replace(config, noise="symmetric:0.3"), resume=True)
-    checkpoint = run / "checkpoint.safetensors"
+    checkpoint = run / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="checkpoint.safetensors: cannot be resumed from"):
+    with pytest.raises(UsageError, match="checkpoint.pt: cannot be resumed from"):
         train(config, resume=True)
 
 
@@ -270,7 +268,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
     whole, tmp_path: Path
 ) -> None:
     run = stopped(tmp_path / "run")
-    checkpoint = (run / "checkpoint.safetensors").read_bytes()
+    checkpoint = (run / "checkpoint.pt").read_bytes()
 
     def allow_small_files_only() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(checkpoint) // 2,) * 2)
@@ -281,11 +279,9 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
-    assert ended.stderr.startswith(
-        f"unmuddle train: error: {run}/checkpoint.safetensors: cannot be written"
-    )
+    assert ended.stderr.startswith(f"unmuddle train: error: {run}/checkpoint.pt: cannot be written")
     assert "Traceback" not in ended.stderr
-    assert (run / "checkpoint.safetensors").read_bytes() == checkpoint
+    assert (run / "checkpoint.pt").read_bytes() == checkpoint
     assert not list(run.glob(".partial*"))
     process = start(run, True)
     process.join()

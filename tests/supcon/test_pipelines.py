@@ -47,8 +47,8 @@ def results(x: Tensor, labels: Tensor, impl: str, weight: Tensor, **options) -> 
     return [losses.detach().double().cpu(), x.grad.double().cpu()]
 
 
-def check(n: int, dim: int, kind: str, dtype: torch.dtype, **options) -> None:
-    """Agreement with fp64, and equal bits of two runs."""
+def check(n: int, dim: int, kind: str, dtype: torch.dtype, roundings: int = 8, **options) -> None:
+    """Agreement with fp64 up to a number of rounding errors, and equal bits of two runs."""
     torch.manual_seed(n)
     x, labels, weight = torch.randn(n, dim).to(dtype), LABELS[kind](n), torch.rand(n)
     x[n // 2] = 0
@@ -58,7 +58,7 @@ def check(n: int, dim: int, kind: str, dtype: torch.dtype, **options) -> None:
     eps = max(torch.finfo(dtype).eps, 3e-7)
     for mine, same, true in zip(got, again, truth, strict=True):
         assert torch.equal(mine, same)
-        assert (mine - true).abs().max() <= 8 * eps * (true.abs().max() + 1e-3)
+        assert (mine - true).abs().max() <= roundings * eps * (true.abs().max() + 1e-3)
 
 
 SIZES = (
@@ -78,7 +78,9 @@ def test_pairs_agree_with_fp64(size: tuple[int, int, torch.dtype], kind: str) ->
 
 
 def test_rows_of_any_length_agree_with_fp64() -> None:
-    check(70, 33, "some classes", torch.float32, temperature=0.3, normalize=False)
+    # A logit s that is rounded changes its probability by the factor 1 + eps s; s is up to 102.
+    options = {"temperature": 0.3, "normalize": False}
+    check(70, 33, "some classes", torch.float32, roundings=102, **options)
 
 
 LARGE = ((2, 3), (128, 16), (129, 100), (300, 40), (500, 150))

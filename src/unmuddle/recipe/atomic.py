@@ -36,15 +36,13 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file atomically.
 
     A killed `safetensors.torch.save_file` would leave its own temporary file behind.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state, header)))
+    write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state)))
 
 
 def make_folder(option: str, path: Path) -> Path:

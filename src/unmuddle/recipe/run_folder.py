@@ -40,7 +40,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoint.safetensors"
+        self.checkpoint = path / "checkpoint.pt"
         self.duplicates = path / "duplicates.csv"
         self.left_out = path / "left_out.csv"
         self.labels = path / "labels.csv"

@@ -201,10 +201,9 @@ def build_training(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     for module in (average, uerm):
         module.to(accelerator.device)
-    checkpoint = Checkpoint(
-        {"model": model, "average": average.module, "uerm": uerm},
-        optimizer, schedule, accelerator.scaler,
-    )  # fmt: skip
+    parts = {"model": model, "average": average.module, "uerm": uerm}
+    parts |= {"optimizer": optimizer, "schedule": schedule}
+    checkpoint = Checkpoint(parts | ({"scaler": accelerator.scaler} if accelerator.scaler else {}))
     network, optimizer, schedule, *loaders = accelerator.prepare(
         model, optimizer, schedule, *loaders
     )

@@ -27,7 +27,8 @@ from benchmarks.pages import ROOT
 PARTS = {
     "supcon": (
         "supcon/**/*.py",
-        "contract values denominator_weights queue kernels pipelines launches laws compiled distributed",
+        "contract values denominator_weights queue kernels pipelines launches laws compiled "
+        "distributed",
     ),
     "arm": ("arm/functional.py", "arm fold laws distributed"),
     "uerm": (

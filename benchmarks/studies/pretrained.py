@@ -1,13 +1,14 @@
 """Fine-tune a network pretrained on faces, by each method, on clean and noisy labels of FERPlus.
 
-    python -m benchmarks.studies.pretrained --ferplus PATH --weights FILE   missing cells, the page
-    python -m benchmarks.studies.pretrained --only parts ...                one question
+    python -m benchmarks.studies.pretrained --ferplus PATH --whole PATH --weights FILE
+    python -m benchmarks.studies.pretrained --only parts ...   the missing cells of one question
     python -m benchmarks.studies.pretrained --tries "uerm symmetric:0.2 lr=1e-3"   on validation
     python -m benchmarks.studies.pretrained --render                        the page alone
 
-The network is a MobileFaceNet. Every method costs as many passes over the faces: a training step on
-a view counts three, a prediction one. A cell that was stopped is resumed, and one that has a row in
-pretrained.jsonl is not run again.
+The network is a MobileFaceNet. The noise "whole" means the clean labels of all faces of FERPlus;
+every other kind is of a subset. Every method costs as many passes over the faces: a training step
+on a view counts three, a prediction one. A cell that was stopped is resumed, and one that has a row
+in pretrained.jsonl is not run again.
 """
 
 import argparse
@@ -116,6 +117,7 @@ GROUPS = {
     "published": [("none", *NOISY), tuple(METHODS)[8:10]],
     "rates": [("symmetric:0.1", "symmetric:0.3"), ("none", "uerm", "label smoothing", "cleanlab")],
     "votes": [("none",), ("votes", "supcon, votes")],
+    "whole": [("whole",), ("none", "supcon,arm,uerm")],
 }
 _LOCKS = defaultdict[Path, Lock](Lock)
 
@@ -156,10 +158,12 @@ def passes(options: dict[str, str]) -> int:
     return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
 
 
-def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
+def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -> Row:
     """Run the trainings of a cell, or resume them; return a row of results."""
-    method, path = METHODS[cell.method], out / cell.name()
-    problem = noisy_labels(cell.noise, cell.seed, ferplus, out)
+    method, path, noise = METHODS[cell.method], out / cell.name(), cell.noise
+    if noise == "whole":
+        ferplus, noise = whole, "none"
+    problem = noisy_labels(noise, cell.seed, ferplus, out)
     labels, cost, seconds = problem.given, 0, 0.0
 
     def train(stage: str, run: Path, weights: Path) -> None:
@@ -171,8 +175,8 @@ def run_cell(cell: Cell, ferplus: Path, weights: Path, out: Path) -> Row:
             faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
         if not labels.equal(problem.truth):
-            noise = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
-            options |= {"noise": f"file:{noise}"}
+            path = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
+            options |= {"noise": f"file:{path}"}
         runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
         cost += passes(options)
         seconds += json.loads((run / "summary.json").read_text())["seconds"]
@@ -249,6 +253,7 @@ SECTIONS: dict[str, Callable[[list[Row]], str]] = {
     "symmetric": partial(comparison, noise="symmetric:0.2"),
     "human": partial(comparison, noise="human"),
     "clean": partial(comparison, noise="none"),
+    "whole": partial(comparison, noise="whole"),
     "rates": rates,
     "tries": tried,
 }
@@ -260,6 +265,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
+    parser.add_argument("--whole", type=Path, help="the same with all training faces")
     parser.add_argument("--weights", type=Path, help="MobileFaceNet's weights")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=tuple(GROUPS))
     parser.add_argument("--tries", nargs="+", help="runs to choose settings by, on validation")
@@ -269,12 +275,12 @@ def main() -> None:
     a = parser.parse_args()
     failed = []
     if not a.render:
-        if a.ferplus is None or a.weights is None:
-            sys.exit("--ferplus, --weights: are needed for cells that are missing")
+        if None in (a.ferplus, a.whole, a.weights):
+            sys.exit("--ferplus, --whole, --weights: are needed for cells that are missing")
         a.out.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
-        run = partial(run_cell, ferplus=a.ferplus, weights=a.weights, out=a.out)
+        run = partial(run_cell, ferplus=a.ferplus, whole=a.whole, weights=a.weights, out=a.out)
         failed = runs.run_missing(wanted, run, RESULTS, a.jobs, Path(__file__))
     write_sections("evidence.md", SECTIONS, runs.read_results(RESULTS))
     if failed:

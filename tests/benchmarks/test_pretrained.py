@@ -64,7 +64,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     rows = [
         {"name": method, "commit": "abc"}
         | pretrained.run_cell(
-            Cell(method, "symmetric:0.2", 0, "epochs=1"), ferplus, weights, tmp_path
+            Cell(method, "symmetric:0.2", 0, "epochs=1"), ferplus, ferplus, weights, tmp_path
         )
         for method in ("none", "cleanlab", "answers")
     ]

@@ -414,14 +414,16 @@ def test_a_checkpoint_of_the_authors_gives_what_their_code_gives(prefix: str) ->
         (r"'resnet1' is known to neither timm nor torchvision; did you mean", "resnet1", {}),
         (r"image is 1 x 1; ARM needs at least 2 x 2, an image of about 64 x 64", "resnet18",
          {"input_size": 32}),
-        (r"input_size: the network takes no \(8, 8\) image", "densenet121", {"input_size": 8}),
+        (r"the network takes no image \(1, 3, 8, 8\)", "densenet121", {"input_size": 8}),
+        (r"about 128 x 128, or an earlier map", "torchvision/resnet18", {"at": "avgpool"}),
+        (r"dropout: expected a number from 0 to 1, got '0.1'", "resnet18", {"dropout": "0.1"}),
         (r"num_classes: expected a whole number of at least 1, got 0", "resnet18",
          {"num_classes": 0}),
         (r"num_classes: expected a whole number of at least 1, got '7'", "resnet18",
          {"num_classes": "7"}),
         (r"input_size: expected a whole number or \(H, W\), got '64'", "resnet18",
          {"input_size": "64"}),
-        (r"model: cannot be cut at 'layer9'", "resnet18", {"at": "layer9"}),
+        (r"model: cannot be cut at 'layer9': .*as features=", "resnet18", {"at": "layer9"}),
         (r"features, at: give one of the two", "resnet18", {"at": "layer3", "features": nn.ReLU()}),
         (r"maps: expected a whole number", "resnet18", {"arm": partial(ARM, maps=0)}),
     ],
@@ -443,11 +445,27 @@ def test_arguments_that_contradict_each_other_are_named() -> None:
         attach_arm(cnn, 7, input_size=64, features=cnn, arm=ARM(4, 62))
     with pytest.raises(TypeError, match="arm: expected a module with out_features, got Flatten"):
         attach_arm(cnn, 7, input_size=64, features=cnn, arm=lambda *_: nn.Flatten())
+    with pytest.raises(TypeError, match=r"arm: cannot be called with C and \(H, W\)"):
+        attach_arm(cnn, 7, input_size=64, features=cnn, arm=nn.AdaptiveAvgPool2d)
+
+
+def test_a_network_inside_another_module_is_named() -> None:
+    cnn = timm.create_model("resnet18")
+    attached = attach_arm(cnn, 7, input_size=64)
+    for model, hint in (
+        (attached, "features=model.features"),
+        (nn.DataParallel(cnn), "give model.module"),
+        (torch.compile(cnn), "before torch.compile"),
+    ):
+        with pytest.raises(ValueError, match=f"model: is a {type(model).__name__}; .*{hint}"):
+            attach_arm(model, 7, input_size=64)
 
 
 def test_wrong_types_are_named() -> None:
     with pytest.raises(TypeError, match="features: expected an nn.Module, got str"):
         attach_arm("resnet18", 7, input_size=64, features="layer4")
+    with pytest.raises(TypeError, match="at: expected the name of a graph node, got ReLU"):
+        attach_arm("resnet18", 7, input_size=64, at=nn.ReLU())
     with pytest.raises(TypeError, match="model: expected an nn.Module, got int"):
         find_features(3)
     with pytest.raises(TypeError, match="model: expected an nn.Module, got str"):

@@ -41,6 +41,8 @@ def test_an_attached_network_is_taken_at_its_map_and_stays_in_its_mode() -> None
 
 
 def test_wrong_input_is_named() -> None:
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got str"):
+        erosion("resnet18", [])
     with pytest.raises(ValueError, match="loader: expected at least one image, got none"):
         erosion(blur("zeros"), [])
     with pytest.raises(ValueError, match=r"expected a feature map \(N, C, h, w\), got \(2, 16\)"):

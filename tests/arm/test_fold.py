@@ -136,3 +136,10 @@ def test_a_folded_form_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(FoldedARM, "forward", lambda self, x: 1.001 * right(self, x))
     with pytest.raises(RuntimeError, match="arm: the folded form differs by"):
         fold_arm(trained(ARM, 64, (4, 4)))
+
+
+def test_an_arm_that_is_not_finite_is_named() -> None:
+    model = nn.Sequential(ARM(8, (4, 4)))
+    model(torch.full((4, 8, 4, 4), torch.nan))
+    with pytest.raises(ValueError, match="0: its weights or statistics are not finite"):
+        fold_arm(model)

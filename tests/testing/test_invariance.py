@@ -84,6 +84,8 @@ def test_what_is_undefined_or_refused_never_passes() -> None:
 
 
 def test_wrong_input_is_named() -> None:
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got function"):
+        batch_invariance(lambda x: x, torch.zeros(4, 2))
     with pytest.raises(ValueError, match="x: expected at least 4 samples, got 3"):
         batch_invariance(nn.Identity(), torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"one output a sample, \(N, ...\) with N = 4, got \(8,\)"):

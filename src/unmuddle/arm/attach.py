@@ -90,7 +90,8 @@ def attach_arm(
     Raises:
         ValueError: the network is unknown, it has no feature map or one smaller than 2 x 2, or the
             arguments contradict each other.
-        TypeError: `features` is not a module, or `arm` does not return one with `out_features`.
+        TypeError: `model` is no network, `features` is not a module, `at` is not a name, or `arm`
+            does not return a module with `out_features`.
 
     Examples:
         >>> import torch
@@ -112,6 +113,8 @@ def attach_arm(
         raise TypeError(f"features: expected an nn.Module, got {type(features).__name__}{hint}")
     if features is not None and at is not None:
         raise ValueError("features, at: give one of the two, not both")
+    if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a number from 0 to 1, got {dropout!r}")
     size = pair("input_size", input_size)
     if features is not None:
         if isinstance(model, nn.Module):
@@ -125,9 +128,12 @@ def attach_arm(
         factor = max(size[0] // height, size[1] // width)
         raise ValueError(
             f"input_size: the map of a {size} image is {height} x {width}; ARM needs at least "
-            f"2 x 2, an image of about {2 * factor} x {2 * factor}"
+            f"2 x 2, an image of about {2 * factor} x {2 * factor}, or an earlier map"
         )
-    head = arm(channels, (height, width))
+    try:
+        head = arm(channels, (height, width))
+    except TypeError as error:
+        raise TypeError(f"arm: cannot be called with C and (H, W): {error}") from error
     if not isinstance(getattr(head, "out_features", None), int):
         raise TypeError(f"arm: expected a module with out_features, got {type(head).__name__}")
     _check_head(head, (channels, height, width))

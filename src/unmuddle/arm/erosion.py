@@ -41,6 +41,7 @@ def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
     Raises:
         ValueError: there is no batch, a batch does not contain images of one size, or the output of
             the network is not a feature map, is zero everywhere, or is not finite.
+        TypeError: `model` is not an `nn.Module`.
 
     Examples:
         >>> blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
@@ -48,6 +49,8 @@ def erosion(model: nn.Module, loader: Iterable[Any]) -> Erosion:
         >>> erosion(blur, [torch.ones(2, 1, 4, 4)]).by_distance
         tensor([0.6943, 1.9172])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     features = model.features if isinstance(model, ARMClassifier) else model
     device = next(features.parameters(), torch.zeros(())).device
     total, samples = torch.zeros(()), 0

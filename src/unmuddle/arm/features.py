@@ -15,6 +15,12 @@ from torch import Tensor, nn
 
 TRIAL_SIZE = 224  # side in pixels of the blank image used to find the map
 OTHER_TRIAL_SIZE = 160
+_WRAPPERS = {  # networks in other modules, and what find_features takes instead
+    "ARMClassifier": "features=model.features for a new ARM in place of its own",
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "OptimizedModule": "the network before torch.compile, which is model._orig_mod",
+}
 
 
 class FeatureMap(nn.Module):
@@ -100,6 +106,8 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     model = copy.deepcopy(model)
     if at is not None:
+        if not isinstance(at, str):
+            raise TypeError(f"at: expected the name of a graph node, got {type(at).__name__}")
         return _cut(model, at)
     home = type(model).__module__.partition(".")[0]
     if home == "timm" and hasattr(model, "forward_features"):
@@ -108,8 +116,11 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
         return features
     if home == "torchvision":
         return _cut(model, _last_map(model))
+    kind = type(model).__name__
+    if kind in _WRAPPERS:
+        raise ValueError(f"model: is a {kind}; give {_WRAPPERS[kind]}")
     raise ValueError(
-        f"model: {type(model).__name__} is no classifier of timm or torchvision; name the node "
+        f"model: {kind} is no classifier of timm or torchvision; name the node "
         "that gives its last feature map with at=, or give attach_arm that part as features="
     )
 
@@ -123,7 +134,8 @@ def map_shape(features: nn.Module, input_size: tuple[int, int]) -> tuple[int, in
     try:
         output = try_network(features, input_size)
     except Exception as error:  # a network can fail in any way on a size it was not made for
-        raise ValueError(f"input_size: the network takes no {input_size} image: {error}") from error
+        shape = (1, _image_channels(features), *input_size)
+        raise ValueError(f"input_size: the network takes no image {shape}: {error}") from error
     _check_map(output)
     return output.shape[1], output.shape[2], output.shape[3]
 
@@ -168,7 +180,8 @@ def _cut(model: nn.Module, node: str) -> FeatureMap:
     try:
         cut = create_feature_extractor(model, {node: "map"}, suppress_diff_warning=True)
     except Exception as error:  # tracing can fail in any way
-        raise ValueError(f"model: cannot be cut at {node!r}: {error}") from error
+        hint = "if it cannot be traced, give the part before its pooling as features="
+        raise ValueError(f"model: cannot be cut at {node!r}: {error}; {hint}") from error
     return FeatureMap(cut)
 
 
@@ -214,7 +227,7 @@ def _output_shapes(probe: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
 def try_network(model: nn.Module, size: Sequence[int]) -> Any:
     """Run a network on a blank image with three channels, or those of its first convolution."""
     like = next(model.parameters(), torch.zeros(()))
-    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    first = _image_channels(model)
     with torch.no_grad(), eval_mode(model):
         try:
             return model(like.new_zeros(1, 3, *size))
@@ -222,6 +235,11 @@ def try_network(model: nn.Module, size: Sequence[int]) -> Any:
             if first == 3:
                 raise
             return model(like.new_zeros(1, first, *size))
+
+
+def _image_channels(model: nn.Module) -> int:
+    """Return the input channels of the first convolution, or 3 if there is none."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 @contextmanager

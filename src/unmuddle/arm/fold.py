@@ -103,7 +103,8 @@ def fold_arm(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: there is no ARM, or an ARM cannot be folded. With `affinity="batch"`, its output
-            depends on the batch; without training or loaded weights, it has no statistics.
+            depends on the batch; without training or loaded weights, it has no statistics; weights
+            or statistics may not be finite.
         RuntimeError: a folded module does not agree with the original.
 
     Examples:
@@ -141,6 +142,8 @@ def _fold(arm: ARM | PublishedARM, name: str) -> nn.Module:
         raise ValueError(
             f"{name}: no training statistics to fold; train the network or load trained weights"
         )
+    if not all(tensor.isfinite().all() for tensor in arm.state_dict().values()):
+        raise ValueError(f"{name}: its weights or statistics are not finite")
     exact = copy.deepcopy(arm).double()
     scale = exact.bn.weight / (exact.bn.running_var + bn.eps).sqrt()  # pyright: ignore
     shift = exact.bn.bias - scale * exact.bn.running_mean  # pyright: ignore

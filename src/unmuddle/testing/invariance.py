@@ -54,6 +54,7 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
     Raises:
         ValueError: there are fewer than 4 samples, or the model does not return one output per
             sample.
+        TypeError: `model` is not an `nn.Module`.
 
     Examples:
         >>> x = torch.randn(8, 4)
@@ -62,6 +63,8 @@ def batch_invariance(model: nn.Module, x: Tensor, *, seed: int = 0) -> BatchInva
         >>> batch_invariance(nn.BatchNorm1d(4, track_running_stats=False), x).mates > 0.1
         True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if len(x) < 4:
         raise ValueError(f"x: expected at least 4 samples, got {len(x)}")
     with eval_mode(model):

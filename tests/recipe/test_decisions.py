@@ -163,6 +163,7 @@ def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -
         .replace(",", ";")
         .replace("accept", "ACCEPT")
         .replace("reject", " Reject ")
+        .replace("to ", "To ")
     )
     labels.write_text("\ufeff" + text, encoding="utf-8")
     assert names(labels, DATA) == EXPECTED
@@ -174,8 +175,8 @@ def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -
         ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'yes', suggested", ROWS[0]._replace(decision="yes")),
         ("class that the data does not have: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
         ("decision 'keep': write reject to keep the label as given: 1\n    line 8", ROWS[0]._replace(decision="keep")),
-        ("decision that is none of .*: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
-        ("image decided twice, differently: 1\n    line 8: faces/glad/b.png", ROWS[1]._replace(decision="accept")),
+        ("class that the data does not have: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
+        ("image decided twice, differently: 1\n    line 4 and line 8: faces/glad/b.png", ROWS[1]._replace(decision="accept")),
     ],
 )  # fmt: skip
 def test_decisions_that_are_not_understood_are_refused(
@@ -194,7 +195,7 @@ def test_decisions_that_are_not_understood_are_refused(
     ("message", "text"),
     [
         ("lacks the columns split, content; its first row holds", "sample,source,label,suggested,decision\n"),
-        ("not readable", "\xe9\n"),
+        ("not UTF-8, save it as UTF-8", "\xe9\n"),
         ("no row holds a decision", ",".join(Row._fields) + "\n0,train,x,calm,glad,,00\n"),
     ],
 )  # fmt: skip
@@ -207,5 +208,5 @@ def test_files_that_hold_no_decisions_are_refused(message: str, text: str, tmp_p
 def test_a_row_of_another_length_is_refused(labels: Path) -> None:
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join([*lines, "1,train,x"]))
-    with pytest.raises(UsageError, match="row of another length than the header: 1\n    line 7"):
+    with pytest.raises(UsageError, match=r"another length than the header .*: 1\n    line 7"):
         read(labels, DATA)

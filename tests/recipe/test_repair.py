@@ -81,6 +81,8 @@ def test_images_are_put_where_they_belong(faces: Path, tmp_path: Path, capsys) -
         assert (out / row["target"]).read_bytes() == Path(row["source"]).read_bytes()
         assert Path(row["target"]).parent.name == row["new_label"]
         assert Path(row["source"]).parent.name == row["label"]
+        end = "/".join(Path(row["source"]).parts[-2:])
+        assert row["decided_by"] == ("person" if end in decisions else "")
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert repair(faces, tmp_path) == 0  # changes nothing

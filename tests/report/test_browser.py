@@ -138,11 +138,11 @@ def test_audit_decisions_become_a_table(tmp_path: Path) -> None:
     assert shown == "2 accepted, 1 rejected."
     assert table.count("\n") == 5
     assert list(csv.reader(table.splitlines())) == [
-        ["sample", "split", "source", "label", "suggested", "decision", "content"],
-        ["7", "train", SOURCE, "sad", "ang&ry", "accept", "c7"],
-        ["3", "val", SOURCE, "sad", "ang&ry", "reject", "c3"],
-        ["5", "train", SOURCE, "glad", "ang&ry", "", "c5"],
-        ["1", "test", SOURCE, "sad", "ang&ry", "to glad", "c1"],
+        ["sample", "split", "source", "label", "suggested", "decision", "content", "wrong"],
+        ["7", "train", SOURCE, "sad", "ang&ry", "accept", "c7", "0.9900"],
+        ["3", "val", SOURCE, "sad", "ang&ry", "reject", "c3", "0.9000"],
+        ["5", "train", SOURCE, "glad", "ang&ry", "", "c5", "0.6000"],
+        ["1", "test", SOURCE, "sad", "ang&ry", "to glad", "c1", "0.2000"],
     ]
 
 

@@ -155,11 +155,11 @@ def read_decisions(
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
     images, problems = _Images(parts), Problems()
-    found: dict[tuple[str, int], tuple[Decision, Row, str]] = {}
+    found: dict[tuple[str, int], tuple[Decision, Row, str, int]] = {}
     conflicts: dict[str, list[str]] = defaultdict(list)
     for line, row in rows:
         if None in row or None in row.values():
-            problems.add("row of another length than the header", f"line {line}")
+            problems.add("row of another length than the header (of another file?)", f"line {line}")
             continue
         if row["decision"] == "":
             continue
@@ -182,24 +182,24 @@ def read_decisions(
         kept = Row(place[1], place[0], source, row["label"], classes[chosen], word, row["content"])
         earlier = found.get(place)
         if earlier is None or earlier[0] == decision:
-            found[place] = decision, kept, row["source"]
+            found[place] = decision, kept, row["source"], line
         elif earlier[2] == row["source"]:
-            problems.add("image decided twice, differently", where)
+            problems.add("image decided twice, differently", f"line {earlier[3]} and {where}")
         else:  # one of two equal images is missing
             if _agreement(row["source"], source) > _agreement(earlier[2], source):
-                found[place] = decision, kept, row["source"]
+                found[place] = decision, kept, row["source"], line
             conflicts["equal image that is not there any more"].append(where)
     problems.raise_if_any(option)
     if rows and not found and not conflicts:
         raise UsageError(f"{option}: no row holds a decision")
-    held_out = [row for decision, row, _ in found.values() if decision.split != "train"]
-    return Decisions([decision for decision, _, _ in found.values()], conflicts, held_out)
+    held_out = [row for decision, row, *_ in found.values() if decision.split != "train"]
+    return Decisions([decision for decision, *_ in found.values()], conflicts, held_out)
 
 
 def _mistake(row: Mapping[str | None, Any]) -> str:
     if row["decision"] == "keep":
         return f"decision 'keep': write {REJECT} to keep the label as given"
-    if row["decision"].startswith(TO):
+    if _word(row) in _WORDS:
         return "class that the data does not have"
     return f"decision that is none of {ACCEPT}, {REJECT}, to CLASS"
 
@@ -271,6 +271,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
         if isinstance(row["decision"], str):
             row["decision"] = row["decision"].strip()
             # Spreadsheets capitalise words.
-            if row["decision"].lower() in (ACCEPT, REJECT, RELABEL):
-                row["decision"] = row["decision"].lower()
+            word, space, name = row["decision"].partition(" ")
+            if f"{word.lower()}{space}" in _WORDS:
+                row["decision"] = f"{word.lower()}{space}{name}"
     return rows

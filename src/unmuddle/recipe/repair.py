@@ -28,12 +28,14 @@ class Placed(NamedTuple):
         target: path relative to the repaired folder.
         label: given class.
         new_label: class after the repair.
+        decided_by: `person`, `run`, or empty if there is no decision.
     """
 
     source: str
     target: str
     label: str
     new_label: str
+    decided_by: str
 
 
 def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
@@ -80,7 +82,8 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     moved = sum(place.label != place.new_label for place in placed)
     done = {"copy": f"{written} copied", "link": f"{written} linked", "list": "none written"}[way]
     lines = [f"{len(placed)} images, {moved} of them in another class, {done}"]
-    lines += [f"{len(decisions.found)} decisions used"]
+    by_run = sum(not decision.verified for decision in decisions.found)
+    lines += [f"{len(decisions.found)} decisions used" + f", {by_run} of a run" * (by_run > 0)]
     for name, places in (
         ("left out", problems.left_out),
         ("decisions not used", decisions.conflicts),
@@ -95,6 +98,8 @@ def _earlier(out: Path) -> set[str]:
     """Return the files that an earlier repair wrote."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
+    if not (out / MANIFEST).is_file():
+        raise UsageError(f"--out {out}: exists and is no repaired folder: it has no {MANIFEST}")
     try:
         targets = {row["target"] or "" for _, row in read_table(out / MANIFEST, ("target",))}
         if any(Path(target).is_absolute() or ".." in Path(target).parts for target in targets):
@@ -110,23 +115,25 @@ def _place(
     classes: Sequence[str],
     decisions: Decisions,
 ) -> Iterator[Placed]:
-    chosen = {(d.split, d.sample): d.label for d in decisions.found}
+    chosen = {(d.split, d.sample): d for d in decisions.found}
     samples = [
         (part.source(i), int(part.labels[i]), chosen.get((name, i)))
         for name, part in parts.items()
         for i in range(len(part))
     ]
-    places: list[tuple[str, Path, int, int]] = []
-    for source, given, decided in sorted(samples):
+    places: list[tuple[str, Path, int, int, str]] = []
+    for source, given, decision in sorted(samples, key=lambda sample: sample[0]):
         inside = Path(source).relative_to(root)
         depth = 0 if "" in parts else 1  # of the class folder in the path
-        new = given if decided is None else decided
+        new, by = given, ""
+        if decision is not None:
+            new, by = decision.label, "person" if decision.verified else "run"
         target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
-        places.append((source, Path(*target), given, new))
+        places.append((source, Path(*target), given, new, by))
     # Images that stay keep their names. A moved image never takes a name that is in use.
-    used = {_folded(target) for _, target, given, new in places if new == given}
-    used |= {_folded(folder) for _, target, _, _ in places for folder in target.parents}
-    for source, target, given, new in places:
+    used = {_folded(target) for _, target, given, new, _ in places if new == given}
+    used |= {_folded(folder) for _, target, *_ in places for folder in target.parents}
+    for source, target, given, new, by in places:
         label, name, number = classes[given], target, 0
         while new != given and _folded(name) in used:
             number += 1
@@ -134,7 +141,7 @@ def _place(
                 f"{target.stem}-from-{label}" + (f"-{number}" if number > 1 else "")
             )
         used.add(_folded(name))
-        yield Placed(source, str(name), label, classes[new])
+        yield Placed(source, str(name), label, classes[new], by)
 
 
 def _folded(path: Path) -> str:

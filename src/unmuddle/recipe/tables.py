@@ -34,7 +34,9 @@ def read_table(
                 )
             for row in reader:
                 yield reader.line_num, row
-    except (OSError, UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
+        raise ValueError(f"not UTF-8, save it as UTF-8: {error}") from error
+    except (OSError, csv.Error) as error:
         raise ValueError(f"not readable: {error}") from error
 
 

@@ -52,5 +52,8 @@ def audit_page(cards: Sequence[Card], classes: Sequence[str], title: str) -> str
     Its button saves a CSV file for `unmuddle train --labels` and `unmuddle repair --labels`.
     """
     columns = ("sample", "split", "source", "label", "suggested", "content")
-    rows = [{name: getattr(card, name) for name in columns} for card in cards]
+    rows = [
+        {name: getattr(card, name) for name in columns} | {"wrong": f"{card.wrong:.4f}"}
+        for card in cards
+    ]
     return render("audit.html", title=title, cards=cards, rows=rows, classes=list(classes))

@@ -99,11 +99,11 @@ def to_probabilities(predictions: Distribution, num_classes: int) -> Distributio
         ValueError: the type or shape is invalid, or a row has a negative or non-finite entry, or
             sums to more than 1.
     """
-    if not isinstance(predictions, Distribution) or not isinstance(
-        predictions.probabilities, Tensor
-    ):
+    held = getattr(predictions, "probabilities", None)
+    if not isinstance(predictions, Distribution) or not isinstance(held, Tensor):
+        got = f" of {type(held).__name__}" if isinstance(predictions, Distribution) else ""
         raise ValueError(
-            f"predictions: expected Distribution(tensor), got {type(predictions).__name__}"
+            f"predictions: expected Distribution(tensor), got {type(predictions).__name__}{got}"
         )
     p, classes = predictions.probabilities.detach(), predictions.classes
     is_whole = classes is None and p.shape[1:] == (num_classes,)

@@ -127,6 +127,10 @@ def _wrong_input(sizes: tuple[int, ...]) -> None:
         ValueError, match=r"gather: .* of different kinds: dim . here, . in process ."
     ):
         supcon_loss(torch.randn(3, 4 + rank), torch.zeros(3, dtype=torch.int64), gather=True)
+    labels = torch.zeros(3, dtype=torch.int64)
+    key = {"keys": x[:1], "key_labels": labels[:1]} if rank else {}  # of some processes only
+    with pytest.raises(ValueError, match=r"of different kinds: keys . here, . in process ."):
+        supcon_loss(x, labels, gather=True, **key)
     with pytest.raises(ValueError, match="mask: not supported with gather=True"):
         supcon_loss(x, mask=torch.eye(3), gather=True)
     assert supcon_loss(x[:0], torch.zeros(0, dtype=torch.int64), gather=True).item() == 0

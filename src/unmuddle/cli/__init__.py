@@ -6,7 +6,7 @@ from argparse import REMAINDER, Namespace
 from importlib import import_module
 
 from unmuddle import __version__
-from unmuddle.cli.parser import make_parser
+from unmuddle.cli.parser import Help, Parser
 from unmuddle.recipe.errors import UsageError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -24,9 +24,10 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command, and return its exit code, which is 2 for invalid input."""
-    parser = make_parser(
+    parser = Parser(
         "unmuddle",
         usage="unmuddle COMMAND [--help] ...",
+        formatter_class=Help,
         description="Classification with ambiguous labels: SupCon, ARM, UERM.\n\ncommands:\n"
         + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items()),
     )
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(chosen: Namespace) -> int:
     try:
         command = import_module(f"unmuddle.cli.{chosen.command}")
+        parser = command.parser()
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("unmuddle"):
             raise
@@ -51,7 +53,7 @@ def _run(chosen: Namespace) -> int:
 
     if "" not in sys.path:
         sys.path.append("")  # to find MODULE:CALLABLE in this folder; last, to hide nothing
-    options = command.parser().parse_args([_with_underscores(text) for text in chosen.options])
+    options = parser.parse_args([_with_underscores(text) for text in chosen.options])
     try:
         return command.run(**vars(options)) or 0
     except UsageError as error:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from unmuddle.cli.outputs import check_report
-from unmuddle.cli.parser import Parser, make_parser, path_option
+from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.atomic import make_folder, write_text
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.decisions import Row, check_undecided
@@ -16,41 +16,36 @@ from unmuddle.report import Card, audit_page
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    made = make_parser(
-        "unmuddle audit",
+    return make_parser(
+        run,
         "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
         "               [--out FOLDER]",
-        "Rank the labels of a data set by how likely they are wrong, given a run's predictions.\n"
-        "Accept or reject each label on an HTML page, or in the CSV file next to it.",
         "  unmuddle audit --run runs/one\n"
         "  unmuddle train --labels labels.csv --data folder:PATH   # with your decisions",
     )
-    made.add_argument("--run", type=path_option, required=True, help="folder of the run")
-    made.add_argument("--data", help="data set, as for train; default: the run's own")
-    made.add_argument("--limit", type=int, default=200, help="maximum number of labels [200]")
-    made.add_argument(
-        "--draw",
-        action="store_true",
-        help="draw labels at random from the more suspicious half, from which UERM learns most",
-    )
-    made.add_argument(
-        "--pred_probs",
-        type=path_option,
-        help=".npy file of predicted probabilities (n, K); default: the run's own",
-    )
-    made.add_argument("--out", type=path_option, help="folder to write; default: RUN/audit")
-    return made
 
 
 def run(
+    *,
     run: Path,
-    data: str | None,
-    limit: int,
-    draw: bool,
-    pred_probs: Path | None,
-    out: Path | None,
+    data: str | None = None,
+    limit: int = 200,
+    draw: bool = False,
+    pred_probs: Path | None = None,
+    out: Path | None = None,
 ) -> None:
-    """Write the page and the CSV file of suspects."""
+    """Rank the labels of a data set by how likely they are wrong, given a run's predictions.
+
+    Accept or reject each label on an HTML page, or in the CSV file next to it.
+
+    Args:
+        run: folder of the run
+        data: data set, as for train; default: the run's own
+        limit: maximum number of labels
+        draw: draw labels at random from the more suspicious half, from which UERM learns most
+        pred_probs: .npy file of predicted probabilities (n, K); default: the run's own
+        out: folder to write; default: RUN/audit
+    """
     out = out or run / "audit"
     check_outside("--out", out, data or RunFolder(run).config().data)
     check_undecided(out / "suspects.csv")

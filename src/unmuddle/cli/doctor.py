@@ -5,18 +5,19 @@ from unmuddle.doctor import checks, environment, speeds
 
 
 def parser() -> Parser:
-    """Return the parser of the command, which has no options."""
+    """Return the parser of the command."""
     return make_parser(
+        run,
         "unmuddle doctor",
-        "unmuddle doctor",
-        "Print the environment, check that the parts compute the same on all devices of this\n"
-        "machine, and time them if they do.",
         "  unmuddle doctor > doctor.txt",
     )
 
 
 def run() -> int:
-    """Print the report. Return 1 if a check fails."""
+    """Print the environment, and check that the parts compute the same on all devices.
+
+    If they do, time them.
+    """
     for name, value in environment().items():
         print(f"{name}: {value}")
     print("\nagreement with fp64 on the CPU:")

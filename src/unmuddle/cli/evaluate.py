@@ -2,12 +2,12 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 
 from unmuddle.cli.outputs import check_file
-from unmuddle.cli.parser import Parser, make_parser, path_option
+from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.atomic import write_text
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.metrics import as_json
@@ -17,39 +17,35 @@ from unmuddle.report import metrics_table
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    made = make_parser(
-        "unmuddle evaluate",
+    return make_parser(
+        run,
         "unmuddle evaluate --run RUN [--split SPLIT] [--json FILE] | --images FOLDER [--out FILE]",
-        "Score a run on a split of a data set, or classify a folder of images.",
         "  unmuddle evaluate --run runs/one --split val\n"
         "  unmuddle evaluate --run runs/one --images PATH --out classes.csv",
     )
-    made.add_argument("--run", type=path_option, required=True, help="folder of the run")
-    made.add_argument("--data", help="data set, as for train; default: the run's own")
-    made.add_argument(
-        "--split",
-        choices=("train", "val", "test"),
-        help="part of the data set: train val test [test]",
-    )
-    made.add_argument("--json", type=path_option, help="file to write the metrics to")
-    made.add_argument("--images", type=path_option, help="folder of images without labels")
-    made.add_argument(
-        "--skip_unreadable", action="store_true", help="leave out images that cannot be read"
-    )
-    made.add_argument("--out", type=path_option, help="CSV to write; default: RUN/predictions.csv")
-    return made
 
 
 def run(
+    *,
     run: Path,
-    data: str | None,
-    split: Any,
-    json: Path | None,
-    images: Path | None,
-    skip_unreadable: bool,
-    out: Path | None,
+    data: str | None = None,
+    split: Literal["train", "val", "test"] | None = None,
+    json: Path | None = None,
+    images: Path | None = None,
+    skip_unreadable: bool = False,
+    out: Path | None = None,
 ) -> None:
-    """Print a table of metrics, or write a file of predictions."""
+    """Score a run on a split of a data set, or classify a folder of images.
+
+    Args:
+        run: folder of the run
+        data: data set, as for train; default: the run's own
+        split: part of the data set, by default test
+        json: file to write the metrics to
+        images: folder of images without labels
+        skip_unreadable: leave out images that cannot be read
+        out: CSV to write; default: RUN/predictions.csv
+    """
     for option, path in (("--json", json), ("--out", out)):
         if path is not None:
             check_file(option, path)

@@ -1,8 +1,17 @@
-"""Parser of a command."""
+"""Parser of a command, made from the signature and the docstring of its function."""
 
-from argparse import Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+import inspect
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+)
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 
 class Help(RawDescriptionHelpFormatter):
@@ -23,16 +32,70 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def make_parser(prog: str, usage: str, description: str, examples: str = "") -> Parser:
-    """Create a parser whose help ends with examples."""
-    return Parser(
-        prog=prog,
+def make_parser(run: Callable[..., Any], usage: str, examples: str) -> Parser:
+    """Create the parser of `run`, whose docstring describes the command and its options.
+
+    Keyword-only parameters become options, the others arguments. An option that is not given is
+    not passed on. The help ends with examples.
+    """
+    import docstring_parser  # not needed for the list of commands
+
+    about = docstring_parser.parse_from_object(run)
+    made = Parser(
+        prog=" ".join(usage.split()[:2]),
         usage=usage,
-        description=description,
+        description="\n".join(filter(None, (about.short_description, about.long_description))),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=Help,
         allow_abbrev=False,
     )
+    texts = {parameter.arg_name: parameter.description or "" for parameter in about.params}
+    hints = get_type_hints(run)
+    for name, parameter in inspect.signature(run).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            add_option(made, name, hints[name], texts[name], parameter.default)
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            number = "+" if get_origin(hints[name]) is Sequence else None
+            made.add_argument(name, type=_type(hints[name]), help=texts[name], nargs=number)
+    return made
+
+
+def add_option(parser: Parser, name: str, hint: Any, text: str, default: Any) -> None:
+    """Add an option of type `T`, `T | None`, `Sequence[T]` or `Literal`, and show its default."""
+    hint = _given(hint)
+    choices = get_args(hint) if get_origin(hint) is Literal else None
+    if choices:
+        text += f": {' '.join(choices)}"
+    more: dict[str, Any] = {"required": True} if default is inspect.Parameter.empty else {}
+    if get_origin(hint) is Sequence:
+        more, default = {"nargs": "*"}, " ".join(default)  # pyright: ignore
+    if hint is bool:  # may be given with or without a value
+        more = {"nargs": "?", "const": True}
+    if not any(default is none for none in (None, False, inspect.Parameter.empty)):
+        text += f" [{default}]"
+    text = " ".join(text.split())
+    parser.add_argument(
+        f"--{name}", type=_type(hint), choices=choices, help=text, default=SUPPRESS, **more
+    )
+
+
+def _given(hint: Any) -> Any:
+    """Return `T` for `T | None`."""
+    return get_args(hint)[0] if NoneType in get_args(hint) else hint
+
+
+def _type(hint: Any) -> Callable[[str], Any]:
+    """Return the conversion of a text to `T`, or to the items of `Sequence[T]`."""
+    if get_origin(hint) is Literal:
+        return str
+    kind = get_args(hint)[0] if get_origin(hint) is Sequence else hint
+    return _boolean if kind is bool else path_option if kind is Path else kind
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ArgumentTypeError(f"expected true or false, got {text}")
+    return text.lower() == "true"
 
 
 def path_option(text: str) -> Path:

@@ -2,10 +2,10 @@
 
 import signal
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import docstring_parser
 import yaml
@@ -13,10 +13,10 @@ from accelerate import PartialState
 from rich.console import Console
 
 from unmuddle.cli import INTERRUPTED, report
-from unmuddle.cli.parser import Parser, make_parser, path_option
+from unmuddle.cli.parser import Parser, add_option, make_parser
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
-from unmuddle.recipe.presets import PRESETS
+from unmuddle.recipe.presets import PRESETS, Preset
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.train import train
 
@@ -24,58 +24,26 @@ EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
 
 
 def parser() -> Parser:
-    """Return the parser: the options of `TrainConfig`, and those that select option files."""
+    """Return the parser: the options of `TrainConfig`, and those of `run`."""
     made = make_parser(
-        "unmuddle train",
+        run,
         "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | --resume RUN",
-        "Train a classifier on images with ambiguous labels; without options, on drawn faces.",
         "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
         "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
         "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
     )
-    presets = " ".join(PRESETS)
-    made.add_argument("--preset", choices=PRESETS, help=f"options for a benchmark: {presets}")
-    made.add_argument(
-        "--config",
-        action=_FromFile,
-        default=SUPPRESS,
-        help="YAML file of options, as config.yaml in a run folder",
-    )
-    made.add_argument("--resume", type=path_option, help="stopped run to continue")
-    made.add_argument("--quiet", action="store_true", help="print only the run folder")
-    made.add_argument("--print_config", action="store_true", help="print all options and exit")
+    text = "YAML file of options, as config.yaml in a run folder"
+    made.add_argument("--config", action=_FromFile, default=SUPPRESS, help=text)
     hints = get_type_hints(TrainConfig)
     documented = docstring_parser.parse_from_object(TrainConfig).params
     texts = {parameter.arg_name: parameter.description or "" for parameter in documented}
     for field in fields(TrainConfig):
-        _add_option(made, field.name, hints[field.name], field.default, texts[field.name])
+        add_option(made, field.name, hints[field.name], texts[field.name], field.default)
     return made
 
 
-def _add_option(parser: Parser, name: str, hint: Any, default: Any, text: str) -> None:
-    choices = get_args(hint) if get_origin(hint) is Literal else None
-    kind = hint if isinstance(hint, type) else next(iter(get_args(hint)), str)  # T of T | None
-    shown = "" if default is None or default is False else f" [{default}]"
-    # A switch may be given with or without a value.
-    switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
-    parser.add_argument(
-        f"--{name}",
-        type=str if choices else _boolean if kind is bool else kind,
-        choices=choices,
-        help=" ".join(text.split()) + (f": {' '.join(choices)}" if choices else "") + shown,
-        default=SUPPRESS,
-        **switch,
-    )
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ArgumentTypeError(f"expected true or false, got {text}")
-    return text.lower() == "true"
-
-
 class _FromFile(Action):
-    """Action that reads options from a file as if they were given in its place."""
+    """Read options from a YAML file, as if they were given in its place."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, _: str | None = None
@@ -98,13 +66,21 @@ class _FromFile(Action):
 
 def run(
     *,
-    preset: str | None,
-    resume: Path | None,
-    quiet: bool,
-    print_config: bool,
+    preset: Preset | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+    print_config: bool = False,
     **options: Any,
 ) -> int:
-    """Train, and write the report."""
+    """Train a classifier on images with ambiguous labels; without options, on drawn faces.
+
+    Args:
+        preset: options for a benchmark
+        resume: stopped run to continue
+        quiet: print only the run folder
+        print_config: print all options and exit
+        **options: fields of `TrainConfig`
+    """
     given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
     chosen = TrainConfig(**given | options)
     if resume is not None:
@@ -121,7 +97,7 @@ def run(
     if not PartialState().is_main_process:
         return 0
     try:
-        report.run([path], quiet=quiet)
+        report.write([path], quiet=quiet)
     except (UsageError, OSError):
         hint = f"the files of the run are complete; unmuddle report {path} writes the report"
         print(f"unmuddle train: {hint}", file=sys.stderr)

@@ -9,11 +9,13 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from tests.helpers.run_files import write_run
-from unmuddle.report import Card, audit_page, read_runs, report_page
+from unmuddle.recipe.audit import Suspect
+from unmuddle.recipe.decisions import Row
+from unmuddle.report import audit_page, read_runs, report_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs chromium")
@@ -106,9 +108,9 @@ SOURCE = 'faces/a "b", </script>.png'
 
 def audited(tmp_path: Path, actions: str) -> list[Any]:
     """What a script finds on a page of four labels after its actions."""
-    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    cards = [
-        Card(sample, split, SOURCE, label, "ang&ry", f"c{sample}", "because", wrong, pixels)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    suspects = [
+        Suspect(Row(sample, split, SOURCE, label, "ang&ry", "", f"c{sample}"), wrong, "because", image)
         for sample, split, label, wrong in (
             (7, "train", "sad", 0.99), (3, "val", "sad", 0.9), (5, "train", "glad", 0.6), (1, "test", "sad", 0.2),
         )
@@ -125,7 +127,7 @@ def audited(tmp_path: Path, actions: str) -> list[Any]:
         {actions}
         document.body.append(Object.assign(document.createElement("output"), {{ textContent: JSON.stringify(found) }}));
     </script></body>"""
-    page = audit_page(cards, ["ang&ry", "glad", "sad"], "Labels of <run>")
+    page = audit_page(suspects, ["ang&ry", "glad", "sad"], "Labels of <run>")
     return json.loads(output(page.replace("</body>", script), tmp_path / "index.html"))
 
 

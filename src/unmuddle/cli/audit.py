@@ -11,7 +11,7 @@ from unmuddle.recipe.decisions import Row, check_undecided
 from unmuddle.recipe.paths import check_outside
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.tables import write_table
-from unmuddle.report import Card, audit_page
+from unmuddle.report import audit_page
 
 
 def parser() -> Parser:
@@ -54,14 +54,7 @@ def run(
     make_folder("--out", out)
     rows = ((*s.row, f"{s.wrong:.4f}") for s in suspects)
     write_table(out / "suspects.csv", (*Row._fields, "wrong"), rows)
-    cards = [
-        Card(
-            s.row.sample, s.row.split, s.row.source, s.row.label, s.row.suggested, s.row.content,
-            s.why, s.wrong, s.image.permute(1, 2, 0).numpy(),
-        )
-        for s in suspects
-    ]  # fmt: skip
-    write_text(out / "index.html", audit_page(cards, classes, f"Labels of {run.resolve().name}"))
+    write_text(out / "index.html", audit_page(suspects, classes, f"Labels of {run.resolve().name}"))
     counts = Counter(suspect.row.split for suspect in suspects)
     print(
         f"{len(suspects)} labels ({', '.join(f'{n} of {name}' for name, n in counts.items())}): "

@@ -30,7 +30,7 @@ PARTS = {
         "contract values denominator_weights queue kernels pipelines launches laws compiled "
         "distributed",
     ),
-    "arm": ("arm/functional.py", "arm fold laws distributed"),
+    "arm": ("arm/functional.py", "arm published fold laws distributed"),
     "uerm": (
         "uerm/*.py",
         "module policy noise ledger history laws dataset ledger_histories distributed",

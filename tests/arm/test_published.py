@@ -273,6 +273,8 @@ def test_wrong_input_is_named() -> None:
         amend(torch.zeros(1, 4, 2, 2), torch.zeros(2, 2), 2)
     with pytest.raises(ValueError, match=r"multiple of upscale² = 4, got \(1, 6, 2, 2\)"):
         arrange(torch.zeros(1, 6, 2, 2), 2)
+    with pytest.raises(ValueError, match=r"shape \(N, C, H, W\) .*, got \(1, 4, 2, 2, 2\)"):
+        arrange(torch.zeros(1, 4, 2, 2, 2), 2)
 
 
 def _trained(affinity: str) -> PublishedARM:

@@ -1,6 +1,7 @@
 """ARM's steps against plain loops, and what the module promises."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -263,14 +264,16 @@ def test_wrong_options_are_named(message: str, arguments: dict) -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\(N, 64, 4, 4\), got \(2, 64, 4, 5\)"):
-        PublishedARM(64, (4, 4))(torch.zeros(2, 64, 4, 5))
+    for shape in ((2, 64, 4, 5), (2, 64, 4, 3), (2, 64, 3, 4), (2, 32, 4, 4), (64, 4, 4)):
+        got = re.escape(str(shape))
+        with pytest.raises(ValueError, match=rf"\(N, 64, 4, 4\), got {got}"):
+            PublishedARM(64, (4, 4))(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"H, W >= 32, the kernel size, got \(1, 2, 31, 112\)"):
         de_albino(torch.zeros(1, 2, 31, 112), torch.zeros(32, 32), 8)
     with pytest.raises(ValueError, match=r"weight: expected shape \(k, k\), got \(30, 32\)"):
         de_albino(torch.zeros(1, 2, 40, 40), torch.zeros(30, 32), 8)
-    with pytest.raises(ValueError, match=r"weight: expected shape \(2r, 2r\) = \(4, 4\), got"):
-        amend(torch.zeros(1, 4, 2, 2), torch.zeros(2, 2), 2)
+    with pytest.raises(ValueError, match=r"weight: expected shape \(2r, 2r\) = \(8, 8\), got"):
+        amend(torch.zeros(1, 16, 2, 2), torch.zeros(2, 2), 4)
     with pytest.raises(ValueError, match=r"multiple of upscale² = 4, got \(1, 6, 2, 2\)"):
         arrange(torch.zeros(1, 6, 2, 2), 2)
     with pytest.raises(ValueError, match=r"shape \(N, C, H, W\) .*, got \(1, 4, 2, 2, 2\)"):

@@ -325,7 +325,7 @@ def test_fer2013_needs_its_columns_and_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"fer2013.csv: lacks the columns pixels"):
         load_data(f"fer2013:{tmp_path}")
     (tmp_path / "fer2013.csv").write_bytes("é".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"fer2013.csv: not readable"):
+    with pytest.raises(UsageError, match=r"fer2013.csv: not UTF-8"):
         load_data(f"fer2013:{tmp_path}")
 
 

@@ -157,6 +157,12 @@ def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> 
     assert read(tmp_path / "labels.csv", DATA) == ([], {}, [])
 
 
+def test_a_file_may_be_appended_with_its_header(labels: Path) -> None:
+    header, *lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([header, *lines[:1], header, *lines[1:], ""]))
+    assert names(labels, DATA) == EXPECTED
+
+
 def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -> None:
     text = (
         labels.read_text()

@@ -161,7 +161,7 @@ def read_decisions(
         if None in row or None in row.values():
             problems.add("row of another length than the header (of another file?)", f"line {line}")
             continue
-        if row["decision"] == "":
+        if row["decision"] in ("", "decision"):  # the header of a file that was appended
             continue
         place, chosen = images.find(row), _chosen(row, classes)
         if chosen is None and (isinstance(place, tuple) or _word(row) not in _WORDS):

@@ -175,8 +175,8 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
             faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
         if not labels.equal(problem.truth):
-            path = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
-            options |= {"noise": f"file:{path}"}
+            table = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
+            options |= {"noise": f"file:{table}"}
         runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
         cost += passes(options)
         seconds += json.loads((run / "summary.json").read_text())["seconds"]

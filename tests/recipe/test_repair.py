@@ -135,6 +135,17 @@ def test_no_two_images_take_one_place(tmp_path: Path) -> None:
         assert len({name.casefold() for name in found}) == len(names)
 
 
+def test_the_manifest_says_what_a_run_decided(faces: Path, tmp_path: Path, capsys) -> None:
+    splits = load_data(f"folder:{faces}", image_size=8)
+    decide(tmp_path / "labels.csv", splits, {"sad/03.png": "relabel", "calm/01.png": "accept"})
+    assert repair(faces, tmp_path) == 0
+    number = len(tree(faces)) // 36  # of splits
+    assert f"{2 * number} decisions used, {number} of them by a run" in capsys.readouterr().out
+    decided = {row["decided_by"]: row["source"] for row in manifest(tmp_path / "repaired")}
+    assert decided["run"].endswith("sad/03.png")
+    assert decided["person"].endswith("calm/01.png")
+
+
 def test_a_stopped_repair_goes_on(faces: Path, tmp_path: Path, capsys) -> None:
     splits, out = load_data(f"folder:{faces}", image_size=8), tmp_path / "repaired"
     decide(tmp_path / "labels.csv", splits, {"sad/03.png": "accept"})

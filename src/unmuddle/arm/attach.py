@@ -89,7 +89,7 @@ def attach_arm(
 
     Raises:
         ValueError: the network is unknown, it has no feature map or one smaller than 2 x 2, or the
-            arguments contradict each other.
+            arguments contradict each other, or `dropout` is not a probability.
         TypeError: `model` is no network, `features` is not a module, `at` is not a name, or `arm`
             does not return a module with `out_features`.
 

@@ -100,7 +100,7 @@ def find_features(model: nn.Module, *, at: str | None = None) -> FeatureMap:
 
     Raises:
         ValueError: there is no feature map, or the network is from neither timm nor torchvision.
-        TypeError: `model` is not an `nn.Module`.
+        TypeError: `model` is not an `nn.Module`, or `at` is not a name.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")

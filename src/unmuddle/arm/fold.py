@@ -103,8 +103,8 @@ def fold_arm(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: there is no ARM, or an ARM cannot be folded. With `affinity="batch"`, its output
-            depends on the batch; without training or loaded weights, it has no statistics; weights
-            or statistics may not be finite.
+            depends on the batch. Without training or loaded weights, it has no statistics. Its
+            weights and statistics must be finite.
         RuntimeError: a folded module does not agree with the original.
 
     Examples:

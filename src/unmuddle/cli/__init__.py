@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         "unmuddle",
         usage="unmuddle COMMAND [--help] ...",
         formatter_class=Help,
+        allow_abbrev=False,
         description="Classification with ambiguous labels: SupCon, ARM, UERM.\n\ncommands:\n"
         + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items()),
     )

@@ -38,26 +38,32 @@ def make_parser(run: Callable[..., Any], usage: str, examples: str) -> Parser:
     Keyword-only parameters become options, the others arguments. An option that is not given is
     not passed on. The help ends with examples.
     """
-    import docstring_parser  # not needed for the list of commands
-
-    about = docstring_parser.parse_from_object(run)
     made = Parser(
         prog=" ".join(usage.split()[:2]),
         usage=usage,
-        description="\n".join(filter(None, (about.short_description, about.long_description))),
-        epilog=f"examples:\n{examples}" if examples else None,
+        description=(inspect.getdoc(run) or "").partition("\n\nArgs:")[0],
+        epilog=f"examples:\n{examples}",
         formatter_class=Help,
         allow_abbrev=False,
     )
-    texts = {parameter.arg_name: parameter.description or "" for parameter in about.params}
-    hints = get_type_hints(run)
-    for name, parameter in inspect.signature(run).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            add_option(made, name, hints[name], texts[name], parameter.default)
-        elif parameter.kind is not parameter.VAR_KEYWORD:
-            number = "+" if get_origin(hints[name]) is Sequence else None
-            made.add_argument(name, type=_type(hints[name]), help=texts[name], nargs=number)
+    parameters = inspect.signature(run).parameters
+    for name, (hint, text) in documented(run).items():
+        if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+            add_option(made, name, hint, text, parameters[name].default)
+        else:
+            number = "+" if get_origin(hint) is Sequence else None
+            made.add_argument(name, type=_type(hint), help=text, nargs=number)
     return made
+
+
+def documented(source: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
+    """Return the type and the description of each parameter of a function or dataclass."""
+    import docstring_parser  # not needed for the list of commands
+
+    hints, found = get_type_hints(source), docstring_parser.parse_from_object(source).params
+    return {
+        p.arg_name: (hints[p.arg_name], p.description or "") for p in found if p.arg_name in hints
+    }
 
 
 def add_option(parser: Parser, name: str, hint: Any, text: str, default: Any) -> None:

@@ -5,15 +5,14 @@ import sys
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import docstring_parser
 import yaml
 from accelerate import PartialState
 from rich.console import Console
 
 from unmuddle.cli import INTERRUPTED, report
-from unmuddle.cli.parser import Parser, add_option, make_parser
+from unmuddle.cli.parser import Parser, add_option, documented, make_parser
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.presets import PRESETS, Preset
@@ -34,11 +33,9 @@ def parser() -> Parser:
     )
     text = "YAML file of options, as config.yaml in a run folder"
     made.add_argument("--config", action=_FromFile, default=SUPPRESS, help=text)
-    hints = get_type_hints(TrainConfig)
-    documented = docstring_parser.parse_from_object(TrainConfig).params
-    texts = {parameter.arg_name: parameter.description or "" for parameter in documented}
+    described = documented(TrainConfig)
     for field in fields(TrainConfig):
-        add_option(made, field.name, hints[field.name], texts[field.name], field.default)
+        add_option(made, field.name, *described[field.name], field.default)
     return made
 
 

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.errors import UsageError
 
+_DAMAGE = (
+    OSError, EOFError, UnpicklingError, RuntimeError, ValueError, LookupError, TypeError
+)  # fmt: skip
+
 
 @dataclass
 class Progress:
@@ -67,11 +71,10 @@ class Checkpoint:
         Raises:
             UsageError: the file cannot be read, or belongs to another run.
         """
-        damage = (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, LookupError)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             return Progress(**state["progress"])
-        except (*damage, TypeError) as error:
+        except _DAMAGE as error:
             raise UsageError(f"{path}: cannot be resumed from: {error}") from error

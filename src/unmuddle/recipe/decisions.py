@@ -159,9 +159,9 @@ def read_decisions(
     conflicts: dict[str, list[str]] = defaultdict(list)
     for line, row in rows:
         if None in row or None in row.values():
-            problems.add("row of another length than the header (of another file?)", f"line {line}")
+            problems.add("row with more or fewer columns than the header", f"line {line}")
             continue
-        if row["decision"] in ("", "decision"):  # the header of a file that was appended
+        if row["decision"] == "":
             continue
         place, chosen = images.find(row), _chosen(row, classes)
         if chosen is None and (isinstance(place, tuple) or _word(row) not in _WORDS):
@@ -266,7 +266,9 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
     except OSError as error:
         raise ValueError(f"not readable: {error}") from error
     # Spreadsheets write the separator of their locale.
-    rows = [*read_table(path, _NEEDED, delimiter=max(",;\t", key=header.count))]
+    table = read_table(path, _NEEDED, delimiter=max(",;\t", key=header.count))
+    # A file that was appended may repeat the header.
+    rows = [(line, row) for line, row in table if [*row] != [*row.values()]]
     for _, row in rows:
         if isinstance(row["decision"], str):
             row["decision"] = row["decision"].strip()

@@ -83,7 +83,8 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     done = {"copy": f"{written} copied", "link": f"{written} linked", "list": "none written"}[way]
     lines = [f"{len(placed)} images, {moved} of them in another class, {done}"]
     by_run = sum(not decision.verified for decision in decisions.found)
-    lines += [f"{len(decisions.found)} decisions used" + f", {by_run} of a run" * (by_run > 0)]
+    by = f", {by_run} of them by a run" if by_run else ""
+    lines += [f"{len(decisions.found)} decisions used{by}"]
     for name, places in (
         ("left out", problems.left_out),
         ("decisions not used", decisions.conflicts),

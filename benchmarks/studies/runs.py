@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import nll_loss
 from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_recall
 
 from benchmarks.pages import ROOT
 from benchmarks.studies.evidence import Row
 from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data import LabeledImages
-from unmuddle.recipe.evaluate import predict
+from unmuddle.recipe.evaluate import confusion_matrix, mean_class_accuracy, predict
+from unmuddle.recipe.metrics import calibration_error
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_split, load_trained
 from unmuddle.uerm import LedgerDataset
@@ -149,12 +149,13 @@ def figures(run: Path, split: Literal["val", "test"]) -> Row:
     probabilities, labels = predicted(trained.model, data)
     log = probabilities.clamp(min=1e-12).log()
     right = probabilities.argmax(1) == labels
+    confusion = confusion_matrix(labels, probabilities.argmax(1), log.shape[1])
     return {
         "split": split,
         "accuracy": float(right.double().mean()),
-        "mean_class_accuracy": float(multiclass_recall(probabilities, labels, log.shape[1])),
+        "mean_class_accuracy": mean_class_accuracy(confusion),
         "last": summary["test_last_epoch"]["accuracy"] if split == "test" else last,
-        "calibration": float(multiclass_calibration_error(probabilities, labels, log.shape[1])),
+        "calibration": calibration_error(probabilities, labels),
         "log_loss": float(nll_loss(log, labels)),
         "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
         "before": relabeling["right_before"],

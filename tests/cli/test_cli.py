@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from tests.helpers.layouts import make_folder, truncate
+from tests.helpers.processes import unmuddle
 from tests.helpers.run_files import write_run
 from unmuddle.cli import failure, main
 from unmuddle.recipe.config import TrainConfig
@@ -294,14 +295,12 @@ def small_net() -> torch.nn.Module:
 
 
 def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "unmuddle"]
-    trained = subprocess.run(
-        [*command, "train", "--data", f"folder:{make_folder(Path('faces'))}", "--image_size", "32", "--epochs", "1",
-         "--noise", "symmetric:0.2", "--out", "r", "--precision", "bf16", "--backbone", "mobilenetv3_small_050"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert "relabel precision" in trained.stdout
+    options = f"--data folder:{make_folder(Path('faces'))} --noise symmetric:0.2 --image_size 32"
+    options += " --epochs 1 --precision bf16 --backbone tests.helpers.networks:tiny --out r"
+    trained = unmuddle(["train", *options.split()], Path("log"))  # a process has one precision
+    trained.join()
+    assert trained.exitcode == 0, Path("log").read_text()
+    assert "relabel precision" in Path("log").read_text()
     names = {path.name for path in Path("r").iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors",

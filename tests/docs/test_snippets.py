@@ -24,7 +24,11 @@ COMMANDS = (
     "torchrun",
 )
 EXAMPLES = [
-    pytest.param(example, id=f"{example.path.parent.name}/{example.path.name}:{example.start_line}")
+    pytest.param(
+        example,
+        id=f"{example.path.parent.name}/{example.path.name}:{example.start_line}",
+        marks=[pytest.mark.slow] if "processes=" in example.source else [],
+    )
     for example in find_examples(ROOT / "README.md", PAGES)
     if example.prefix == "python" and example.path != PAGES / "tutorials" / "labels.md"
 ]

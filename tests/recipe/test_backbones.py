@@ -38,7 +38,7 @@ def not_a_network() -> str:
         ("torchvision/resnet18", 96, 512, (3, 3)),
         ("mobilenetv3_small_050", 96, 288, (3, 3)),
         ("squeezenet1_1", 64, 512, (3, 3)),
-        ("vgg11", 96, 512, (3, 3)),
+        pytest.param("vgg11", 96, 512, (3, 3), marks=pytest.mark.slow),
         ("tests.recipe.test_backbones:tiny_network", 48, 20, (12, 12)),
     ],
 )

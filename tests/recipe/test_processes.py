@@ -16,12 +16,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from rich.console import Console
 from torch import nn
 
 from tests.helpers import ROOT
 from tests.helpers.processes import run
+from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.processes import average_gradients, check_shares, synchronize_norms
+from unmuddle.recipe.train import train
 
 CPU = torch.device("cpu")
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m unmuddle"
@@ -57,10 +60,10 @@ def output_of(process: subprocess.Popen, seconds: float = 120) -> str:
     return process.communicate(timeout=seconds)[0]
 
 
-def children_once_trained(process: subprocess.Popen, run: Path) -> list[int]:
+def children_once_trained(process: subprocess.Popen, folder: Path) -> list[int]:
     """Its processes, when the first epoch is done."""
     deadline = time.monotonic() + 120
-    path = run / "metrics.jsonl"
+    path = folder / "metrics.jsonl"
     while not (path.exists() and path.read_text()):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -80,34 +83,45 @@ def events(run: Path) -> list[tuple[str, ...]]:
         return [(e["sample"], e["epoch"], e["old"], e["new"]) for e in csv.DictReader(file)]
 
 
+def agree(one: Path, two: Path) -> None:
+    pairs = [*zip(metrics(one), metrics(two), strict=True)]
+    assert len(pairs) >= 3
+    for alone, shared in pairs:
+        assert shared == pytest.approx(alone, abs=1e-6)
+    assert events(two) == events(one)
+    tests = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    assert tests[0]["test"]["confusion"] == tests[1]["test"]["confusion"]
+
+
+def _trained(_sizes: tuple[int, ...], config: TrainConfig) -> None:
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())
+    train(config, Console(quiet=True))
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    for name, sizes in (("one", (1,)), ("two", (1, 1))):
+        config = TrainConfig(
+            data="digits", noise="symmetric:0.2", backbone="tests.helpers.networks:double",
+            parts="supcon,arm,uerm", batch_size=64, lr=1e-2, epochs=3, out=str(tmp_path / name),
+        )  # fmt: skip
+        run(_trained, sizes, config)
+    agree(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "options"),
     [
-        (TORCHRUN, "--epochs 3"),
-        pytest.param(
-            ACCELERATE, "--epochs 3 --accumulate 3 --workers 1 --sampler balanced",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            TORCHRUN, "--epochs 3 --warmup 0.3 --relabel_evidence batches --parts uerm",
-            marks=pytest.mark.slow,
-        ),
+        (ACCELERATE, "--accumulate 3 --workers 1 --sampler balanced"),
+        (TORCHRUN, "--warmup 0.3 --relabel_evidence batches --parts uerm"),
     ],
-)  # fmt: skip
-def test_two_processes_train_as_one(launcher: str, options: str, tmp_path: Path) -> None:
-    options = f"{OPTIONS} {options}"
+)
+def test_launched_processes_train_as_one(launcher: str, options: str, tmp_path: Path) -> None:
     for module, out in (("unmuddle", "one"), (launcher, "two")):
-        with launched(module, options, tmp_path / out) as process:
+        with launched(module, f"{OPTIONS} --epochs 3 {options}", tmp_path / out) as process:
             output = output_of(process)
         assert process.returncode == 0, output
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two) >= 3
-    for alone, shared in zip(one, two, strict=True):
-        assert shared == pytest.approx(alone, abs=1e-6)
-    assert events(tmp_path / "two") == events(tmp_path / "one")
-    tests = [json.loads((tmp_path / out / "summary.json").read_text()) for out in ("one", "two")]
-    assert tests[0]["test"]["confusion"] == tests[1]["test"]["confusion"]
-    assert output.count("epoch 1 of") == 1, "one process alone speaks"
+    agree(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
@@ -122,6 +136,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert "Signal 9 (SIGKILL)" in output
     assert "another process of this training has ended" in output or "interrupted" in output
     assert (run / "checkpoint.pt").exists()
+    assert output.count("epoch 1 of") == 1, "one process alone speaks"
 
 
 def test_a_killed_loader_ends_the_training(tmp_path: Path) -> None:

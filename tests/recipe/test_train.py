@@ -3,10 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tests.helpers import ROOT, thinned
+from tests.helpers import thinned
 from tests.helpers.layouts import (
     make_affectnet,
     make_affectnet_annotations,
@@ -28,6 +27,7 @@ from tests.helpers.layouts import (
     save_image,
 )
 from tests.helpers.networks import Dice
+from tests.helpers.processes import unmuddle
 from tests.helpers.trainings import built
 from unmuddle.recipe.backbones import build_backbone
 from unmuddle.recipe.config import TrainConfig
@@ -385,32 +385,25 @@ def test_duplicates_are_told_and_listed(tmp_path: Path) -> None:
         assert [row["split"] for row in csv.DictReader(file)] == ["train", "test"]
 
 
-def heed_interrupts() -> None:
-    # A shell lets what it starts in the background ignore them.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("stop", thinned([signal.SIGTERM, signal.SIGINT], 2))
 def test_a_stopped_run_leaves_a_readable_folder(stop: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unmuddle", "train", "--data", "digits", "--epochs", "5000",
-         "--backbone", "tests.helpers.networks:tiny", "--out", str(run)], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts,
-    )  # fmt: skip
+    log, network = tmp_path / "log", "tests.helpers.networks:tiny"
+    options = ["--data", "digits", "--epochs", "5000", "--backbone", network, "--out", str(run)]
+    process = unmuddle(["train", *options], log)
     try:
         deadline = time.monotonic() + 240
         # Two: the checkpoint of the first epoch is there then.
         while not ((run / "metrics.jsonl").exists() and len(metrics(run)) >= 2):
-            assert process.poll() is None, process.stdout.read()
+            assert process.is_alive(), log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        process.send_signal(stop)
-        output, _ = process.communicate(timeout=120)
+        os.kill(process.pid, stop)
+        process.join(120)
     finally:
         process.kill()
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
+    assert process.exitcode == 130, log.read_text()
+    assert "Traceback" not in log.read_text()
     assert summary(run)["status"] == "interrupted"
     assert "test" not in summary(run)
     assert len(metrics(run)) >= 1

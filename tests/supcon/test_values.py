@@ -205,7 +205,7 @@ def gradient(loss, features: Tensor) -> Tensor:
     ("n", "dim", "temperature"),
     thinned(
         itertools.product([2, 3, 63, 64, 257, 1000], [1, 3, 63, 128, 700], [0.01, 0.07, 0.5, 1.0]),
-        3,
+        7,
     ),
 )
 def test_gradient_is_no_further_from_fp64_than_the_eager_one(
@@ -222,7 +222,7 @@ def test_gradient_is_no_further_from_fp64_than_the_eager_one(
         return dense_eager(x, labels, temperature)
 
     truth = gradient(eager, features.double())
-    impls = [*IMPLS, "triton"] if n < 100 and HAS_TRITON else [*IMPLS]
+    impls = [*IMPLS, "triton"] if n < 100 and dim < 700 and HAS_TRITON else [*IMPLS]
     if n == 2:  # attraction and repulsion cancel, with tiles up to a rounding
         impls.remove("tiled")
     for impl in impls:

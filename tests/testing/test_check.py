@@ -442,20 +442,6 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     assert json.loads(Path("told.json").read_text())["counts"]["failed"] == 0
     assert main(["laws", "my_losses:Spread"]) == 1
     assert "\none_sample: " in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "laws",
-                "tests.helpers.gathers:scaled_twice",
-                "--kinds",
-                "supervised",
-                "--processes",
-                "2",
-            ]
-        )
-        == 1
-    )
-    assert "\nequal_shares: " in capsys.readouterr().out
     for wrong in ("my_losses:nothing", "nowhere:loss", "my_losses", "my_losses:torch"):
         assert main(["laws", wrong]) == 2
         assert f"unmuddle laws: error: {wrong}: " in capsys.readouterr().err
@@ -467,6 +453,13 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
     assert main(["laws", "torch:nn.functional.cross_entropy", "--kinds", "logits"]) == 0
     assert main(["laws", "my_losses:honest", "--kinds", "nice"]) == 2
     assert "kinds: expected some of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_compares_processes(capsys) -> None:
+    loss = "tests.helpers.gathers:scaled_twice"
+    assert main(["laws", loss, "--kinds", "supervised", "--processes", "2"]) == 1
+    assert "\nequal_shares: " in capsys.readouterr().out
 
 
 def test_a_loss_in_fp32_without_a_gradient_is_caught() -> None:

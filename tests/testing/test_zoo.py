@@ -20,7 +20,7 @@ def test_the_page_says_how_many_there_are() -> None:
         assert f"{len(LAWS)} laws" in (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", thinned(WRONG, 3))
 def test_a_wrong_loss_is_caught(name: str) -> None:
     """One law after the other, those of few kinds of losses first."""
     is_caught = any(
@@ -30,7 +30,7 @@ def test_a_wrong_loss_is_caught(name: str) -> None:
     assert is_caught == (name not in MISSED)
 
 
-@pytest.mark.parametrize("name", thinned(RIGHT, 3))
+@pytest.mark.parametrize("name", thinned(RIGHT, 7))
 def test_a_right_loss_is_not_accused(name: str) -> None:
     report = check_loss(RIGHT[name].fn, kinds=RIGHT[name].kinds)
     assert {result.law.name for result in report.of("failed")} == EXEMPT.get(name, set())

@@ -26,6 +26,29 @@ def test_an_item_knows_its_id() -> None:
         data()[10]
 
 
+class Batched(TensorDataset):
+    """Reads a batch at once."""
+
+    def __getitem__(self, index: object):
+        raise AssertionError("read alone")
+
+    def __getitems__(self, ids: list[int]) -> list[tuple[torch.Tensor, ...]]:
+        return [*zip(*(tensor[ids] for tensor in self.tensors), strict=True)]
+
+
+def test_a_batch_is_read_at_once_where_the_data_set_can() -> None:
+    batched = LedgerDataset(Batched(torch.arange(10) * 10, torch.arange(10) % 3))
+    for ids in ([], [4], [7, 2, 2, -1]):
+        assert batched.__getitems__(ids) == data().__getitems__(ids) == [data()[i] for i in ids]
+    order = torch.tensor([3, 9, 0, 3])
+    for found, expected in zip(
+        DataLoader(batched, 2, sampler=order), DataLoader(data(), 2, sampler=order), strict=True
+    ):
+        assert all(map(torch.equal, found, expected))
+    with pytest.raises(IndexError):
+        batched.__getitems__([10])
+
+
 def test_ids_survive_subsets_splits_and_samplers() -> None:
     whole = data()
     parts = [

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.processes import reduced
@@ -26,6 +25,23 @@ class Score(NamedTuple):
     accuracy: float
     mean_class_accuracy: float
     confusion: Tensor
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Return the confusion matrix `(K, K)`. Rows are true classes, columns predicted classes."""
+    pairs = labels * num_classes + predicted
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Return the fraction of samples that are classified correctly."""
+    return float(confusion.diagonal().sum().double() / confusion.sum())
+
+
+def mean_class_accuracy(confusion: Tensor) -> float:
+    """Return the accuracy of each class, averaged over the classes that occur."""
+    right, samples = confusion.diagonal().double(), confusion.sum(1)
+    return float((right / samples)[samples > 0].mean())
 
 
 @torch.no_grad()
@@ -67,12 +83,6 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=accelerator.device)
     with accelerator.autocast():
         for probabilities, labels in predict_batches(model, loader):
-            confusion += multiclass_confusion_matrix(probabilities.argmax(1), labels, num_classes)
+            confusion += confusion_matrix(labels, probabilities.argmax(1), num_classes)
     confusion = reduced(confusion, accelerator, "sum").cpu()
-    right, of_class = confusion.diagonal().double(), confusion.sum(1).double()
-    occurs = of_class > 0
-    return Score(
-        accuracy=float(right.sum() / of_class.sum()),
-        mean_class_accuracy=float((right[occurs] / of_class[occurs]).mean()),
-        confusion=confusion,
-    )
+    return Score(accuracy(confusion), mean_class_accuracy(confusion), confusion)

@@ -8,12 +8,26 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
+
+from unmuddle.recipe.evaluate import accuracy, confusion_matrix, mean_class_accuracy
 
 RESAMPLES = 1000
+BINS = 15  # of the confidence
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the expected calibration error of predictions `(N, K)` for labels `(N,)`.
+
+    `sum_b |sum_{i in b} (correct_i - confidence_i)| / N` over 15 bins `b` of the confidence.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64, device=labels.device)
+    gaps.index_add_(0, bins, (predicted == labels).double() - confidence)
+    return float(gaps.abs().sum() / len(labels))
 
 
 class Interval(NamedTuple):
@@ -61,8 +75,7 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
         labels: true classes.
         seed: seed of the bootstrap.
     """
-    count = probabilities.shape[1]
-    confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, count)
+    count, predicted = probabilities.shape[1], probabilities.argmax(1)
 
     def interval(figure: Callable[[Tensor], float]) -> Interval:
         """Return a metric of all samples with its bootstrap interval."""
@@ -83,26 +96,17 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
         ).confidence_interval
         return Interval(everything, float(found.low), float(found.high))
 
-    right = probabilities.argmax(1) == labels
+    def confusion(chosen: Tensor) -> Tensor:
+        return confusion_matrix(labels[chosen], predicted[chosen], count)
 
-    def accuracy(chosen: Tensor) -> float:
-        return float(right[chosen].double().mean())
-
-    def mean_class_accuracy(chosen: Tensor) -> float:
-        of_class = labels[chosen].bincount(minlength=count)
-        hits = labels[chosen][right[chosen]].bincount(minlength=count)
-        return float((hits.double() / of_class)[of_class > 0].mean())
-
-    def calibration_error(chosen: Tensor) -> float:
-        return float(multiclass_calibration_error(probabilities[chosen], labels[chosen], count))
-
+    counts = confusion_matrix(labels, predicted, count)
     return Metrics(
         len(labels),
-        interval(accuracy),
-        interval(mean_class_accuracy),
-        interval(calibration_error),
-        tuple(_of_class(confusion, k) for k in range(count)),
-        confusion,
+        interval(lambda chosen: accuracy(confusion(chosen))),
+        interval(lambda chosen: mean_class_accuracy(confusion(chosen))),
+        interval(lambda chosen: calibration_error(probabilities[chosen], labels[chosen])),
+        tuple(_of_class(counts, k) for k in range(count)),
+        counts,
     )
 
 

@@ -1,7 +1,7 @@
 """`LedgerDataset`: a data set that also returns the id of each sample."""
 
 import operator
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -44,9 +44,19 @@ class LedgerDataset(Dataset[tuple[Any, Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, Any, int]:
         """Return `(x, y, id)`; a negative index counts from the end, but ids are never negative."""
         index = range(self._length)[operator.index(index)]
-        item: Any = self.dataset[index]
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            kind = f"{len(item)} of them" if isinstance(item, (tuple, list)) else type(item)
-            raise TypeError(f"dataset: expected items (x, y), got {kind}")
-        x, y = item
-        return x, y, index
+        return _with_id(self.dataset[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any, int]]:
+        """Return the items of a batch, read at once if the data set has `__getitems__`."""
+        ids = [range(self._length)[operator.index(index)] for index in indices]
+        batched: Any = getattr(self.dataset, "__getitems__", None)
+        items = [self.dataset[index] for index in ids] if batched is None else batched(ids)
+        return [_with_id(item, index) for item, index in zip(items, ids, strict=True)]
+
+
+def _with_id(item: Any, index: int) -> tuple[Any, Any, int]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        kind = f"{len(item)} of them" if isinstance(item, (tuple, list)) else type(item)
+        raise TypeError(f"dataset: expected items (x, y), got {kind}")
+    x, y = item
+    return x, y, index

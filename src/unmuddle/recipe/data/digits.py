@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits as sklearn_digits
 
 from unmuddle.recipe.data.split import stratified_split
 from unmuddle.recipe.data.types import LabeledImages, Splits
@@ -14,7 +13,9 @@ SIZE = 32
 
 def load_digits(seed: int) -> Splits:
     """Load a stratified 60 / 20 / 20 % split. The test split does not depend on the seed."""
-    digits: Any = sklearn_digits()
+    from sklearn import datasets  # slow to import
+
+    digits: Any = datasets.load_digits()
     grey = torch.from_numpy(np.asarray(digits["images"]) * 255 / 16).to(torch.uint8)
     images = grey[:, None].expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(np.asarray(digits["target"])).to(torch.int64)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from unmuddle.recipe.data.types import LabeledImages
@@ -33,6 +32,8 @@ def split_off(
 
 def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Return the sorted indices of the larger and the split-off part, stratified by class."""
+    from sklearn.model_selection import train_test_split  # slow to import
+
     try:
         kept, off = train_test_split(
             torch.arange(len(labels)).numpy(),

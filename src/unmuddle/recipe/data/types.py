@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, stack
 from torch.utils.data import Dataset
 
 
@@ -40,7 +40,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         true_labels: `(n,)` true labels, or at least better ones than `labels`, if known.
         votes: `(n, K)` distribution of annotators' votes, if known.
         sources: file that each image comes from, if any.
-        transform: transform applied to each image.
+        transform: transform of a batch of images `(N, 3, H, W)`.
     """
 
     images: Images | Tensor
@@ -87,10 +87,15 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return `(image, label)`."""
-        image = self.images[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, ids: list[int]) -> list[tuple[Tensor, int]]:
+        """Return `(image, label)` of several samples."""
+        images = self.images
+        batch = images[ids] if isinstance(images, Tensor) else stack([images[i] for i in ids])
         if self.transform is not None:
-            image = self.transform(image)
-        return image, int(self.labels[index])
+            batch = self.transform(batch)
+        return [*zip(batch, self.labels[ids].tolist(), strict=True)]
 
 
 @dataclass

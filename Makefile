@@ -1,8 +1,8 @@
 PYTHON ?= python3
 MAKEFLAGS += --jobs=2
 BIN := .venv/bin
-# A process for every core, each with one thread and one test at a time.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxschedchunk 1
+# A process for every core, each with one thread and the tests of one file at a time.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 .PHONY: demo test test-all test-matrix laws lint docs bench package clean
 
@@ -76,7 +76,7 @@ test-matrix:
 	for versions in $(MATRIX); do \
 		rm -rf .venv-matrix && $(PYTHON) -m venv .venv-matrix && \
 		.venv-matrix/bin/pip install --quiet $$(echo $$versions | tr , ' ') -e '.[all]' && \
-		OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest --numprocesses auto --maxschedchunk 1 \
+		OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest --numprocesses auto --dist loadscope \
 			-W default -k "not triton and not onnx and not (test_compiled and reference)" --ignore tests/supcon/test_kernels.py \
 			tests/supcon tests/arm tests/uerm tests/test_imports.py || exit 1; \
 	done

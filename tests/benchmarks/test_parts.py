@@ -15,6 +15,7 @@ from scipy.stats import ttest_rel
 from benchmarks import pages
 from benchmarks.studies import evidence, parts, runs
 from tests.helpers import ROOT
+from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
 
 TINY = "--backbone=tests.helpers.networks:tiny"
@@ -74,8 +75,11 @@ def test_a_run_becomes_a_row(tmp_path) -> None:
     json.dumps(found)
 
 
-@pytest.mark.usefixtures("_tiny_is_found")
-def test_a_run_to_choose_settings_by_never_shows_its_test_figures(tmp_path) -> None:
+def test_a_run_to_choose_settings_by_never_shows_its_test_figures(tmp_path, monkeypatch) -> None:
+    def train_here(options: list[str], run: Path) -> None:
+        assert main(["train", "--quiet", *options, f"--out={run}"]) == 0
+
+    monkeypatch.setattr(runs, "train_run", train_here)  # in a process of its own above
     cell = parts.Cell("digits", "none", "none", parts.DEVELOPMENT[0])
     options = ["--data=digits", "--parts=none", "--epochs=1", TINY]
     found = parts.run_cell(cell, options, tmp_path)

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from tests.helpers import ROOT
-from tests.helpers.processes import run
+from tests.helpers.processes import run, unmuddle
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.processes import average_gradients, check_shares, synchronize_norms
@@ -60,15 +60,14 @@ def output_of(process: subprocess.Popen, seconds: float = 120) -> str:
     return process.communicate(timeout=seconds)[0]
 
 
-def children_once_trained(process: subprocess.Popen, folder: Path) -> list[int]:
-    """Its processes, when the first epoch is done."""
+def children_once_trained(pid: int, folder: Path) -> list[int]:
+    """Processes of a training, when its first epoch is done."""
     deadline = time.monotonic() + 120
     path = folder / "metrics.jsonl"
     while not (path.exists() and path.read_text()):
-        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()]
 
 
@@ -127,7 +126,7 @@ def test_launched_processes_train_as_one(launcher: str, options: str, tmp_path: 
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with launched(TORCHRUN, f"{OPTIONS} --epochs 5000", run) as process:
-        children = children_once_trained(process, run)
+        children = children_once_trained(process.pid, run)
         assert len(children) == 2
         os.kill(children[1], signal.SIGKILL)
         output = output_of(process, seconds=60)
@@ -140,12 +139,17 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_a_killed_loader_ends_the_training(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with launched("unmuddle", f"{OPTIONS} --epochs 5000 --workers 1", run) as process:
-        for child in children_once_trained(process, run):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    options = f"{OPTIONS} --epochs 5000 --workers 1 --out {folder}"
+    process = unmuddle(["train", *options.split()], log)
+    try:
+        for child in children_once_trained(process.pid, folder):
             os.kill(child, signal.SIGKILL)
-        output = output_of(process, seconds=60)
-    assert process.returncode == 1
+        process.join(60)
+    finally:
+        process.kill()
+    output = log.read_text()
+    assert process.exitcode == 1
     assert "unmuddle train: error: a process that loads images has ended" in output
     assert "Traceback" not in output
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -76,26 +77,31 @@ def result(run: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], float]:
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that was never stopped, and how many seconds it took."""
     run = tmp_path_factory.mktemp("whole") / "run"
     began = time.monotonic()
     process = start(run, False)
     process.join()
     assert process.exitcode == 0
-    return result(run), time.monotonic() - began
+    return run, time.monotonic() - began
+
+
+@pytest.fixture
+def whole(ended: tuple[Path, float]) -> dict[str, object]:
+    return result(ended[0])
 
 
 @pytest.mark.parametrize("seed", thinned(range(20), 10))
-def test_killed_at_a_random_moment(seed: int, whole, tmp_path: Path) -> None:
-    expected, seconds = whole
+def test_killed_at_a_random_moment(seed: int, whole, ended, tmp_path: Path) -> None:
     process = start(tmp_path / "run", False)
-    time.sleep(random.Random(seed).uniform(0, seconds))
+    time.sleep(random.Random(seed).uniform(0, ended[1]))
     process.kill()
     process.join()
     process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
     process.join()
     assert process.exitcode == 0
-    assert result(tmp_path / "run") == expected
+    assert result(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize("write", thinned([1, 2, 6, 7, 9, 10, 11, 16, 26], 5))
@@ -105,17 +111,16 @@ def test_killed_with_a_file_half_written(write: int, whole, tmp_path: Path) -> N
     assert process.exitcode == -signal.SIGKILL
     process = start(tmp_path / "run", (tmp_path / "run" / "config.yaml").exists())
     process.join()
-    assert result(tmp_path / "run") == whole[0]
+    assert result(tmp_path / "run") == whole
 
 
-def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, capsys) -> None:
-    process = start(tmp_path / "run", False)
-    process.join()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
-    train(dataclasses.replace(QUICK, out=str(tmp_path / "run")), resume=True)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+def test_a_run_that_has_ended_is_left_alone(ended, tmp_path: Path, capsys) -> None:
+    run = shutil.copytree(ended[0], tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert not (run / "checkpoint.pt").exists()
+    train(dataclasses.replace(QUICK, out=str(run)), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    assert main(["train", "--resume", str(run)]) == 0
     assert "finished" in capsys.readouterr().out
 
 
@@ -281,7 +286,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_last_checkpoint(
     assert not list(run.glob(".partial*"))
     process = start(run, True)
     process.join()
-    assert result(run) == whole[0]
+    assert result(run) == whole
 
 
 def test_a_run_that_goes_on_has_neither_summary_nor_report(tmp_path: Path) -> None:

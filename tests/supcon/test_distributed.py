@@ -78,7 +78,10 @@ def _all_cases(sizes: tuple[int, ...]) -> None:
             _averaged_gradients_are_those_of_one_process(sizes, supervision, options)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    "sizes",
+    [*SIZES[1::2], *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SIZES[::2])],
+)
 def test_averaged_gradients_are_those_of_one_process(sizes: tuple[int, ...]) -> None:
     run(_all_cases, sizes)
 

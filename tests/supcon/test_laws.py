@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 from unmuddle import SupConLoss, supcon_loss
@@ -32,6 +33,7 @@ def test_module(law) -> None:
     law()
 
 
+@pytest.mark.slow
 @parametrize_with_laws(SupConLoss(torch.nn.Parameter(torch.tensor(0.2))), kinds=CONTRASTIVE)
 def test_trained_temperature(law) -> None:
     law()
@@ -51,16 +53,19 @@ def losses(features, labels):
     return supcon_loss(features, labels, reduction="none")
 
 
+@pytest.mark.slow
 @parametrize_with_laws(losses, kinds=PAIRS)
 def test_losses_of_anchors(law) -> None:
     law()
 
 
+@pytest.mark.slow
 @parametrize_with_laws(partial(supcon_loss, temperature=0.01), kinds=CONTRASTIVE)
 def test_low_temperature(law) -> None:
     law()
 
 
+@pytest.mark.slow
 @parametrize_with_laws(partial(supcon_loss, temperature=10.0), kinds=CONTRASTIVE)
 def test_high_temperature(law) -> None:
     law()

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.helpers import thinned
 from unmuddle.cli import main
 from unmuddle.recipe import export
 from unmuddle.recipe.config import TrainConfig
@@ -16,7 +17,7 @@ from unmuddle.recipe.train import train
 from unmuddle.recipe.trained import load_trained
 
 
-@pytest.fixture(scope="module", params=["supcon,arm,uerm", "none"])
+@pytest.fixture(scope="module", params=thinned(["supcon,arm,uerm", "none"], 2))
 def run(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(
         TrainConfig(

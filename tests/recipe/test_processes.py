@@ -123,6 +123,7 @@ def test_launched_processes_train_as_one(launcher: str, options: str, tmp_path: 
     agree(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with launched(TORCHRUN, f"{OPTIONS} --epochs 5000", run) as process:

@@ -37,7 +37,7 @@ def test_a_law_kills_its_mutant_and_shows_it_without_this_package(name: str) -> 
     [
         (mutants.supcon, (*SOFT, *VIEWS)),
         (mutants.scores, ("logits",)),
-        (mutants.Honest(), (*SOFT, *VIEWS)),
+        pytest.param(mutants.Honest(), (*SOFT, *VIEWS), marks=pytest.mark.slow),
     ],
     ids=["function", "scores", "module"],
 )

@@ -155,6 +155,8 @@ def passes(options: dict[str, str]) -> int:
     config = TrainConfig(epochs=int(options["epochs"]), parts=options["parts"])
     config.warmup = float(options.get("warmup", config.warmup))
     observed = max(1, config.epochs + 1 - max(1, config.first_relabeling()))
+    if options.get("relabel_evidence") == "batches":  # the predictions of the training steps
+        observed = 0
     return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
 
 

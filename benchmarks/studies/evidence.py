@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from base64 import b64decode
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +49,10 @@ class Difference(NamedTuple):
 
 
 def hits(row: Row) -> np.ndarray:
-    """`(n,)` 1 where a test sample was classified right, else 0."""
-    return np.frombuffer(row["right"].encode(), np.uint8) - ord("0")
+    """`(n,)` 1 where a test sample or a further one was classified right, else 0."""
+    further = np.frombuffer(b64decode(row.get("further_right", "")), np.uint8)
+    tested = np.frombuffer(row["right"].encode(), np.uint8) - ord("0")
+    return np.concatenate([tested, np.unpackbits(further, count=row.get("further", 0))])
 
 
 def difference(pairs: list[tuple[Row, Row]]) -> Difference:

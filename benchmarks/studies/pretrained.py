@@ -17,13 +17,15 @@ import json
 import signal
 import statistics
 import sys
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from cleanlab.filter import find_label_issues
@@ -35,7 +37,9 @@ from benchmarks.studies.evidence import Row, described, paired, select, spread, 
 from benchmarks.studies.label_figures import Problem
 from benchmarks.studies.labels import noisy_labels, without
 from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.tables import write_table
+from unmuddle.recipe.trained import as_input, load_trained
 from unmuddle.uerm import UERM, bayes
 
 RESULTS = Path(__file__).with_name("pretrained.jsonl")
@@ -189,13 +193,37 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
             train(FIRST, first, weights)
         labels, weights = method.labels(first, problem), first / "model.safetensors"
     train(f"{method.options} {cell.options}", path, weights)
-    row = runs.figures(path, "val" if cell.seed in DEVELOPMENT else "test")
+    is_try = cell.seed in DEVELOPMENT
+    row = runs.figures(path, "val" if is_try else "test")
+    if cell.noise != "whole":
+        row |= on_further_faces(path, further_faces(ferplus, whole)[0 if is_try else 1])
     kept = labels >= 0
     if method.labels is not None:
         row["after"] = float((labels == problem.truth)[kept].double().mean())
     before = float((problem.given == problem.truth).double().mean())
     used = {"faces": int(kept.sum()), "passes": cost, "before": before}
     return cell._asdict() | row | used | {"seconds": round(seconds)}
+
+
+@cache
+def further_faces(ferplus: Path, whole: Path) -> tuple[LabeledImages, LabeledImages]:
+    """Training faces of FERPlus that the subset lacks: a half for tries, and a half to test on."""
+    known = {Path(source).name for source in load_data(f"ferplus:{ferplus}").train.sources or ()}
+    data = load_data(f"ferplus:{whole}", image_size=int(SETTINGS["image_size"])).train
+    further = [i for i in range(len(data)) if Path(data.source(i)).name not in known]
+    halves = (data.subset(torch.tensor(further[part::2]).long()) for part in range(2))
+    return next(halves), next(halves)
+
+
+def on_further_faces(run: Path, data: LabeledImages) -> Row:
+    """Score a run on faces that it was not trained on; its hits are packed bits."""
+    if not len(data):
+        return {"further": 0, "further_accuracy": None, "further_right": ""}
+    trained = load_trained(run)
+    probabilities, labels = runs.predicted(trained.model, as_input(trained, data))
+    right = (probabilities.argmax(1) == labels).numpy()
+    packed = b64encode(np.packbits(right)).decode()
+    return {"further": len(right), "further_accuracy": float(right.mean()), "further_right": packed}
 
 
 def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
@@ -207,11 +235,14 @@ def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
 
 
 COLUMNS = (
-    "method", "seeds", "faces", "test accuracy", "last", "mean class accuracy",
+    "method", "seeds", "faces", "test accuracy", "last", "further faces", "mean class accuracy",
     "calibration error", "log loss of the votes x 100", "labels right",
     f"above none, {evidence.COMPARED[0]}", *evidence.COMPARED[1:], "passes", "minutes",
 )  # fmt: skip
-FIGURES = ("accuracy", "last", "mean_class_accuracy", "calibration", "vote_log_loss", "after")
+FIGURES = (
+    "accuracy", "last", "further_accuracy", "mean_class_accuracy", "calibration", "vote_log_loss",
+    "after",
+)  # fmt: skip
 
 
 def comparison(rows: list[Row], noise: str) -> str:
@@ -224,7 +255,7 @@ def comparison(rows: list[Row], noise: str) -> str:
             against = described(paired(base, found)) if method != "none" else ["", "", ""]
             faces = round(statistics.mean(row["faces"] for row in found))
             minutes = round(statistics.mean(row["seconds"] for row in found) / 60)
-            figures = [spread(row[name] for row in found) for name in FIGURES]
+            figures = [spread(row.get(name) for row in found) for name in FIGURES]
             shown = [method, len(found), f"{faces:,}", *figures, *against, found[0]["passes"]]
             lines.append([*shown, minutes])
     return table(COLUMNS, lines)
@@ -236,11 +267,11 @@ def tried(rows: list[Row]) -> str:
     for row in select(rows, split="val"):
         found.setdefault((row["method"], row["noise"], row["options"]), []).append(row)
     lines = [
-        [*key, len(same), *(spread(row[name] for row in same) for name in FIGURES[:4])]
+        [*key, len(same), *(spread(row.get(name) for row in same) for name in FIGURES[:5])]
         for key, same in sorted(found.items())
     ]
     columns = ["method", "noise", "other options", "seeds", "validation accuracy", "last"]
-    return table([*columns, "mean class accuracy", "calibration error"], lines)
+    return table([*columns, *COLUMNS[5:8]], lines)
 
 
 def rates(rows: list[Row]) -> str:

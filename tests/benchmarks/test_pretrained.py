@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from benchmarks import pages
-from benchmarks.studies import pretrained, runs
+from benchmarks.studies import evidence, pretrained, runs
 from benchmarks.studies.pretrained import METHODS, Cell
 from tests.helpers.layouts import make_ferplus
 from tests.helpers.networks import tiny
 from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
+from unmuddle.recipe.run_folder import RunFolder
 
 TINY = {
     "backbone": "tests.helpers.networks:tiny", "epochs": 1, "batch_size": 4, "image_size": 16,
@@ -47,6 +48,9 @@ def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
     assert {cell.options for cell in found} == {"lr=1e-3"}
 
 
+CELL = Cell("none", "symmetric:0.2", 0, "epochs=1")
+
+
 @pytest.mark.filterwarnings(
     "ignore:May not flag", "ignore:The least populated class", "ignore:Number of classes"
 )
@@ -61,15 +65,24 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(runs, "train_run", train_run)
     weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)
     torch.save(tiny().state_dict(), weights)
+    whole = make_ferplus(tmp_path / "whole", each=20)
     rows = [
         {"name": method, "commit": "abc"}
-        | pretrained.run_cell(
-            Cell(method, "symmetric:0.2", 0, "epochs=1"), ferplus, ferplus, weights, tmp_path
-        )
+        | pretrained.run_cell(CELL._replace(method=method), ferplus, whole, weights, tmp_path)
         for method in ("none", "cleanlab", "answers")
     ]
     assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
     assert (tmp_path / "none_symmetric-0.2_0_epochs=1.csv").exists()
+    found = [evidence.hits(row) for row in rows]
+    assert len(found[0]) == len(rows[0]["right"]) + rows[0]["further"]
+    further = found[0][-rows[0]["further"] :]
+    assert further.mean() == pytest.approx(rows[0]["further_accuracy"])
+    halves = pretrained.further_faces(ferplus, whole)
+    names = [{Path(source).name for source in half.sources} for half in halves]
+    assert [len(half) for half in names] == [rows[0]["further"]] * 2
+    assert not names[0] & names[1]
+    trained = {Path(row["source"]).name for row in RunFolder(tmp_path / CELL.name()).samples()}
+    assert not trained & (names[0] | names[1])
     assert rows[2]["after"] >= rows[2]["before"] == rows[0]["before"]
     assert rows[1]["passes"] == 2 * rows[0]["passes"]
     shown = pretrained.comparison([row | {"options": ""} for row in rows], "symmetric:0.2")

@@ -196,7 +196,7 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
     is_try = cell.seed in DEVELOPMENT
     row = runs.figures(path, "val" if is_try else "test")
     if cell.noise != "whole":
-        row |= on_further_faces(path, further_faces(ferplus, whole)[0 if is_try else 1])
+        row |= on_further_faces(path, further_faces(ferplus, whole)[not is_try])
     kept = labels >= 0
     if method.labels is not None:
         row["after"] = float((labels == problem.truth)[kept].double().mean())
@@ -211,8 +211,8 @@ def further_faces(ferplus: Path, whole: Path) -> tuple[LabeledImages, LabeledIma
     known = {Path(source).name for source in load_data(f"ferplus:{ferplus}").train.sources or ()}
     data = load_data(f"ferplus:{whole}", image_size=int(SETTINGS["image_size"])).train
     further = [i for i in range(len(data)) if Path(data.source(i)).name not in known]
-    halves = (data.subset(torch.tensor(further[part::2]).long()) for part in range(2))
-    return next(halves), next(halves)
+    tried, tested = (data.subset(torch.tensor(further[half::2]).long()) for half in range(2))
+    return tried, tested
 
 
 def on_further_faces(run: Path, data: LabeledImages) -> Row:

@@ -21,8 +21,8 @@ from benchmarks.pages import ROOT
 from benchmarks.studies.evidence import Row
 from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data import LabeledImages
-from unmuddle.recipe.evaluate import confusion_matrix, mean_class_accuracy, predict
-from unmuddle.recipe.metrics import calibration_error
+from unmuddle.recipe.evaluate import predict
+from unmuddle.recipe.metrics import calibration_error, confusion_matrix, mean_class_accuracy
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.trained import load_split, load_trained
 from unmuddle.uerm import LedgerDataset

@@ -27,13 +27,19 @@ def test_the_page_is_what_the_rows_say() -> None:
         assert pages.section("evidence.md", name) == text(rows)
 
 
+def cost(options: str) -> int:
+    given = dict(option.split("=") for option in options.split())
+    assert given.keys() <= {field.name for field in fields(TrainConfig)}
+    return pretrained.passes({k: str(v) for k, v in pretrained.SETTINGS.items()} | given)
+
+
+def test_predictions_cost_passes_unless_they_are_of_training_steps() -> None:
+    assert cost("parts=uerm epochs=5 warmup=0.4") == 3 * 5 + 2 * 4
+    assert cost("parts=uerm epochs=5 relabel_evidence=batches") == 3 * 5
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_costs_about_as_much_as_plain_cross_entropy(name: str) -> None:
-    def cost(options: str) -> int:
-        given = dict(option.split("=") for option in options.split())
-        assert given.keys() <= {field.name for field in fields(TrainConfig)}
-        return pretrained.passes({k: str(v) for k, v in pretrained.SETTINGS.items()} | given)
-
     method = METHODS[name]
     total = cost(method.options) + (cost(pretrained.FIRST) if method.labels else 0)
     assert total == pytest.approx(cost(METHODS["none"].options), rel=0.05)

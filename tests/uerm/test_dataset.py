@@ -49,6 +49,25 @@ def test_a_batch_is_read_at_once_where_the_data_set_can() -> None:
         batched.__getitems__([10])
 
 
+def test_an_overridden_item_is_not_read_past() -> None:
+    class Negative(Batched):
+        def __getitem__(self, index: int):
+            return tuple(-tensor[index] for tensor in self.tensors)
+
+    class Doubled(LedgerDataset):
+        def __getitem__(self, index: int):
+            x, y, sample = super().__getitem__(index)
+            return 2 * x, y, sample
+
+    class Either(Batched):
+        __getitem__ = TensorDataset.__getitem__
+        __getitems__ = Batched.__getitems__
+
+    tensors = torch.arange(10) * 10, torch.arange(10) % 3
+    assert LedgerDataset(Negative(*tensors)).__getitems__([4]) == [(-40, -1, 4)]
+    assert Doubled(Either(*tensors)).__getitems__([-6]) == [(80, 1, 4)]
+
+
 def test_ids_survive_subsets_splits_and_samplers() -> None:
     whole = data()
     parts = [

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from unmuddle.recipe.metrics import accuracy, confusion_matrix, mean_class_accuracy
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.processes import reduced
 from unmuddle.uerm import UERM
@@ -25,23 +26,6 @@ class Score(NamedTuple):
     accuracy: float
     mean_class_accuracy: float
     confusion: Tensor
-
-
-def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """Return the confusion matrix `(K, K)`. Rows are true classes, columns predicted classes."""
-    pairs = labels * num_classes + predicted
-    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def accuracy(confusion: Tensor) -> float:
-    """Return the fraction of samples that are classified correctly."""
-    return float(confusion.diagonal().sum().double() / confusion.sum())
-
-
-def mean_class_accuracy(confusion: Tensor) -> float:
-    """Return the accuracy of each class, averaged over the classes that occur."""
-    right, samples = confusion.diagonal().double(), confusion.sum(1)
-    return float((right / samples)[samples > 0].mean())
 
 
 @torch.no_grad()

@@ -6,13 +6,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
-
-from unmuddle.recipe.evaluate import accuracy, confusion_matrix, mean_class_accuracy
 
 RESAMPLES = 1000
 BINS = 15  # of the confidence
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Return the confusion matrix `(K, K)`. Rows are true classes, columns predicted classes."""
+    pairs = labels * num_classes + predicted
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Return the fraction of samples that are classified correctly."""
+    return float(confusion.diagonal().sum().double() / confusion.sum())
+
+
+def mean_class_accuracy(confusion: Tensor) -> float:
+    """Return the accuracy of each class, averaged over the classes that occur."""
+    right, samples = confusion.diagonal().double(), confusion.sum(1)
+    return float((right / samples)[samples > 0].mean())
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
@@ -75,6 +89,8 @@ def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
         labels: true classes.
         seed: seed of the bootstrap.
     """
+    from scipy.stats import bootstrap  # slow to import
+
     count, predicted = probabilities.shape[1], probabilities.argmax(1)
 
     def interval(figure: Callable[[Tensor], float]) -> Interval:

@@ -121,11 +121,6 @@ def matrix(
     return draw(plot, side + 0.4, side)
 
 
-def count_pairs(rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
-    """Count how often each pair of labels occurs, `(K, K)`."""
-    return np.bincount(rows * size + columns, minlength=size**2).reshape(size, size)
-
-
 def embedding(samples: Samples, classes: Sequence[str]) -> str:
     """Plot a t-SNE map of the features of the snapshot, with rings at relabeled samples."""
     ids = samples.snapshot["mapped"]

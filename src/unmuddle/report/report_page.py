@@ -5,8 +5,10 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import as_tensor
 
 from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.metrics import confusion_matrix
 from unmuddle.report import plots
 from unmuddle.report.html import png, render
 from unmuddle.report.runs import RunFiles, Samples, read_samples
@@ -88,7 +90,7 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
         svg = plots.matrix(np.array(run.summary["test"]["confusion"]), classes, "true", "predicted")
         yield Plot("Test confusion", "Percentage of each true class.", svg)
     if samples.changes:
-        flow = plots.count_pairs(samples.given, samples.now, size)
+        flow = confusion_matrix(as_tensor(samples.given), as_tensor(samples.now), size).numpy()
         np.fill_diagonal(flow, 0)
         svg = plots.matrix(flow, classes, "given label", "new label", shares=False)
         text = f"{len(samples.changes)} of {len(samples.now)} training labels, counted."
@@ -97,7 +99,7 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
         after = [("after relabeling", samples.now)] if samples.changes else []
         for title, labels in [("as given", samples.given), *after]:
             right = (labels == samples.true).mean()
-            counts = plots.count_pairs(samples.true, labels, size)
+            counts = confusion_matrix(as_tensor(samples.true), as_tensor(labels), size).numpy()
             yield Plot(
                 f"Training labels {title}",
                 f"Percentage of each true class; {right:.1%} are right.",

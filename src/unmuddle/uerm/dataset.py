@@ -48,10 +48,22 @@ class LedgerDataset(Dataset[tuple[Any, Any, int]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any, int]]:
         """Return the items of a batch, read at once if the data set has `__getitems__`."""
+        dataset: Any = self.dataset
+        if not (_reads_batches(self) and _reads_batches(dataset)):
+            return [self[index] for index in indices]
         ids = [range(self._length)[operator.index(index)] for index in indices]
-        batched: Any = getattr(self.dataset, "__getitems__", None)
-        items = [self.dataset[index] for index in ids] if batched is None else batched(ids)
+        items = dataset.__getitems__(ids)
         return [_with_id(item, index) for item, index in zip(items, ids, strict=True)]
+
+
+def _reads_batches(dataset: object) -> bool:
+    """Return whether there is a `__getitems__`, and no subclass overrides `__getitem__` alone."""
+    for kind in type(dataset).__mro__:
+        if "__getitems__" in vars(kind):
+            return True
+        if "__getitem__" in vars(kind):
+            return False
+    return False
 
 
 def _with_id(item: Any, index: int) -> tuple[Any, Any, int]:

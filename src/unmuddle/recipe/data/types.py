@@ -7,7 +7,8 @@ from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor, stack
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 
@@ -92,7 +93,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def __getitems__(self, ids: list[int]) -> list[tuple[Tensor, int]]:
         """Return `(image, label)` of several samples."""
         images = self.images
-        batch = images[ids] if isinstance(images, Tensor) else stack([images[i] for i in ids])
+        batch = images[ids] if isinstance(images, Tensor) else torch.stack([images[i] for i in ids])
         if self.transform is not None:
             batch = self.transform(batch)
         return [*zip(batch, self.labels[ids].tolist(), strict=True)]

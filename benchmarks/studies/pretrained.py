@@ -33,11 +33,12 @@ from torch import Tensor
 
 from benchmarks.pages import write_sections
 from benchmarks.studies import evidence, runs
-from benchmarks.studies.evidence import Row, described, paired, select, spread, table
+from benchmarks.studies.evidence import described, paired, select, spread, table
 from benchmarks.studies.label_figures import Problem
 from benchmarks.studies.labels import noisy_labels, without
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
+from unmuddle.recipe.decisions import ACCEPT, Row, write_rows
 from unmuddle.recipe.tables import write_table
 from unmuddle.recipe.trained import as_input, load_trained
 from unmuddle.uerm import UERM, bayes
@@ -48,7 +49,8 @@ SETTINGS = {
     "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 7,
     "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
 }  # fmt: skip
-ANSWERS = 200  # labels that a person verifies, in the method "answers"
+ANSWERS = 200  # labels that a person verifies
+NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
 def load_uerm(run: Path, problem: Problem) -> UERM:
@@ -58,25 +60,42 @@ def load_uerm(run: Path, problem: Problem) -> UERM:
     return uerm
 
 
-def relabeled(run: Path, problem: Problem) -> Tensor:
+class Labels(NamedTuple):
+    """Labels of a second training.
+
+    Attributes:
+        labels: `(n,)` labels, -1 for faces that are left out.
+        verified: samples whose true label the second training is told.
+    """
+
+    labels: Tensor
+    verified: Tensor
+
+
+def relabeled(run: Path, problem: Problem) -> Labels:
     """Labels that UERM left after a first training."""
-    return load_uerm(run, problem).ledger.current_labels
+    return Labels(load_uerm(run, problem).ledger.current_labels, NOBODY)
 
 
-def pruned(run: Path, problem: Problem) -> Tensor:
-    """Labels without those that cleanlab finds in a first training's predictions, which are -1."""
+def pruned(run: Path, problem: Problem) -> Labels:
+    """Labels without those that cleanlab finds in a first training's predictions."""
     predictions = load_uerm(run, problem).evidence().predictions.probabilities.double()
     issues = find_label_issues(problem.given.numpy(), predictions.numpy(), n_jobs=1)
-    return problem.given.masked_fill(torch.from_numpy(issues), -1)
+    return Labels(problem.given.masked_fill(torch.from_numpy(issues), -1), NOBODY)
 
 
-def answered(run: Path, problem: Problem) -> Tensor:
+def answered(run: Path, problem: Problem) -> Labels:
+    """Labels as given, of which a person verified some that UERM asked for."""
+    asked = load_uerm(run, problem).suggest(ANSWERS, to_verify=True)
+    return Labels(problem.given, torch.tensor([s.sample for s in asked]))
+
+
+def repaired(run: Path, problem: Problem) -> Labels:
     """Labels after a person verified some, and each other one became its most likely class."""
-    uerm = load_uerm(run, problem)
-    ids = torch.tensor([s.sample for s in uerm.suggest(ANSWERS, to_verify=True)])
+    uerm, ids = load_uerm(run, problem), answered(run, problem).verified
     uerm.ledger.decide(ids, problem.truth[ids])
     found = bayes(uerm.evidence(), precision=0.5).labels
-    return torch.where(uerm.ledger.fixed(), uerm.ledger.current_labels, found)
+    return Labels(torch.where(uerm.ledger.fixed(), uerm.ledger.current_labels, found), NOBODY)
 
 
 class Method(NamedTuple):
@@ -88,11 +107,12 @@ class Method(NamedTuple):
     """
 
     options: str
-    labels: Callable[[Path, Problem], Tensor] | None = None
+    labels: Callable[[Path, Problem], Labels] | None = None
 
 
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
 FIRST = "parts=uerm epochs=3 warmup=1"
+CORRECTED = "relabel_loss=corrected relabel_evidence=batches"
 METHODS = {
     "none": Method("parts=none"),
     "supcon": Method("parts=supcon"),
@@ -104,17 +124,21 @@ METHODS = {
     "supcon,arm,uerm": Method("parts=supcon,arm,uerm epochs=5"),
     "published_arm": Method("parts=published_arm"),
     "supcon,published_arm,uerm": Method("parts=supcon,published_arm,uerm epochs=5"),
+    "corrected": Method(f"parts=uerm {CORRECTED}"),
     "label smoothing": Method("parts=none label_smoothing=0.1"),
     "ema_margin": Method("parts=uerm epochs=5 relabel_policy=ema_margin"),
     "cleanlab": Method("parts=none epochs=3", pruned),
     "twice": Method("parts=none epochs=3", relabeled),
-    "answers": Method("parts=none epochs=3", answered),
+    "answers, repaired": Method("parts=none epochs=3", repaired),
+    "answers": Method(f"parts=uerm {CORRECTED} epochs=4 warmup=0.25", answered),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
 }
 PARTS = tuple(METHODS)[:8]
 NOISY = ("human", "symmetric:0.2")
-INSTEAD = ("none", "uerm", "answers", "label smoothing", "ema_margin", "cleanlab", "twice")
+INSTEAD = (
+    "none", "uerm", "corrected", "answers", "label smoothing", "ema_margin", "cleanlab", "twice"
+)  # fmt: skip
 GROUPS = {
     "instead": [NOISY, INSTEAD],
     "parts": [("none", *NOISY), PARTS],
@@ -164,25 +188,30 @@ def passes(options: dict[str, str]) -> int:
     return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
 
 
-def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -> Row:
+def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -> evidence.Row:
     """Run the trainings of a cell, or resume them; return a row of results."""
     method, path, noise = METHODS[cell.method], out / cell.name(), cell.noise
     if noise == "whole":
         ferplus, noise = whole, "none"
     problem = noisy_labels(noise, cell.seed, ferplus, out)
-    labels, cost, seconds = problem.given, 0, 0.0
+    labels, cost, seconds = Labels(problem.given, NOBODY), 0, 0.0
 
     def train(stage: str, run: Path, weights: Path) -> None:
         nonlocal cost, seconds
         given = dict(option.split("=") for option in stage.split())
         options = {name: str(value) for name, value in SETTINGS.items()} | given
         faces = ferplus
-        if dropped := {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}:
+        out_of = (labels.labels < 0).nonzero()[:, 0].tolist()
+        if dropped := {problem.sources[i] for i in out_of}:
             faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
-        if not labels.equal(problem.truth):
-            table = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
+        if not labels.labels.equal(problem.truth):
+            table = write_labels(labels.labels, problem, run.with_name(f"{run.name}.csv"))
             options |= {"noise": f"file:{table}"}
+        if len(labels.verified):
+            decisions = run.with_name(f"{run.name}_verified.csv")
+            write_rows(decisions, verified_rows(labels.verified, problem, ferplus))
+            options |= {"labels": str(decisions)}
         runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
         cost += passes(options)
         seconds += json.loads((run / "summary.json").read_text())["seconds"]
@@ -197,9 +226,9 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
     row = runs.figures(path, "val" if is_try else "test")
     if cell.noise != "whole":
         row |= on_further_faces(path, further_faces(ferplus, whole)[not is_try])
-    kept = labels >= 0
-    if method.labels is not None:
-        row["after"] = float((labels == problem.truth)[kept].double().mean())
+    kept = labels.labels >= 0
+    if method.labels is not None and not len(labels.verified):
+        row["after"] = float((labels.labels == problem.truth)[kept].double().mean())
     before = float((problem.given == problem.truth).double().mean())
     used = {"faces": int(kept.sum()), "passes": cost, "before": before}
     return cell._asdict() | row | used | {"seconds": round(seconds)}
@@ -215,7 +244,7 @@ def further_faces(ferplus: Path, whole: Path) -> tuple[LabeledImages, LabeledIma
     return tried, tested
 
 
-def on_further_faces(run: Path, data: LabeledImages) -> Row:
+def on_further_faces(run: Path, data: LabeledImages) -> evidence.Row:
     """Score a run on faces that it was not trained on; its hits are packed bits."""
     if not len(data):
         return {"further": 0, "further_accuracy": None, "further_right": ""}
@@ -224,6 +253,14 @@ def on_further_faces(run: Path, data: LabeledImages) -> Row:
     right = (probabilities.argmax(1) == labels).numpy()
     packed = b64encode(np.packbits(right)).decode()
     return {"further": len(right), "further_accuracy": float(right.mean()), "further_right": packed}
+
+
+def verified_rows(samples: Tensor, problem: Problem, ferplus: Path) -> Iterator[Row]:
+    """Yield a decision about each face that a person verified."""
+    faces = load_data(f"ferplus:{ferplus}").train
+    for i in samples.tolist():
+        given, true = (problem.classes[int(y[i])] for y in (problem.given, problem.truth))
+        yield Row(i, "train", faces.source(i), given, true, ACCEPT, faces.content(i))
 
 
 def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
@@ -245,7 +282,7 @@ FIGURES = (
 )  # fmt: skip
 
 
-def comparison(rows: list[Row], noise: str) -> str:
+def comparison(rows: list[evidence.Row], noise: str) -> str:
     """Every method on one kind of labels, against plain cross-entropy."""
     rows = select(rows, noise=noise, split="test", options="")
     base = select(rows, method="none")
@@ -261,9 +298,9 @@ def comparison(rows: list[Row], noise: str) -> str:
     return table(COLUMNS, lines)
 
 
-def tried(rows: list[Row]) -> str:
+def tried(rows: list[evidence.Row]) -> str:
     """Validation accuracy of every try."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    found: dict[tuple[str, ...], list[evidence.Row]] = {}
     for row in select(rows, split="val"):
         found.setdefault((row["method"], row["noise"], row["options"]), []).append(row)
     lines = [
@@ -274,7 +311,7 @@ def tried(rows: list[Row]) -> str:
     return table([*columns, *COLUMNS[5:8]], lines)
 
 
-def rates(rows: list[Row]) -> str:
+def rates(rows: list[evidence.Row]) -> str:
     """The comparisons at other noise rates, one after the other."""
     return "\n\n".join(
         f"{noise.partition(':')[2]} of the labels flipped:\n\n{comparison(rows, noise)}"
@@ -282,7 +319,7 @@ def rates(rows: list[Row]) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[list[Row]], str]] = {
+SECTIONS: dict[str, Callable[[list[evidence.Row]], str]] = {
     "symmetric": partial(comparison, noise="symmetric:0.2"),
     "human": partial(comparison, noise="human"),
     "clean": partial(comparison, noise="none"),

@@ -39,10 +39,10 @@ def test_predictions_cost_passes_unless_they_are_of_training_steps() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_costs_about_as_much_as_plain_cross_entropy(name: str) -> None:
-    method = METHODS[name]
+def test_no_method_costs_more_than_plain_cross_entropy_or_much_less(name: str) -> None:
+    method, plain = METHODS[name], cost(METHODS["none"].options)
     total = cost(method.options) + (cost(pretrained.FIRST) if method.labels else 0)
-    assert total == pytest.approx(cost(METHODS["none"].options), rel=0.05)
+    assert 0.9 * plain < total <= plain
 
 
 def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
@@ -75,7 +75,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     rows = [
         {"name": method, "commit": "abc"}
         | pretrained.run_cell(CELL._replace(method=method), ferplus, whole, weights, tmp_path)
-        for method in ("none", "cleanlab", "answers")
+        for method in ("none", "cleanlab", "answers", "answers, repaired")
     ]
     assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
     assert (tmp_path / "none_symmetric-0.2_0_epochs=1.csv").exists()
@@ -89,7 +89,9 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     assert not names[0] & names[1]
     trained = {Path(row["source"]).name for row in RunFolder(tmp_path / CELL.name()).samples()}
     assert not trained & (names[0] | names[1])
-    assert rows[2]["after"] >= rows[2]["before"] == rows[0]["before"]
+    assert rows[3]["after"] >= rows[3]["before"] == rows[0]["before"]
+    ledger = (tmp_path / Cell("answers", *CELL[1:]).name() / "ledger.csv").read_text()
+    assert ledger.count(",decide\n") == 4
     assert rows[1]["passes"] == 2 * rows[0]["passes"]
     shown = pretrained.comparison([row | {"options": ""} for row in rows], "symmetric:0.2")
     assert len(shown.splitlines()) == 2 + len(rows)

@@ -137,6 +137,11 @@ def used_run() -> None:
         (None, ["--targets", "votes", "--noise", "pair:0.1"], "leave out uerm, --noise and --labels"),
         (
             None,
+            ["--relabel_loss", "corrected", "--label_smoothing", "0.1"],
+            "--relabel_loss corrected: cannot be combined with --label_smoothing",
+        ),
+        (
+            None,
             ["--targets", "votes", "--parts", "arm", "--labels", "l.csv"],
             "leave out uerm, --noise and --labels",
         ),

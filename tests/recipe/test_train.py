@@ -315,6 +315,21 @@ def test_the_contrastive_loss_heeds_labels_as_far_as_they_are_trusted(tmp_path: 
     assert max(trust[len(seen) // 2 :]) < 1
 
 
+def test_the_corrected_loss_leaves_no_sample_out(tmp_path: Path) -> None:
+    for number, relabel_loss in enumerate(("weighted", "corrected")):
+        training = built(
+            TrainConfig(
+                **QUICK, parts="uerm", relabel_loss=relabel_loss, out=str(tmp_path / relabel_loss)
+            )
+        )
+        images, _, ids = next(iter(training.loaders.train))
+        training.uerm.weight.zero_()  # as if all samples were relabeled
+        training.uerm.uncertainty.fill_(1)
+        training.uerm.transition.fill_(0.1)  # no label says anything
+        loss = training_step(training, images, ids, 0).loss
+        torch.testing.assert_close(loss, number * torch.tensor(10.0).log())
+
+
 def test_uerm_variants_and_worker_processes(tmp_path: Path) -> None:
     run = train(
         TrainConfig(

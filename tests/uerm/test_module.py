@@ -375,7 +375,7 @@ def test_every_kind_of_evidence_survives_saving_and_leads_to_the_same_decisions(
         ("differ from the labels", {"labels": torch.tensor([1, 0, 1])}),
         (r"original_labels: expected \(4,\), got \(3,\)", {"labels": torch.tensor([0, 1, 1, 0])}),
         ("predictions.classes: expected .* other options", {"top_k": 3}),
-        ("predictions.mean: expected .* got .* other options", {"num_classes": 4}),
+        (r"transition: expected \(4, 4\), got \(3, 3\).* other options", {"num_classes": 4}),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_whole(message: str, other: dict) -> None:
@@ -395,7 +395,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(message: str, other: dict) -
     [
         ("attention.*: expected no such tensor; was it saved by a UERM of other options",
          {"num_classes": 3, "estimator": "attention", "feature_dim": 4}, {"num_classes": 3}),
-        ("classes: of more than 3 classes; was it saved by a UERM of other options",
+        (r"transition: expected \(3, 3\), got \(9, 9\); was it saved by a UERM of other options",
          {"num_classes": 9, "top_k": 3}, {"num_classes": 3, "top_k": 3}),
     ],
 )  # fmt: skip

@@ -49,6 +49,7 @@ class TrainConfig:
         relabel_policy: UERM's relabeling policy
         relabel_estimator: UERM's uncertainty estimator
         relabel_evidence: predictions from averaged weights once per epoch, or from batches
+        relabel_loss: leave out relabeled samples, or keep all and correct the loss for label noise
         warmup: fraction of the epochs before UERM may relabel
         seed: seed of weight initialization, label noise, sample order and augmentation
         precision: mixed precision of the network; losses are computed in fp32
@@ -85,6 +86,7 @@ class TrainConfig:
     relabel_policy: Literal["bayes", "ema_margin", "scn", "scn_all"] = "bayes"
     relabel_estimator: Literal["mislabeled", "attention"] = "mislabeled"
     relabel_evidence: Literal["averaged", "batches"] = "averaged"
+    relabel_loss: Literal["weighted", "corrected"] = "weighted"
     warmup: float = 0.4
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -178,6 +180,11 @@ class TrainConfig:
         if self.targets == "votes" and changes_labels:
             raise UsageError(
                 "--targets votes: does not train on labels; leave out uerm, --noise and --labels"
+            )
+        if self.relabel_loss == "corrected" and (self.targets == "votes" or self.label_smoothing):
+            raise UsageError(
+                "--relabel_loss corrected: cannot be combined with --label_smoothing or "
+                "--targets votes"
             )
         if self.pretrained and self.weights:
             raise UsageError("--pretrained, --weights: give one of the two, not both")

@@ -143,10 +143,14 @@ def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step
         logits, features, embeddings = t.network(images)
         out = t.uerm(features, logits, ids, observe=t.config.relabel_evidence == "batches")
         y = out.targets if t.votes is None else t.votes[ids]  # (N · views, K)
-        losses = cross_entropy(
-            logits, y, reduction="none", label_smoothing=t.config.label_smoothing
-        )
-        loss = out.weighted_mean(losses, gather=True) + out.regularizer
+        if t.config.relabel_loss == "corrected":
+            loss = out.corrected_cross_entropy(logits).mean()
+        else:
+            losses = cross_entropy(
+                logits, y, reduction="none", label_smoothing=t.config.label_smoothing
+            )
+            loss = out.weighted_mean(losses, gather=True)
+        loss = loss + out.regularizer
         if embeddings is not None:
             views = embeddings.unflatten(0, (-1, t.views))  # (N, views, D)
             y, w = y[:: t.views], out.weight[:: t.views]  # one row per sample

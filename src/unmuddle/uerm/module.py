@@ -12,6 +12,7 @@ from unmuddle.uerm.history import DenseHistory, Folded, TopKHistory
 from unmuddle.uerm.importance import AttentionHead
 from unmuddle.uerm.inputs import INTEGERS, whole
 from unmuddle.uerm.ledger import LabelLedger
+from unmuddle.uerm.noise import transition_matrix
 from unmuddle.uerm.output import UERMOutput
 from unmuddle.uerm.policy import (
     Policy,
@@ -44,6 +45,7 @@ class Decision(NamedTuple):
         threshold: `(m,)` bound that the margin passed.
         old_uncertainty: `(m,)` uncertainty of the old labels.
         uncertainty: `(n,)` uncertainty of all labels after the changes.
+        transition: `(K, K)` estimate of P(label | class).
         rule: name of the policy.
     """
 
@@ -53,6 +55,7 @@ class Decision(NamedTuple):
     threshold: Tensor
     old_uncertainty: Tensor
     uncertainty: Tensor
+    transition: Tensor
     rule: str
 
 
@@ -111,6 +114,7 @@ class UERM(nn.Module):
 
     uncertainty: Tensor
     weight: Tensor
+    transition: Tensor
     epoch: Tensor
     one_hot: Tensor
 
@@ -172,6 +176,7 @@ class UERM(nn.Module):
         self.importance = DenseHistory(n, 2, torch.float32, device) if is_attention else None
         self.register_buffer("uncertainty", torch.zeros(n, device=device))
         self.register_buffer("weight", torch.ones(n, device=device))
+        self.register_buffer("transition", torch.eye(num_classes, device=device))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("one_hot", torch.eye(num_classes, device=device), persistent=False)
 
@@ -198,17 +203,20 @@ class UERM(nn.Module):
         """
         self._check_batch(features, logits, ids)
         ids = ids.long()
-        labels, uncertainty, weight = (
+        ledger = self.ledger
+        labels, given, uncertainty, weight = (
             values.index_select(0, ids)
-            for values in (self.ledger.current_labels, self.uncertainty, self.weight)
-        )
+            for values in (
+                ledger.current_labels, ledger.original_labels, self.uncertainty, self.weight
+            )
+        )  # fmt: skip
         targets = self.one_hot[labels]
         regularizer = uncertainty.new_zeros(())
         if self.attention is not None:
             regularizer = self.attention.loss(self.attention(features), logits, labels)
         if observe and self.training:
             self._take_in(features, logits, ids)
-        return UERMOutput(labels, targets, weight, uncertainty, regularizer)
+        return UERMOutput(labels, targets, weight, uncertainty, regularizer, given, self.transition)
 
     def observe(self, features: Tensor, logits: Tensor, ids: Tensor) -> None:
         """Collect predictions as evidence, also in eval mode; see `forward` for the arguments.
@@ -249,6 +257,7 @@ class UERM(nn.Module):
             )
             self.uncertainty.copy_(decided.uncertainty.masked_fill(self.ledger.fixed(), 0))
             self.weight.copy_(self._weights())
+            self.transition.copy_(decided.transition)
         for history, folded in zip(self._histories(), means, strict=True):
             if history is not None and folded is not None:
                 history.put(folded)
@@ -356,6 +365,7 @@ class UERM(nn.Module):
             threshold=torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids],
             old_uncertainty=evidence.uncertainty[ids],
             uncertainty=self._estimate(evidence.about(labels), means),
+            transition=transition_matrix(evidence.posterior, evidence.original, self.num_classes),
             rule=rule,
         )
 
@@ -384,10 +394,6 @@ class UERM(nn.Module):
                 found = None if saved is None else tuple(saved.shape)
                 raise RuntimeError(
                     f"{prefix}{name}: expected {tuple(value.shape)}, got {found}; {other_options}"
-                )
-            if name.endswith("classes") and bool((saved >= self.num_classes).any()):
-                raise RuntimeError(
-                    f"{prefix}{name}: of more than {self.num_classes} classes; {other_options}"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -123,6 +123,34 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
+def transition_matrix(posterior: Distribution, labels: Tensor, num_classes: int) -> Tensor:
+    """Estimate `T[k, y] = P(label y | class k)`, a `(K, K)` matrix.
+
+    `T[k, y]` is proportional to the sum of `P(k | y)` over the samples with label y. The prior is
+    ten samples of each class, one of them with a wrong label.
+
+    Args:
+        posterior: `P(k | y)` for n samples.
+        labels: `(n,)` labels y.
+        num_classes: number of classes K.
+
+    Examples:
+        >>> p = Distribution(torch.eye(2).repeat_interleave(90, 0))
+        >>> y = (torch.arange(180) >= 60).long()  # a third of class 0 is labeled 1
+        >>> transition_matrix(p, y, 2)
+        tensor([[0.6900, 0.3100],
+                [0.0100, 0.9900]])
+    """
+    p, right = posterior.probabilities.double(), torch.eye(num_classes, device=labels.device)
+    prior = 9 * right + (1 - right) / (num_classes - 1)
+    classes = posterior.classes
+    if classes is None:
+        classes = torch.arange(num_classes, device=labels.device).expand_as(p)
+    cells = classes.long() * num_classes + labels[:, None]
+    counts = prior.double().flatten().index_add(0, cells.flatten(), p.flatten()).view_as(prior)
+    return (counts / counts.sum(1, keepdim=True)).float()
+
+
 def fit_likelihood(
     predictions: Distribution, labels: Tensor, model: NoiseModel, symmetry: Tensor | float
 ) -> NoiseModel:

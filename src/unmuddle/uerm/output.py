@@ -20,6 +20,8 @@ class UERMOutput(NamedTuple):
         uncertainty: `(N,)` uncertainty of the labels in [0, 1], as of the end of the last epoch; 0
             for labels set by hand and for samples never seen.
         regularizer: scalar to add to the loss; trains the attention head only.
+        given: `(N,)` original labels.
+        transition: `(K, K)` matrix `P(label y | class k)` of the original labels.
     """
 
     labels: Tensor
@@ -27,6 +29,49 @@ class UERMOutput(NamedTuple):
     weight: Tensor
     uncertainty: Tensor
     regularizer: Tensor
+    given: Tensor
+    transition: Tensor
+
+    def corrected_cross_entropy(self, logits: Tensor) -> Tensor:
+        """Return the cross-entropy `(N,)` of the original labels, corrected for their noise.
+
+        `L_i = -log sum_k T[k, y_i] softmax(logits_i)[k]`, where T is `transition`
+
+        The network learns the distribution of the true class, and T turns it into that of the
+        label. No sample is left out: the gradient replaces each label by its posterior
+        `P(k | y_i)` under the current prediction. Labels without uncertainty, such as verified
+        ones, have the plain cross-entropy of the current label, and so has every label during
+        warm-up. Take the plain mean of the losses: `weight` would count the noise twice.
+
+        Args:
+            logits: `(N, K)` logits of the classifier.
+
+        Raises:
+            ValueError: `logits` has a different shape.
+
+        Examples:
+            >>> from unmuddle import UERM
+            >>> uerm = UERM(torch.tensor([0, 1]), num_classes=2)
+            >>> logits = torch.tensor([[9.0, 0.0], [9.0, 0.0]])  # the second contradicts its label
+            >>> out = uerm(torch.randn(2, 8), logits, torch.arange(2))
+            >>> noise = torch.tensor([[0.8, 0.2], [0.2, 0.8]])
+            >>> out = out._replace(uncertainty=torch.full((2,), 0.1), transition=noise)
+            >>> out.corrected_cross_entropy(logits)  # at most -log 0.2; without correction 9
+            tensor([0.2232, 1.6091])
+
+        References:
+            Patrini et al., Making Deep Neural Networks Robust to Label Noise: A Loss Correction
+            Approach, 2017, arXiv 1609.03683 ("forward correction").
+        """
+        if logits.shape != self.targets.shape:
+            raise ValueError(
+                f"logits: expected shape (N, K) = {tuple(self.targets.shape)}, "
+                f"got {tuple(logits.shape)}"
+            )
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+        is_certain = (self.uncertainty == 0)[:, None]
+        likelihood = torch.where(is_certain, self.targets, self.transition.T[self.given])
+        return -(log_p + likelihood.log()).logsumexp(1)
 
     def weighted_mean(self, losses: Tensor, *, gather: bool = False) -> Tensor:
         """Return `sum_i w_i L_i / sum_i w_i`; 0 with zero gradient if all weights are 0.

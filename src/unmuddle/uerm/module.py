@@ -365,7 +365,13 @@ class UERM(nn.Module):
             threshold=torch.as_tensor(threshold, device=ids.device).expand(len(labels))[ids],
             old_uncertainty=evidence.uncertainty[ids],
             uncertainty=self._estimate(evidence.about(labels), means),
-            transition=transition_matrix(evidence.posterior, evidence.original, self.num_classes),
+            transition=transition_matrix(
+                evidence.posterior,
+                evidence.original,
+                self.num_classes,
+                verified=self.ledger.human_verified(),
+                truth=evidence.current,
+            ),
             rule=rule,
         )
 

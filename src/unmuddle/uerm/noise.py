@@ -123,31 +123,39 @@ def posterior(predictions: Distribution, labels: Tensor, model: NoiseModel) -> D
     return Distribution(joint / joint.sum(1, keepdim=True), p.classes)
 
 
-def transition_matrix(posterior: Distribution, labels: Tensor, num_classes: int) -> Tensor:
+def transition_matrix(
+    posterior: Distribution, labels: Tensor, num_classes: int, *, verified: Tensor, truth: Tensor
+) -> Tensor:
     """Estimate `T[k, y] = P(label y | class k)`, a `(K, K)` matrix.
 
-    `T[k, y]` is proportional to the sum of `P(k | y)` over the samples with label y. The prior is
-    ten samples of each class, one of them with a wrong label.
+    `T[k, y]` is proportional to the sum of `P(k | y)` over the samples with label y. A verified
+    sample counts for its true class. The prior is ten samples of each class, one of them with a
+    wrong label.
 
     Args:
         posterior: `P(k | y)` for n samples.
-        labels: `(n,)` labels y.
+        labels: `(n,)` original labels y.
         num_classes: number of classes K.
+        verified: `(n,)` True for samples whose label a person verified.
+        truth: `(n,)` labels that the person chose; used only for verified samples.
 
     Examples:
         >>> p = Distribution(torch.eye(2).repeat_interleave(90, 0))
         >>> y = (torch.arange(180) >= 60).long()  # a third of class 0 is labeled 1
-        >>> transition_matrix(p, y, 2)
+        >>> transition_matrix(p, y, 2, verified=torch.zeros(180, dtype=torch.bool), truth=y)
         tensor([[0.6900, 0.3100],
                 [0.0100, 0.9900]])
     """
-    p, right = posterior.probabilities.double(), torch.eye(num_classes, device=labels.device)
+    right = torch.eye(num_classes, dtype=torch.float64, device=labels.device)
     prior = 9 * right + (1 - right) / (num_classes - 1)
+    p = posterior.probabilities.double().masked_fill(verified[:, None], 0)
     classes = posterior.classes
     if classes is None:
         classes = torch.arange(num_classes, device=labels.device).expand_as(p)
-    cells = classes.long() * num_classes + labels[:, None]
-    counts = prior.double().flatten().index_add(0, cells.flatten(), p.flatten()).view_as(prior)
+    cells = (classes.long() * num_classes + labels[:, None]).flatten()
+    known = (truth * num_classes + labels)[verified]
+    counts = prior.flatten().index_add(0, cells, p.flatten())
+    counts = (counts + torch.bincount(known, minlength=len(counts))).view_as(prior)
     return (counts / counts.sum(1, keepdim=True)).float()
 
 

@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unmuddle.uerm.distribution import Distribution
 
-TINY = 1e-5  # posterior probabilities are clamped to [TINY, 1 - TINY]
+TINY = 1e-5  # lower bound of the probabilities that are calibrated
 # Standard deviations of the normal priors. The mean is 1 for the slope and 0 for the others.
-SLOPE, INTERCEPT, OF_CLASS, OF_RIVAL = 0.5, 3.0, 1.0, 0.5
+SLOPE, OF_LABEL, OF_CLASS = 0.5, 3.0, 1.0
 
 
 @torch.inference_mode(False)
@@ -22,16 +21,15 @@ def calibrate(
 ) -> Distribution:
     """Calibrate a posterior on the samples whose label a person verified.
 
-    Let u be the posterior probability that the label y is wrong, and r the most likely other class:
+    Let `P(k)` be the posterior of a sample with label y. The calibrated posterior is
 
-        P(wrong) = sigmoid(a · logit u + b + c[y] + d[r])
+        softmax_k(a · log P(k) + d[k] + [k = y] · (b + c[y]))
 
     a, b, c and d are maximum a posteriori estimates given the verified samples, under normal
     priors. A class without verified samples therefore follows the others. A few dozen verified
     labels reveal noise that the network has memorised, which no fit to the given labels can detect.
     The posterior is not changed until both a right and a wrong label have been verified, since
-    answers about clear cases alone say nothing about the others. The classes other than y keep
-    their proportions.
+    answers about clear cases alone say nothing about the others.
 
     Args:
         posterior: `P(k | y)` for n samples.
@@ -51,22 +49,30 @@ def calibrate(
     is_wrong = (truth != labels)[ids]
     if not is_wrong.any() or is_wrong.all():
         return posterior
-    wrong = (1 - posterior.prob_of(labels).double()).clamp(TINY, 1 - TINY)
-    logit, rival = wrong.logit(), posterior.rival(labels)[1]
-    slope, intercept = logit.new_ones(()), logit.new_zeros(())
-    of_class, of_rival = logit.new_zeros(2, num_classes)
-    free = [slope, intercept, of_class, of_rival]
+    log_p = posterior.probabilities.double().clamp(min=TINY).log()
+    classes = posterior.classes
+    if classes is None:
+        classes = torch.arange(num_classes, device=labels.device).expand_as(log_p)
+    classes = classes.long()
+    is_true = classes[ids] == truth[ids, None]
+    # A true class that a top-k history forgot is another one than the label.
+    is_true |= ~is_true.any(1, keepdim=True) & (classes[ids] != labels[ids, None])
+    slope, of_label = log_p.new_ones(()), log_p.new_zeros(())
+    right_of_class, of_class = log_p.new_zeros(2, num_classes)
+    free = [slope, of_label, right_of_class, of_class]
 
     def calibrated(rows: Tensor) -> Tensor:
-        offset = of_class[labels[rows]] + of_rival[rival[rows]]
-        return slope * logit[rows] + intercept + offset
+        given, entries = labels[rows, None], classes[rows]
+        of_right = (entries == given) * (of_label + right_of_class[given])
+        return (slope * log_p[rows] + of_class[entries] + of_right).log_softmax(1)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        prior = ((slope - 1) / SLOPE).square() + (intercept / INTERCEPT).square()
-        prior = prior + (of_class / OF_CLASS).square().sum() + (of_rival / OF_RIVAL).square().sum()
-        fit = binary_cross_entropy_with_logits(calibrated(ids), is_wrong.to(logit), reduction="sum")
-        value = (fit + prior / 2) / len(ids)
+        prior = ((slope - 1) / SLOPE).square() + (of_label / OF_LABEL).square()
+        for bias in (right_of_class, of_class):
+            prior = prior + (bias / OF_CLASS).square().sum()
+        log_of_truth = calibrated(ids).masked_fill(~is_true, -torch.inf).logsumexp(1)
+        value = (prior / 2 - log_of_truth.sum()) / len(ids)
         value.backward()
         return value
 
@@ -76,18 +82,5 @@ def calibrate(
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore[reportArgumentType]  a tensor is as good as a float
     with torch.no_grad():
-        now = calibrated(torch.arange(len(labels), device=labels.device)).sigmoid()
-        return _with_wrong(posterior, labels, now.float())
-
-
-def _with_wrong(p: Distribution, labels: Tensor, wrong: Tensor) -> Distribution:
-    """Scale the classes other than the label to sum to `wrong` `(n,)`; keep their proportions."""
-    classes = p.classes
-    if classes is None:
-        classes = torch.arange(p.probabilities.shape[1], device=labels.device)
-    is_label = classes == labels[:, None]
-    others = p.probabilities.masked_fill(is_label, 0)
-    total = others.sum(1, keepdim=True)
-    even = (~is_label).float() / (others.shape[1] - 1)  # for a label with probability 1
-    others = wrong[:, None] * torch.where(total > 0, others / total, even)
-    return Distribution(torch.where(is_label, 1 - wrong[:, None], others), p.classes)
+        everything = torch.arange(len(labels), device=labels.device)
+        return Distribution(calibrated(everything).exp().float(), posterior.classes)

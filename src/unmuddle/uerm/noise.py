@@ -147,16 +147,16 @@ def transition_matrix(
                 [0.0100, 0.9900]])
     """
     right = torch.eye(num_classes, dtype=torch.float64, device=labels.device)
-    prior = 9 * right + (1 - right) / (num_classes - 1)
+    counts = 9 * right + (1 - right) / (num_classes - 1)  # rows are labels, columns are classes
     p = posterior.probabilities.double().masked_fill(verified[:, None], 0)
-    classes = posterior.classes
-    if classes is None:
-        classes = torch.arange(num_classes, device=labels.device).expand_as(p)
-    cells = (classes.long() * num_classes + labels[:, None]).flatten()
-    known = (truth * num_classes + labels)[verified]
-    counts = prior.flatten().index_add(0, cells, p.flatten())
-    counts = (counts + torch.bincount(known, minlength=len(counts))).view_as(prior)
-    return (counts / counts.sum(1, keepdim=True)).float()
+    if posterior.classes is None:
+        counts.index_add_(0, labels, p)
+    else:
+        cells = labels[:, None] * num_classes + posterior.classes.long()
+        counts.view(-1).index_add_(0, cells.flatten(), p.flatten())
+    known = (labels * num_classes + truth)[verified]
+    counts += torch.bincount(known, minlength=num_classes**2).view_as(counts)
+    return (counts / counts.sum(0)).T.float()
 
 
 def fit_likelihood(

@@ -135,7 +135,8 @@ def training_step(t: Training, images: Tensor, ids: Tensor, number: int) -> Step
     + supcon_weight · SupCon(embeddings, w y, weight=w)`
 
     UERM looks up labels `y` and weights `w` by `ids`, and changes labels between epochs. With
-    `targets="votes"`, `y` is the distribution of the annotators' votes.
+    `targets="votes"`, `y` is the distribution of the annotators' votes. With
+    `relabel_loss="corrected"`, the first term is the mean of `out.corrected_cross_entropy`.
     """
     t.seed_step(number)
     images, ids = t.augment(images, number), ids.repeat_interleave(t.views)

@@ -138,8 +138,20 @@ def test_uerm_finds_the_noise_and_corrects_what_it_may(options: dict) -> None:
     assert (losses()[relabeled[5:]] < 2).all()
 
 
-def test_logits_of_another_shape_are_refused() -> None:
+def test_an_earlier_output_keeps_its_transition_matrix() -> None:
+    uerm = UERM(torch.tensor([0, 0, 1]), 2, warmup_epochs=0)
+    logits = torch.tensor([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0]])
+    out = uerm(logits, logits, torch.arange(3))
+    uerm.end_epoch()
+    assert torch.equal(out.transition, torch.eye(2))
+    assert not torch.equal(uerm.transition, torch.eye(2))
+
+
+def test_logits_of_another_shape_or_kind_are_refused() -> None:
     out = output(torch.arange(3), torch.eye(3))
+    for logits, got in ((torch.arange(9).view(3, 3), "torch.int64"), ([[0.0]], "list")):
+        with pytest.raises(ValueError, match=f"logits: expected a floating-point .*, got {got}"):
+            out.corrected_cross_entropy(logits)  # pyright: ignore
     with pytest.raises(
         ValueError, match=r"logits: expected shape \(N, K\) = \(3, 3\), got \(3, 2\)"
     ):

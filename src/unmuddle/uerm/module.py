@@ -68,6 +68,9 @@ class UERM(nn.Module):
     `p <- momentum · p + (1 - momentum) · epoch's mean`, applies the policy to the evidence, and
     records each change in `ledger`. In eval mode, `forward` updates nothing.
 
+    `transition` is the estimate of `T[k, y] = P(label y | class k)`, `(K, K)`. It is the identity
+    during the warm-up, and each later `end_epoch` estimates it anew.
+
     The state keeps its dtype under `.half()`, `.bfloat16()` and `.double()`.
 
     In a distributed run, all processes must call `end_epoch`, which combines their evidence. The
@@ -257,7 +260,8 @@ class UERM(nn.Module):
             )
             self.uncertainty.copy_(decided.uncertainty.masked_fill(self.ledger.fixed(), 0))
             self.weight.copy_(self._weights())
-            self.transition.copy_(decided.transition)
+            with torch.inference_mode(False):  # not in place: an earlier output keeps its own
+                self.transition = decided.transition.clone()
         for history, folded in zip(self._histories(), means, strict=True):
             if history is not None and folded is not None:
                 history.put(folded)

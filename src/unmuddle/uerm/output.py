@@ -39,15 +39,16 @@ class UERMOutput(NamedTuple):
 
         The network learns the distribution of the true class, and T turns it into that of the
         label. No sample is left out: the gradient replaces each label by its posterior
-        `P(k | y_i)` under the current prediction. Labels without uncertainty, such as verified
-        ones, have the plain cross-entropy of the current label, and so has every label during
-        warm-up. Take the plain mean of the losses: `weight` would count the noise twice.
+        `P(k | y_i)` under the current prediction. For labels without uncertainty, it is the plain
+        cross-entropy of the current label. These are all labels during the warm-up, and later those
+        set by hand, from the next `end_epoch` on. Take the plain mean of the losses: `weight` would
+        count the noise twice.
 
         Args:
             logits: `(N, K)` logits of the classifier.
 
         Raises:
-            ValueError: `logits` has a different shape.
+            ValueError: `logits` is not a floating-point tensor of this shape.
 
         Examples:
             >>> from unmuddle import UERM
@@ -63,6 +64,9 @@ class UERMOutput(NamedTuple):
             Patrini et al., Making Deep Neural Networks Robust to Label Noise: A Loss Correction
             Approach, 2017, arXiv 1609.03683 ("forward correction").
         """
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"logits: expected a floating-point tensor, got {got}")
         if logits.shape != self.targets.shape:
             raise ValueError(
                 f"logits: expected shape (N, K) = {tuple(self.targets.shape)}, "

@@ -156,7 +156,7 @@ def transition_matrix(
         counts.view(-1).index_add_(0, cells.flatten(), p.flatten())
     known = (labels * num_classes + truth)[verified]
     counts += torch.bincount(known, minlength=num_classes**2).view_as(counts)
-    return (counts / counts.sum(0)).T.float()
+    return (counts / counts.sum(0)).T.contiguous().float()
 
 
 def fit_likelihood(

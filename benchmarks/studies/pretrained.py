@@ -41,7 +41,7 @@ from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.decisions import ACCEPT, Row, write_rows
 from unmuddle.recipe.tables import write_table
 from unmuddle.recipe.trained import as_input, load_trained
-from unmuddle.uerm import UERM, bayes
+from unmuddle.uerm import UERM
 
 RESULTS = Path(__file__).with_name("pretrained.jsonl")
 DEVELOPMENT = (100, 101, 102)  # seeds to choose settings by, scored on validation
@@ -90,14 +90,6 @@ def answered(run: Path, problem: Problem) -> Labels:
     return Labels(problem.given, torch.tensor([s.sample for s in asked]))
 
 
-def repaired(run: Path, problem: Problem) -> Labels:
-    """Labels after a person verified some, and each other one became its most likely class."""
-    uerm, ids = load_uerm(run, problem), answered(run, problem).verified
-    uerm.ledger.decide(ids, problem.truth[ids])
-    found = bayes(uerm.evidence(), precision=0.5).labels
-    return Labels(torch.where(uerm.ledger.fixed(), uerm.ledger.current_labels, found), NOBODY)
-
-
 class Method(NamedTuple):
     """One training, or a second one that goes on from FIRST with other labels.
 
@@ -129,7 +121,6 @@ METHODS = {
     "ema_margin": Method("parts=uerm epochs=5 relabel_policy=ema_margin"),
     "cleanlab": Method("parts=none epochs=3", pruned),
     "twice": Method("parts=none epochs=3", relabeled),
-    "answers, repaired": Method("parts=none epochs=3", repaired),
     "answers": Method(f"parts=uerm {CORRECTED} epochs=4 warmup=0.25", answered),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),

@@ -112,7 +112,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     ("launcher", "options"),
     [
         (ACCELERATE, "--accumulate 3 --workers 1 --sampler balanced"),
-        (TORCHRUN, "--warmup 0.3 --relabel_evidence batches --parts uerm"),
+        (TORCHRUN, "--warmup 0.3 --relabel_evidence batches --relabel_loss corrected --parts uerm"),
     ],
 )
 def test_launched_processes_train_as_one(launcher: str, options: str, tmp_path: Path) -> None:

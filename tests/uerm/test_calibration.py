@@ -83,6 +83,17 @@ def test_a_class_that_is_suggested_too_often_is_corrected(k: int) -> None:
     torch.testing.assert_close(found.probabilities.sum(1), torch.ones(N))
 
 
+def test_labels_of_one_class_are_trusted_and_those_of_another_are_not() -> None:
+    given = torch.arange(N) % 3
+    truth = torch.where(given == 2, 1, given)  # labels 2 are all wrong
+    p = torch.tensor([0.3, 0.4, 0.3, 0.0]).repeat(N, 1)  # the predictions say nothing
+    found = calibrate(Distribution(p), given, K, verified=torch.arange(N) < 60, truth=truth)
+    right = found.prob_of(given)
+    assert right[given == 0].min() > 0.9
+    assert right[given == 1].min() > 0.9
+    assert right[given == 2].max() < 0.1
+
+
 def test_a_true_class_that_was_forgotten_still_speaks_against_the_label() -> None:
     n = 60
     posterior = Distribution(torch.tensor([[0.7, 0.3]]).repeat(n, 1), torch.tensor([[0, 1]] * n))

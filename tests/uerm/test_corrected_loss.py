@@ -97,13 +97,13 @@ def test_without_samples_one_label_in_ten_is_wrong() -> None:
 
 @pytest.mark.parametrize("k", [None, 2])
 def test_a_verified_label_counts_for_its_true_class(k: int | None) -> None:
-    labels = torch.tensor([0, 0, 1, 1] * 10)
-    wrong = Distribution(one_hot(1 - labels, 2).float())  # the network is always wrong
+    truth, labels = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]).repeat(1, 10)
+    wrong = Distribution(one_hot(1 - truth, 2).float())  # the network is always wrong
     if k is not None:
         wrong = Distribution(*wrong.probabilities.sort(descending=True))
     everybody = torch.ones(40, dtype=torch.bool)
-    found = transition_matrix(wrong, labels, 2, verified=everybody, truth=labels)
-    torch.testing.assert_close(found, torch.tensor([[29.0, 1.0], [1.0, 29.0]]) / 30)
+    found = transition_matrix(wrong, labels, 2, verified=everybody, truth=truth)
+    torch.testing.assert_close(found, torch.tensor([[19.0, 11.0], [1.0, 29.0]]) / 30)
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}])
@@ -129,12 +129,16 @@ def test_uerm_finds_the_noise_and_corrects_what_it_may(options: dict) -> None:
     assert len(relabeled) > 600
     plain = cross_entropy(logits, given, reduction="none")
     assert (losses() < 2).all(), "no loss is far above -log 0.3"
+    of_given = (logits.softmax(1) * uerm.transition.T[given]).sum(1)
+    torch.testing.assert_close(losses(), -of_given.log(), msg="new labels are not trained on")
     assert plain[relabeled].mean() > 4
 
     decided = relabeled[:5]  # the person insists on the given label
+    before = uerm.transition
     uerm.ledger.decide(decided, given[decided])
     uerm.end_epoch()
     torch.testing.assert_close(losses()[decided], plain[decided])
+    assert not torch.equal(uerm.transition, before)
     assert (losses()[relabeled[5:]] < 2).all()
 
 

@@ -332,7 +332,9 @@ class UERM(nn.Module):
         found = _checked("estimator", "(n,)", self.estimator(evidence.copy()), evidence.current)
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise ValueError("estimator: expected numbers from 0 to 1, got others or NaN")
-        return found.detach().float().masked_fill(means.predictions.seen == 0, 0)
+        # 0 is for samples never seen and labels set by hand, also where P(label) rounds to 1.
+        found = found.detach().float().clamp(min=torch.finfo(torch.float32).tiny)
+        return found.masked_fill(means.predictions.seen == 0, 0)
 
     def _proposals(self, evidence: Evidence, free: Tensor) -> Proposals:
         """Return the proposals of the policy, restricted to changes that are allowed."""

@@ -39,10 +39,10 @@ class UERMOutput(NamedTuple):
 
         The network learns the distribution of the true class, and T turns it into that of the
         label. No sample is left out: the gradient replaces each label by its posterior
-        `P(k | y_i)` under the current prediction. For labels without uncertainty, it is the plain
-        cross-entropy of the current label. These are all labels during the warm-up, and later those
-        set by hand, from the next `end_epoch` on. Take the plain mean of the losses: `weight` would
-        count the noise twice.
+        `P(k | y_i)` under the current prediction. Where `uncertainty` is 0, the loss is the plain
+        cross-entropy of the current label: during the warm-up, for labels set by hand (from the
+        next `end_epoch` on), and for samples never seen. Take the plain mean of the losses, because
+        `weight` would count the noise twice.
 
         Args:
             logits: `(N, K)` logits of the classifier.

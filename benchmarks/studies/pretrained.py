@@ -49,8 +49,7 @@ SETTINGS = {
     "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 7,
     "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
 }  # fmt: skip
-ANSWERS = 200  # labels that a person verifies
-NOBODY = torch.zeros(0, dtype=torch.int64)
+ANSWERS, PAUSE = 200, 2  # labels that a person verifies, and after which epoch
 
 
 def load_uerm(run: Path, problem: Problem) -> UERM:
@@ -60,34 +59,16 @@ def load_uerm(run: Path, problem: Problem) -> UERM:
     return uerm
 
 
-class Labels(NamedTuple):
-    """Labels of a second training.
-
-    Attributes:
-        labels: `(n,)` labels, -1 for faces that are left out.
-        verified: samples whose true label the second training is told.
-    """
-
-    labels: Tensor
-    verified: Tensor
-
-
-def relabeled(run: Path, problem: Problem) -> Labels:
+def relabeled(run: Path, problem: Problem) -> Tensor:
     """Labels that UERM left after a first training."""
-    return Labels(load_uerm(run, problem).ledger.current_labels, NOBODY)
+    return load_uerm(run, problem).ledger.current_labels
 
 
-def pruned(run: Path, problem: Problem) -> Labels:
+def pruned(run: Path, problem: Problem) -> Tensor:
     """Labels without those that cleanlab finds in a first training's predictions."""
     predictions = load_uerm(run, problem).evidence().predictions.probabilities.double()
     issues = find_label_issues(problem.given.numpy(), predictions.numpy(), n_jobs=1)
-    return Labels(problem.given.masked_fill(torch.from_numpy(issues), -1), NOBODY)
-
-
-def answered(run: Path, problem: Problem) -> Labels:
-    """Labels as given, of which a person verified some that UERM asked for."""
-    asked = load_uerm(run, problem).suggest(ANSWERS, to_verify=True)
-    return Labels(problem.given, torch.tensor([s.sample for s in asked]))
+    return problem.given.masked_fill(torch.from_numpy(issues), -1)
 
 
 class Method(NamedTuple):
@@ -95,11 +76,14 @@ class Method(NamedTuple):
 
     Attributes:
         options: options of the training that is tested, besides SETTINGS.
-        labels: makes the labels of the second training from the first one.
+        labels: makes the labels of the second training from the first one, -1 for faces that are
+            left out.
+        asks: whether a person verifies labels during the training.
     """
 
     options: str
-    labels: Callable[[Path, Problem], Labels] | None = None
+    labels: Callable[[Path, Problem], Tensor] | None = None
+    asks: bool = False
 
 
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
@@ -121,7 +105,7 @@ METHODS = {
     "ema_margin": Method("parts=uerm epochs=5 relabel_policy=ema_margin"),
     "cleanlab": Method("parts=none epochs=3", pruned),
     "twice": Method("parts=none epochs=3", relabeled),
-    "answers": Method(f"parts=uerm {CORRECTED} epochs=4 warmup=0.25", answered),
+    "answers": Method(f"parts=uerm {CORRECTED} warmup=0.3", asks=True),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
 }
@@ -185,41 +169,45 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
     if noise == "whole":
         ferplus, noise = whole, "none"
     problem = noisy_labels(noise, cell.seed, ferplus, out)
-    labels, cost, seconds = Labels(problem.given, NOBODY), 0, 0.0
+    labels, cost, seconds = problem.given, 0, 0.0
 
-    def train(stage: str, run: Path, weights: Path) -> None:
+    def train(stage: str, run: Path, weights: Path, *more: str) -> None:
         nonlocal cost, seconds
         given = dict(option.split("=") for option in stage.split())
         options = {name: str(value) for name, value in SETTINGS.items()} | given
         faces = ferplus
-        out_of = (labels.labels < 0).nonzero()[:, 0].tolist()
-        if dropped := {problem.sources[i] for i in out_of}:
+        if dropped := {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}:
             faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
         options |= {"data": f"ferplus:{faces}", "weights": str(weights), "seed": str(cell.seed)}
-        if not labels.labels.equal(problem.truth):
-            table = write_labels(labels.labels, problem, run.with_name(f"{run.name}.csv"))
+        if not labels.equal(problem.truth):
+            table = write_labels(labels, problem, run.with_name(f"{run.name}.csv"))
             options |= {"noise": f"file:{table}"}
-        if len(labels.verified):
-            decisions = run.with_name(f"{run.name}_verified.csv")
-            write_rows(decisions, verified_rows(labels.verified, problem, ferplus))
-            options |= {"labels": str(decisions)}
-        runs.train_run([f"--{name}={value}" for name, value in options.items()], run)
-        cost += passes(options)
-        seconds += json.loads((run / "summary.json").read_text())["seconds"]
+        runs.train_run([f"--{name}={value}" for name, value in options.items()], run, *more)
+        summary = json.loads((run / "summary.json").read_text())
+        if summary["status"] == "finished":
+            cost += passes(options)
+            seconds += summary["seconds"]
 
+    more, stage = list[str](), f"{method.options} {cell.options}"
     if method.labels is not None:
         first = out / Cell("first", cell.noise, cell.seed).name()
         with _LOCKS[first]:
             train(FIRST, first, weights)
         labels, weights = method.labels(first, problem), first / "model.safetensors"
-    train(f"{method.options} {cell.options}", path, weights)
+    if method.asks:
+        verified = path.with_name(f"{path.name}_verified.csv")
+        if not verified.exists():
+            train(stage, path, weights, f"--pause_after={PAUSE}")
+            write_rows(verified, answers(path, problem, ferplus))
+        more = [f"--labels={verified}"]
+    train(stage, path, weights, *more)
     is_try = cell.seed in DEVELOPMENT
     row = runs.figures(path, "val" if is_try else "test")
     if cell.noise != "whole":
         row |= on_further_faces(path, further_faces(ferplus, whole)[not is_try])
-    kept = labels.labels >= 0
-    if method.labels is not None and not len(labels.verified):
-        row["after"] = float((labels.labels == problem.truth)[kept].double().mean())
+    kept = labels >= 0
+    if method.labels is not None:
+        row["after"] = float((labels == problem.truth)[kept].double().mean())
     before = float((problem.given == problem.truth).double().mean())
     used = {"faces": int(kept.sum()), "passes": cost, "before": before}
     return cell._asdict() | row | used | {"seconds": round(seconds)}
@@ -246,10 +234,11 @@ def on_further_faces(run: Path, data: LabeledImages) -> evidence.Row:
     return {"further": len(right), "further_accuracy": float(right.mean()), "further_right": packed}
 
 
-def verified_rows(samples: Tensor, problem: Problem, ferplus: Path) -> Iterator[Row]:
-    """Yield a decision about each face that a person verified."""
+def answers(run: Path, problem: Problem, ferplus: Path) -> Iterator[Row]:
+    """Yield a person's decisions about the labels that a paused run asks to verify."""
     faces = load_data(f"ferplus:{ferplus}").train
-    for i in samples.tolist():
+    for asked in load_uerm(run, problem).suggest(ANSWERS, to_verify=True):
+        i = asked.sample
         given, true = (problem.classes[int(y[i])] for y in (problem.given, problem.truth))
         yield Row(i, "train", faces.source(i), given, true, ACCEPT, faces.content(i))
 

@@ -32,14 +32,14 @@ PATHS = ("data", "noise", "labels", "weights")  # options whose values hold path
 NAMES = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
 
 
-def train_run(options: list[str], path: Path) -> None:
-    """Run `unmuddle train`, or go on where it was stopped."""
+def train_run(options: list[str], path: Path, *more: str) -> None:
+    """Run `unmuddle train`, or go on where it was stopped; `more` options go with either."""
     started = (path / "config.yaml").exists()
     if started:
         check_options(options, path)
     given = [f"--resume={path}"] if started else [*options, f"--out={path}"]
     subprocess.run(
-        [sys.executable, "-m", "unmuddle", "train", "--quiet", *given],
+        [sys.executable, "-m", "unmuddle", "train", "--quiet", *given, *more],
         check=True,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

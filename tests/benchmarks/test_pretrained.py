@@ -54,20 +54,21 @@ def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
     assert {cell.options for cell in found} == {"lr=1e-3"}
 
 
-CELL = Cell("none", "symmetric:0.2", 0, "epochs=1")
+CELL = Cell("none", "symmetric:0.2", 0, "epochs=2")
 
 
 @pytest.mark.filterwarnings(
     "ignore:May not flag", "ignore:The least populated class", "ignore:Number of classes"
 )
 def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None:
-    def train_run(options: list[str], path: Path) -> None:
-        if not path.exists():  # else resumed
-            assert main(["train", "--quiet", *options, f"--out={path}"]) == 0
+    def train_run(options: list[str], path: Path, *more: str) -> None:
+        given = [f"--resume={path}"] if path.exists() else [*options, f"--out={path}"]
+        assert main(["train", "--quiet", *given, *more]) == 0
 
     monkeypatch.setattr(pretrained, "SETTINGS", TINY)
-    monkeypatch.setattr(pretrained, "FIRST", "parts=uerm epochs=1 warmup=1")
+    monkeypatch.setattr(pretrained, "FIRST", "parts=uerm epochs=2 warmup=1")
     monkeypatch.setattr(pretrained, "ANSWERS", 4)
+    monkeypatch.setattr(pretrained, "PAUSE", 1)
     monkeypatch.setattr(runs, "train_run", train_run)
     weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)
     torch.save(tiny().state_dict(), weights)
@@ -78,7 +79,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
         for method in ("none", "cleanlab", "answers")
     ]
     assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
-    assert (tmp_path / "none_symmetric-0.2_0_epochs=1.csv").exists()
+    assert (tmp_path / "none_symmetric-0.2_0_epochs=2.csv").exists()
     found = [evidence.hits(row) for row in rows]
     assert len(found[0]) == len(rows[0]["right"]) + rows[0]["further"]
     further = found[0][-rows[0]["further"] :]

@@ -1,5 +1,7 @@
 """A training that has not begun, whose parts a test can exchange."""
 
+from typing import Any
+
 from rich.console import Console
 
 from unmuddle.recipe.config import TrainConfig
@@ -7,7 +9,7 @@ from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.training import Training, build_accelerator, build_training
 
 
-def built(config: TrainConfig) -> Training:
+def built(config: TrainConfig, **options: Any) -> Training:
     run = RunFolder(config.run_path())
     accelerator = build_accelerator(config, run.path)
-    return build_training(config, run, accelerator, Console(quiet=True))
+    return build_training(config, run, accelerator, Console(quiet=True), **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unmuddle.recipe.data import LabeledImages, Splits
-from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of, write_rows
+from unmuddle.recipe.decisions import Decision, Decisions, Row, read_decisions, rows_of, write_rows
 from unmuddle.recipe.errors import UsageError
 from unmuddle.uerm import LabelLedger
 
@@ -127,7 +127,9 @@ def test_decisions_reach_the_ledger_and_the_other_splits(labels: Path) -> None:
     data = splits("abc|d|e")
     decisions = read(labels, data)
     ledger = LabelLedger(data.train.labels, 3)
-    decisions.enter(ledger)
+    assert decisions.enter(ledger) == 2
+    assert decisions.enter(ledger) == 0  # it has them
+    assert len(ledger.events()) == 2
     decisions.apply(data.parts())
     assert ledger.current_labels.tolist() == [1, 1, 0]
     assert ledger.human_verified().tolist() == [True, True, False]
@@ -149,6 +151,14 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
     assert torch.equal(again.current_labels, ledger.current_labels)
     assert again.fixed().tolist() == [True, True, False]
     assert again.human_verified().tolist() == [False, True, False]
+
+
+def test_a_person_confirms_or_changes_what_a_run_chose() -> None:
+    ledger = LabelLedger(torch.tensor([0, 0]), 3)
+    for label, verified, entered in ((1, False, 1), (1, True, 1), (1, True, 0), (2, True, 1)):
+        assert Decisions([Decision("train", 1, label, verified)], {}, []).enter(ledger) == entered
+    assert [event.rule for event in ledger.events()] == ["keep", "decide", "decide"]
+    assert ledger.current_labels.tolist() == [0, 2]
 
 
 def test_a_run_that_changed_nothing_leaves_nothing_to_decide(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from tests.helpers import thinned
@@ -165,6 +166,85 @@ def test_of_an_interrupted_epoch_nothing_stays_and_decisions_do(tmp_path: Path) 
     assert ",decide\n" in (run / "ledger.csv").read_text()
 
 
+def test_a_paused_run_goes_on_as_if_it_had_not_been(whole, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    for epoch in (1, 3):
+        train(dataclasses.replace(QUICK, out=str(run)), resume=epoch > 1, pause_after=epoch)
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["status"], "test" in summary) == ("paused", False)
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == epoch
+    assert f"paused; unmuddle train --resume {run} continues it" in capsys.readouterr().out
+    train(dataclasses.replace(QUICK, out=str(run)), Console(quiet=True), resume=True)
+    assert result(run) == whole
+
+
+def paused(out: Path, **options: object) -> Path:
+    config = dataclasses.replace(
+        QUICK, out=str(out), relabel_evidence="batches", relabel_loss="corrected", **options
+    )
+    return train(config, Console(quiet=True), pause_after=2)
+
+
+def test_decisions_about_a_paused_run(tmp_path: Path) -> None:
+    run, labels = paused(tmp_path / "run"), tmp_path / "labels.csv"
+    write_rows(labels, map(given, range(100, 140)))
+    transition = built(RunFolder(run).config(), resume=True).uerm.transition
+    untold = shutil.copytree(run, tmp_path / "untold")
+
+    training = built(RunFolder(run).config(), resume=True, labels=str(labels))
+    assert training.uerm.ledger.human_verified().nonzero()[:, 0].tolist() == [*range(100, 140)]
+    assert not torch.equal(training.uerm.transition, transition)
+    training.augment = None  # killed in the first step
+    with pytest.raises(TypeError):
+        train_epochs(training)
+    killed = shutil.copytree(run, tmp_path / "killed")
+
+    for path, given_labels in ((run, str(labels)), (killed, None), (untold, None)):
+        config = RunFolder(path).config()
+        train(dataclasses.replace(config, out=str(path)), resume=True, labels=given_labels)
+    assert (run / "labels.csv").read_bytes() == labels.read_bytes()
+    ledger = (run / "ledger.csv").read_text()
+    assert ledger.count(",decide\n") == 40
+    assert RunFolder(run).config().labels == str(labels)
+    assert result(killed)["ledger.csv"] == result(run)["ledger.csv"]
+    assert result(killed)["metrics.jsonl"] == result(run)["metrics.jsonl"]
+    assert result(untold)["metrics.jsonl"] != result(run)["metrics.jsonl"]
+
+
+def test_other_validation_labels_score_the_best_epoch_again(tmp_path: Path) -> None:
+    run, labels = paused(tmp_path / "run"), tmp_path / "labels.csv"
+    config, splits = RunFolder(run).config(), load_data(QUICK.data, seed=QUICK.seed)
+    names = [splits.classes[label] for label in splits.val.labels.tolist()]
+    write_rows(
+        labels,
+        [
+            Row(i, "val", "", name, splits.classes[int(name) - 1], "accept", splits.val.content(i))
+            for i, name in enumerate(names)
+        ],
+    )
+    before = built(config, resume=True)
+    after = built(config, resume=True, labels=str(labels))
+    assert before.progress.best_accuracy > 0.3 > after.progress.best_accuracy
+    assert after.progress.best_epoch == before.progress.best_epoch
+    for name, value in before.average.module.state_dict().items():
+        assert torch.equal(value, after.average.module.state_dict()[name])
+    after.average.module.load_state_dict(after.progress.best)
+    assert after.score(after.loaders.val).accuracy == after.progress.best_accuracy
+
+
+def test_later_decisions_include_the_earlier_ones(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    write_rows(labels, [given(0), given(1)])
+    run = paused(tmp_path / "run", labels=str(labels))
+    config = RunFolder(run).config()
+    write_rows(labels, [given(0), given(2)])
+    with pytest.raises(UsageError, match=r"--labels .*: lacks 1 of the decisions of .*append"):
+        built(config, resume=True, labels=str(labels))
+    write_rows(labels, map(given, range(3)))
+    training = built(config, resume=True, labels=str(labels))
+    assert [e.sample for e in training.uerm.ledger.events() if e.rule == "decide"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("epochs_done", [0, 2])
 def test_interrupted_in_the_middle_of_an_epochs_files(epochs_done: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -259,6 +339,7 @@ def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> No
     [
         (["--resume", "nowhere"], "--resume nowhere: is not there"),
         (["--resume", "{run}", "--epochs", "9"], "--resume: goes on with the options of the run"),
+        (["--pause-after", "0"], "--pause_after: expected at least 1, got 0"),
     ],
 )
 def test_wrong_resumes(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:

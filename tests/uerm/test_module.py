@@ -240,6 +240,33 @@ def test_an_answer_that_the_label_is_right_speaks_for_its_like() -> None:
     assert uerm.uncertainty[2].item() == pytest.approx(0.5, abs=0.25)
 
 
+def test_decisions_between_epochs_take_effect_before_the_next_one() -> None:
+    uerm = UERM(torch.tensor([1] * 6 + [0] * 6), 2, warmup_epochs=2, max_fraction=0, class_floor=0)
+    uerm.ledger.decide(torch.tensor([0]), torch.tensor([0]))
+    for _ in range(2):
+        feed(uerm, [[1.0, 0.0]] * 12, range(12))
+        assert uerm.relabel() == []
+        assert torch.equal(uerm.transition, torch.eye(2))  # within the warm-up
+        uerm.end_epoch()
+    probabilities, before = uerm.evidence().predictions.probabilities, uerm.transition.clone()
+    uerm.ledger.decide(torch.arange(1, 5), torch.zeros(4, dtype=torch.int64))
+    assert uerm.relabel() == []
+    assert uerm.transition[0, 1] > before[0, 1] + 0.05  # labels 1 of class 0
+    assert uerm.weight[:5].tolist() == [1] * 5
+    assert uerm.epoch == 2
+    assert torch.equal(uerm.evidence().predictions.probabilities, probabilities)
+
+
+def test_relabeling_between_epochs_records_the_epoch_that_ended() -> None:
+    uerm = UERM(torch.tensor([0, 1, 1]), 2, warmup_epochs=1, **FREE)
+    feed(uerm, [[9.0, 0.0]] * 3, [0, 1, 2])
+    assert [event.epoch for event in uerm.end_epoch()] == [1, 1]
+    uerm.ledger.revert(ids=torch.tensor([1]))
+    uerm.ledger.record(torch.tensor([2]), torch.tensor([1]), epoch=1, rule="mine")
+    assert [event[1:5] for event in uerm.relabel()] == [(2, 1, 1, 0)]
+    assert uerm.relabel() == []
+
+
 def test_an_estimator_sees_the_uncertainty_of_the_labels_that_it_is_asked_about() -> None:
     seen = []
 

@@ -19,14 +19,15 @@ from unmuddle.recipe.presets import PRESETS, Preset
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.train import train
 
-EXIT_CODES = {"finished": 0, "diverged": 1, "interrupted": INTERRUPTED}
+EXIT_CODES = {"finished": 0, "diverged": 1, "paused": 0, "interrupted": INTERRUPTED}
 
 
 def parser() -> Parser:
     """Return the parser: the options of `TrainConfig`, and those of `run`."""
     made = make_parser(
         run,
-        "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | --resume RUN",
+        "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | "
+        "--resume RUN [--labels CSV]",
         "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
         "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
         "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
@@ -65,6 +66,7 @@ def run(
     *,
     preset: Preset | None = None,
     resume: Path | None = None,
+    pause_after: int | None = None,
     quiet: bool = False,
     print_config: bool = False,
     **options: Any,
@@ -73,7 +75,8 @@ def run(
 
     Args:
         preset: options for a benchmark
-        resume: stopped run to continue
+        resume: stopped run to continue, with other --labels if given
+        pause_after: number of epochs after which to stop, for --resume to continue
         quiet: print only the run folder
         print_config: print all options and exit
         **options: fields of `TrainConfig`
@@ -81,8 +84,10 @@ def run(
     given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
     chosen = TrainConfig(**given | options)
     if resume is not None:
-        if chosen != TrainConfig():
-            raise UsageError("--resume: goes on with the options of the run; give no other")
+        if replace(chosen, labels=None) != TrainConfig():
+            raise UsageError(
+                "--resume: goes on with the options of the run; only --labels can be changed"
+            )
         chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
     if print_config:
         print(yaml.safe_dump(asdict(chosen), sort_keys=False), end="")
@@ -90,7 +95,13 @@ def run(
     if preset is not None and "data" not in options:
         raise UsageError(f"--preset {preset}: needs --data {preset}:PATH")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by the time limit of a cluster
-    path = train(chosen, Console(quiet=quiet, emoji=False), resume=resume is not None)
+    path = train(
+        chosen,
+        Console(quiet=quiet, emoji=False),
+        resume=resume is not None,
+        labels=options.get("labels"),
+        pause_after=pause_after,
+    )
     if not PartialState().is_main_process:
         return 0
     try:

@@ -16,7 +16,7 @@ from unmuddle.recipe.decisions import Row
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.paths import user_path
-from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.run_folder import ENDED, RunFolder
 from unmuddle.recipe.trained import Trained, as_input, load_trained, prepared
 from unmuddle.uerm import Distribution, Evidence, LabelLedger, Proposals, gather_evidence
 from unmuddle.uerm.policy import draw_to_verify, suggestions
@@ -98,7 +98,7 @@ def audit(
     add_noise(splits.train, splits.classes, config.noise, config.seed)
     folder.check_images("--run", splits.train)
     parts = [training(folder, splits, pred_probs)]
-    if folder.status() in ("finished", "diverged") and pred_probs is None and not draw:
+    if folder.status() in ENDED and pred_probs is None and not draw:
         parts.append(held_out(load_trained(run), splits))
 
     given = torch.cat([part.given for part in parts])

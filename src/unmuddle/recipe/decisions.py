@@ -77,18 +77,35 @@ class Decisions(NamedTuple):
     conflicts: Mapping[str, Sequence[str]]
     held_out: list[Row]
 
-    def enter(self, ledger: LabelLedger) -> None:
-        """Record the decisions about training samples in a ledger."""
+    def enter(self, ledger: LabelLedger) -> int:
+        """Record decisions about training samples that a ledger lacks. Return their number."""
+        now, entered = ledger.current_labels.tolist(), 0
+        of_person, fixed = ledger.human_verified().tolist(), ledger.fixed().tolist()
         for verified, record in ((True, ledger.decide), (False, ledger.keep)):
-            of_kind = [d for d in self.found if d.split == "train" and d.verified == verified]
-            ids, labels = [d.sample for d in of_kind], [d.label for d in of_kind]
-            record(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64))
+            there = of_person if verified else fixed
+            new = [
+                (sample, label)
+                for split, sample, label, by_person in self.found
+                if split == "train" and by_person == verified
+                if not (there[sample] and now[sample] == label)
+            ]
+            record(*torch.tensor(new, dtype=torch.int64).reshape(-1, 2).unbind(1))
+            entered += len(new)
+        return entered
 
     def apply(self, parts: Mapping[str, LabeledImages]) -> None:
         """Apply the decisions of a person to the labels of validation and test samples."""
         for split, sample, label, verified in self.found:
             if split != "train" and verified:
                 parts[split].labels[sample] = label
+
+    def check_includes(self, earlier: "Decisions", option: str, path: Path) -> None:
+        """Raise a UsageError if earlier decisions, those of a file `path`, are missing."""
+        missing = len({d[:2] for d in earlier.found} - {d[:2] for d in self.found})
+        if missing:
+            raise UsageError(
+                f"{option}: lacks {missing} of the decisions of {path}; append the new ones to it"
+            )
 
     def check_any(self, option: str) -> None:
         """Raise a UsageError if no decision fits the data."""

@@ -1,6 +1,7 @@
 """Data of a run: splits, label noise, decisions and votes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,8 +25,9 @@ class Prepared(NamedTuple):
             and the labels before the noise are their true labels.
         copies: duplicate images.
         left_out: places of the items that are in no split, by kind.
-        decisions: decisions about labels from before the run. Those about validation and test
-            samples have been applied to the splits.
+        decisions: decisions about labels, if any. Those about validation and test samples have
+            been applied to the splits.
+        labels: file of the decisions, if the run folder has no copy of it yet, else `None`.
         votes: `(n, K)` distribution of the annotators' votes with `targets="votes"`, else `None`.
     """
 
@@ -33,11 +35,16 @@ class Prepared(NamedTuple):
     copies: list[Copy]
     left_out: Mapping[str, Sequence[str]]
     decisions: Decisions | None
+    labels: Path | None
     votes: Tensor | None
 
 
-def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepared:
+def prepare(
+    config: TrainConfig, run: RunFolder, *, is_resumed: bool, labels: str | None = None
+) -> Prepared:
     """Load the data of a run, and the decisions about its labels.
+
+    `labels` is a file of decisions that a resumed run is to use from now on.
 
     Raises:
         UsageError: the data, the noise or the decisions do not fit, or the resumed run had others.
@@ -55,10 +62,13 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
     if is_resumed:
         run.check_images("--resume", splits.train)
     decisions = run.decisions(splits)  # of a resumed run
-    if decisions is None and config.labels is not None:
-        path = user_path("--labels", config.labels)
-        decisions = read_decisions(path, splits.parts(), splits.classes)
-        decisions.check_any(f"--labels {config.labels}")
+    labels = labels or (config.labels if decisions is None else None)
+    path = user_path("--labels", labels) if labels is not None else None
+    if path is not None:
+        earlier, decisions = decisions, read_decisions(path, splits.parts(), splits.classes)
+        decisions.check_any(f"--labels {labels}")
+        if earlier is not None:
+            decisions.check_includes(earlier, f"--labels {labels}", run.labels)
     if decisions is not None:
         decisions.apply(splits.parts())
     votes = splits.train.votes if config.targets == "votes" else None
@@ -69,4 +79,4 @@ def prepare(config: TrainConfig, run: RunFolder, *, is_resumed: bool) -> Prepare
     left_out = {**splits.left_out, **noise_left_out}
     if decisions is not None:
         left_out |= {f"decision, {kind}": where for kind, where in decisions.conflicts.items()}
-    return Prepared(splits, copies, left_out, decisions, votes)
+    return Prepared(splits, copies, left_out, decisions, path, votes)

@@ -11,7 +11,7 @@ from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data.duplicates import MOST, describe
 from unmuddle.recipe.data.files import listing
 from unmuddle.recipe.evaluate import Score
-from unmuddle.recipe.paths import user_path
+from unmuddle.recipe.run_folder import ENDED
 from unmuddle.recipe.sample_sheet import sample_sheet
 from unmuddle.recipe.snapshot import snapshot
 from unmuddle.recipe.training import Training
@@ -38,8 +38,7 @@ class Record:
             self._save_relabeling()
             if t.progress.best:
                 self.run.save_weights(t.progress.best)
-            if not self.run.checkpoint.exists():  # state to return to when interrupted
-                t.checkpoint.save(self.run.checkpoint, t.progress)
+            t.checkpoint.save(self.run.checkpoint, t.progress)  # to return to when interrupted
         self._describe()
         if t.config.tracker != "none":
             t.accelerator.init_trackers(t.config.tracker)
@@ -77,12 +76,12 @@ class Record:
             self.run.save_snapshot(snapshot(t.average.module, training, ledger, batch, seed))
 
     def end(self, status: str, tests: Mapping[str, Score]) -> None:
-        """Write the summary, and remove the checkpoint unless the run was interrupted."""
+        """Write the summary, and remove the checkpoint if the run has ended."""
         if self.is_first:
             self.run.save_summary(self._summary(status, tests))
-            if status != "interrupted":
+            if status in ENDED:
                 self.run.checkpoint.unlink(missing_ok=True)
-        if status != "interrupted":
+        if status in ENDED:
             self.training.accelerator.end_training()
 
     def _save_data(self) -> None:
@@ -91,8 +90,8 @@ class Record:
         sheet = sample_sheet(training, training.labels, classes)
         write_whole(self.run.path / "samples.png", partial(sheet.save, format="PNG"))
         self.run.save_samples(training, classes)
-        if data.decisions is not None and not self.run.labels.exists():
-            self.run.save_decisions(user_path("--labels", self.training.config.labels or ""))
+        if data.labels is not None:
+            self.run.save_decisions(data.labels)
         if data.left_out:
             self.run.save_left_out(data.left_out)
             lines = [

@@ -22,6 +22,7 @@ from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import UERM, LabelLedger
 
+ENDED = ("finished", "diverged")  # the other statuses are of runs that can be resumed
 _SUMMARY = (
     "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
 )  # fmt: skip
@@ -215,11 +216,11 @@ class RunFolder:
             )
 
     def save_decisions(self, labels: Path) -> None:
-        """Write a copy of the decisions that the run started with."""
+        """Write a copy of the decisions that the run uses."""
         write_whole(self.labels, lambda file: file.write_bytes(labels.read_bytes()))
 
     def decisions(self, splits: Splits) -> Decisions | None:
-        """Read the decisions that the run started with, if any."""
+        """Read the decisions that the run uses, if any."""
         if not self.labels.exists():
             return None
         return read_decisions(self.labels, splits.parts(), splits.classes)

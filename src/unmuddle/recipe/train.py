@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,22 @@ from torch.nn.functional import cross_entropy
 
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.display import Display
+from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.evaluate import Score
 from unmuddle.recipe.processes import average_gradients, reduced
 from unmuddle.recipe.record import Record
-from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.run_folder import ENDED, RunFolder
 from unmuddle.recipe.training import Training, build_accelerator, build_training
 
 
-def train(config: TrainConfig, console: Console | None = None, *, resume: bool = False) -> Path:
+def train(
+    config: TrainConfig,
+    console: Console | None = None,
+    *,
+    resume: bool = False,
+    labels: str | None = None,
+    pause_after: int | None = None,
+) -> Path:
     """Train a classifier, test its best epoch, and return the run folder.
 
     The best epoch is selected on the validation split. The last epoch is tested too, but does not
@@ -34,11 +43,16 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
         console: console to print progress to.
         resume: whether to continue the run in `config.out`, however it was stopped. On a CPU, the
             result is bitwise identical to that of a run that was never stopped.
+        labels: with `resume`, file of decisions about labels to use from now on.
+        pause_after: number of epochs after which to stop; `resume` continues.
 
     Raises:
         UsageError: an option is invalid or cannot be satisfied. Nothing is written in this case.
     """
+    config = replace(config, labels=labels or config.labels)
     config.check()
+    if pause_after is not None and pause_after < 1:
+        raise UsageError(f"--pause_after: expected at least 1, got {pause_after}")
     run = RunFolder(config.run_path())
     if not resume:
         run.check_free()
@@ -46,20 +60,22 @@ def train(config: TrainConfig, console: Console | None = None, *, resume: bool =
     console = console or Console(emoji=False)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    if resume and run.status() in ("finished", "diverged"):
+    if resume and run.status() in ENDED:
         console.print(f"--resume {run.path}: has ended already", markup=False)
     else:
-        train_epochs(build_training(config, run, accelerator, console, resume=resume))
+        t = build_training(config, run, accelerator, console, resume=resume, labels=labels)
+        train_epochs(t, pause_after)
     return run.path
 
 
-def train_epochs(t: Training) -> None:
-    """Train the remaining epochs, test, and write all results to the run folder."""
+def train_epochs(t: Training, pause_after: int | None = None) -> None:
+    """Train the remaining epochs, or pause. After all epochs, test. Write the run folder."""
     record, status, tests = Record(t), "finished", dict[str, Score]()
     record.begin()
     try:
         with Display(t.console, t.config.epochs, len(t.loaders.train), t.progress.epoch) as display:
-            for epoch in range(t.progress.epoch + 1, t.config.epochs + 1):
+            last = min(pause_after or t.config.epochs, t.config.epochs)
+            for epoch in range(t.progress.epoch + 1, last + 1):
                 metrics = train_epoch(t, epoch, display)
                 if metrics is None:
                     status = "diverged"
@@ -67,7 +83,11 @@ def train_epochs(t: Training) -> None:
                     break
                 record.end_epoch(metrics)
                 display.epoch(metrics)
-        if status == "finished":
+        if status == "finished" and t.progress.epoch < t.config.epochs:
+            status = "paused"
+            hint = f"paused; unmuddle train --resume {t.run.path} continues it"
+            t.console.print(hint, markup=False, soft_wrap=True)
+        elif status == "finished":
             tests = test(t)
             record.save_snapshot()
     except KeyboardInterrupt:

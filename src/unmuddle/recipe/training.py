@@ -1,5 +1,6 @@
 """State of a training run, built from the options."""
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -143,6 +144,14 @@ class Training:
         classes = len(self.data.splits.classes)
         return evaluate(self.average.module, loader, classes, self.accelerator)
 
+    def score_best(self) -> None:
+        """Score the best weights so far again, since validation labels may have changed."""
+        if self.progress.best:
+            current = copy.deepcopy(self.average.module.state_dict())
+            self.average.module.load_state_dict(self.progress.best)
+            self.progress.best_accuracy = self.score(self.loaders.val).accuracy
+            self.average.module.load_state_dict(current)
+
     def labels_right(self) -> float | None:
         """Return the fraction of current training labels that are right, `None` if unknown."""
         truth = self.data.splits.train.true_labels
@@ -158,8 +167,11 @@ def build_training(
     console: Console,
     *,
     resume: bool = False,
+    labels: str | None = None,
 ) -> Training:
     """Build a new or a resumed training run, without writing anything.
+
+    `labels` is a file of decisions that a resumed run is to use from now on.
 
     Raises:
         UsageError: an option is invalid or cannot be satisfied.
@@ -167,7 +179,7 @@ def build_training(
     is_resumed = resume and run.checkpoint.exists()
     set_seed(config.seed)
 
-    data = prepare(config, run, is_resumed=is_resumed)
+    data = prepare(config, run, is_resumed=is_resumed, labels=labels)
     training, classes = data.splits.train, data.splits.classes
     check_shares(config.batch_size, len(training), accelerator.num_processes)
     if data.votes is not None:
@@ -193,8 +205,6 @@ def build_training(
     if config.compile:
         model.compile()
     uerm = _relabeler(config, training.labels, len(classes), model.feature_dim)
-    if data.decisions is not None:
-        data.decisions.enter(uerm.ledger)
     optimizer = _optimizer(model, uerm, config)
     steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -207,12 +217,17 @@ def build_training(
     network, optimizer, schedule, *loaders = accelerator.prepare(
         model, optimizer, schedule, *loaders
     )
-    return Training(
+    training = Training(
         config, run, console, accelerator, data, backbone, model, network, average,
         SupConLoss(config.temperature, gather=accelerator.num_processes > 1),
         uerm, optimizer, schedule, Loaders(*loaders), checkpoint,
         checkpoint.load(run.checkpoint) if is_resumed else Progress(), resume,
     )  # fmt: skip
+    if data.decisions is not None:
+        if data.decisions.enter(uerm.ledger):
+            uerm.relabel()
+        training.score_best()
+    return training
 
 
 def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:

@@ -69,7 +69,7 @@ class UERM(nn.Module):
     records each change in `ledger`. In eval mode, `forward` updates nothing.
 
     `transition` is the estimate of `T[k, y] = P(label y | class k)`, `(K, K)`. It is the identity
-    during the warm-up, and each later `end_epoch` estimates it anew.
+    during the warm-up, and each later `end_epoch` or `relabel` estimates it anew.
 
     The state keeps its dtype under `.half()`, `.bfloat16()` and `.double()`.
 
@@ -244,10 +244,27 @@ class UERM(nn.Module):
 
         Samples never seen, and samples whose label was set by hand, are not relabeled.
         """
-        epoch = int(self.epoch) + 1
         means = self._epoch_means()
+        events = self._relabel(means, int(self.epoch) + 1)
+        for history, folded in zip(self._histories(), means, strict=True):
+            if history is not None and folded is not None:
+                history.put(folded)
+        self.epoch.add_(1)
+        return events
+
+    @torch.no_grad()
+    def relabel(self) -> list[Event]:
+        """Apply the policy between two epochs. Return the new events.
+
+        Call this method after `ledger.decide`, so that the next epoch already uses what the
+        decisions teach about the other labels. During the warm-up, it does nothing. In a
+        distributed run, all processes must call this method.
+        """
+        return self._relabel(self._epoch_means(), int(self.epoch))
+
+    def _relabel(self, means: EpochMeans, epoch: int) -> list[Event]:
         before = len(self.ledger.event_integers)
-        if epoch >= self.warmup_epochs:
+        if epoch >= max(1, self.warmup_epochs):
             decided = Decision(*from_first_process(partial(self._decide, means), self.epoch.device))
             self.ledger.record(
                 decided.ids,
@@ -262,10 +279,6 @@ class UERM(nn.Module):
             self.weight.copy_(self._weights())
             with torch.inference_mode(False):  # not in place: an earlier output keeps its own
                 self.transition = decided.transition.clone()
-        for history, folded in zip(self._histories(), means, strict=True):
-            if history is not None and folded is not None:
-                history.put(folded)
-        self.epoch.fill_(epoch)
         return self.ledger.events(since=before)
 
     @torch.no_grad()

@@ -34,5 +34,5 @@ def from_first_process(decide: Callable[[], tuple[Any, ...]], device: torch.devi
             box = [f"{type(error).__name__}: {error}"]
     distributed.broadcast_object_list(box, src=0)
     if isinstance(box[0], str):
-        raise RuntimeError(f"end_epoch failed in the first process: {box[0]}")
+        raise RuntimeError(f"relabeling failed in the first process: {box[0]}")
     return [v.to(device) if isinstance(v, Tensor) else v for v in box[0]]

@@ -121,6 +121,8 @@ def test_a_run_that_has_ended_is_left_alone(ended, tmp_path: Path, capsys) -> No
     assert not (run / "checkpoint.pt").exists()
     train(dataclasses.replace(QUICK, out=str(run)), resume=True)
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    assert main(["train", "--resume", str(run), "--labels", "labels.csv"]) == 2
+    assert "--labels labels.csv: the run has ended" in capsys.readouterr().err
     assert main(["train", "--resume", str(run)]) == 0
     assert "finished" in capsys.readouterr().out
 

@@ -61,6 +61,8 @@ def train(
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     if resume and run.status() in ENDED:
+        if labels is not None:
+            raise UsageError(f"--labels {labels}: the run has ended; start another one with it")
         console.print(f"--resume {run.path}: has ended already", markup=False)
     else:
         t = build_training(config, run, accelerator, console, resume=resume, labels=labels)

@@ -1,14 +1,14 @@
 """Fine-tune a network pretrained on faces, by each method, on clean and noisy labels of FERPlus.
 
-    python -m benchmarks.studies.pretrained --ferplus PATH --whole PATH --weights FILE
+    python -m benchmarks.studies.pretrained --ferplus PATH --whole PATH --weights FILE --lite0 FILE
     python -m benchmarks.studies.pretrained --only parts ...   the missing cells of one question
     python -m benchmarks.studies.pretrained --tries "uerm symmetric:0.2 lr=1e-3"   on validation
     python -m benchmarks.studies.pretrained --render                        the page alone
 
-The network is a MobileFaceNet. The noise "whole" means the clean labels of all faces of FERPlus;
-every other kind is of a subset. Every method costs as many passes over the faces: a training step
-on a view counts three, a prediction one. A cell that was stopped is resumed, and one that has a row
-in pretrained.jsonl is not run again.
+The network is a MobileFaceNet, or for one question an EfficientNet-Lite0. The noise "whole" means
+the clean labels of all faces of FERPlus; every other kind is of a subset. Every method costs as
+many passes over the faces: a training step on a view counts three, a prediction one. A cell that
+was stopped is resumed, and one that has a row in pretrained.jsonl is not run again.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
+import timm
 import torch
 from cleanlab.filter import find_label_issues
 from torch import Tensor
@@ -121,7 +122,9 @@ GROUPS = {
     "rates": [("symmetric:0.1", "symmetric:0.3"), ("none", "uerm", "label smoothing", "cleanlab")],
     "votes": [("none",), ("votes", "supcon, votes")],
     "whole": [("whole",), ("none", "supcon,arm,uerm")],
+    "lite0": [("human",), ("none", "answers")],
 }
+LITE0 = "backbone=tf_efficientnet_lite0"
 _LOCKS = defaultdict[Path, Lock](Lock)
 
 
@@ -144,7 +147,7 @@ def cells(groups: Iterable[str], seeds: Iterable[int] = range(3)) -> Iterator[Ce
     """All cells of some questions, seed by seed."""
     for seed, group in itertools.product(seeds, groups):
         for method, noise in itertools.product(*reversed(GROUPS[group])):
-            yield Cell(method, noise, seed)
+            yield Cell(method, noise, seed, LITE0 if group == "lite0" else "")
 
 
 def tries(text: str) -> Iterator[Cell]:
@@ -161,6 +164,15 @@ def passes(options: dict[str, str]) -> int:
     if options.get("relabel_evidence") == "batches":  # the predictions of the training steps
         observed = 0
     return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
+
+
+def lite0_weights(path: Path, out: Path) -> Path:
+    """Write EfficientNet-Lite0's weights, which are in the order of timm's, under timm's names."""
+    values = torch.load(path, map_location="cpu", weights_only=True).values()
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    renamed = out / "lite0.pt"
+    torch.save(dict(zip(names, values, strict=True)), renamed)
+    return renamed
 
 
 def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -> evidence.Row:
@@ -262,9 +274,9 @@ FIGURES = (
 )  # fmt: skip
 
 
-def comparison(rows: list[evidence.Row], noise: str) -> str:
+def comparison(rows: list[evidence.Row], noise: str, options: str = "") -> str:
     """Every method on one kind of labels, against plain cross-entropy."""
-    rows = select(rows, noise=noise, split="test", options="")
+    rows = select(rows, noise=noise, split="test", options=options)
     base = select(rows, method="none")
     lines = []
     for method in METHODS:
@@ -305,6 +317,7 @@ SECTIONS: dict[str, Callable[[list[evidence.Row]], str]] = {
     "clean": partial(comparison, noise="none"),
     "whole": partial(comparison, noise="whole"),
     "rates": rates,
+    "lite0": partial(comparison, noise="human", options=LITE0),
     "tries": tried,
 }
 
@@ -317,6 +330,7 @@ def main() -> None:
     parser.add_argument("--ferplus", type=Path, help="FERPlus in its owners' layout")
     parser.add_argument("--whole", type=Path, help="the same with all training faces")
     parser.add_argument("--weights", type=Path, help="MobileFaceNet's weights")
+    parser.add_argument("--lite0", type=Path, help="EfficientNet-Lite0's weights, as PyPI has them")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=tuple(GROUPS))
     parser.add_argument("--tries", nargs="+", help="runs to choose settings by, on validation")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained"), help="folder of runs")
@@ -325,12 +339,17 @@ def main() -> None:
     a = parser.parse_args()
     failed = []
     if not a.render:
-        if None in (a.ferplus, a.whole, a.weights):
-            sys.exit("--ferplus, --whole, --weights: are needed for cells that are missing")
+        if None in (a.ferplus, a.whole, a.weights, a.lite0):
+            sys.exit("--ferplus, --whole, --weights, --lite0: needed for cells that are missing")
         a.out.mkdir(parents=True, exist_ok=True)
+        lite0 = lite0_weights(a.lite0, a.out)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
-        run = partial(run_cell, ferplus=a.ferplus, whole=a.whole, weights=a.weights, out=a.out)
+
+        def run(cell: Cell) -> evidence.Row:
+            weights = lite0 if cell.options == LITE0 else a.weights
+            return run_cell(cell, a.ferplus, a.whole, weights, a.out)
+
         failed = runs.run_missing(wanted, run, RESULTS, a.jobs, Path(__file__))
     write_sections("evidence.md", SECTIONS, runs.read_results(RESULTS))
     if failed:

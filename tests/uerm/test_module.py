@@ -314,7 +314,7 @@ def test_suggestions_change_nothing_and_leave_out_what_somebody_chose() -> None:
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
 
 
-def test_labels_to_verify_are_drawn_from_the_doubtful_half_anew_after_each_decision() -> None:
+def test_labels_to_verify_are_drawn_from_the_doubtful_quarter_anew_after_each_decision() -> None:
     n = 40
     uerm = UERM(torch.zeros(n, dtype=torch.int64), 3, warmup_epochs=9)
     logits = torch.stack([torch.linspace(4, -4, n - 1), torch.zeros(n - 1), -torch.ones(n - 1)], 1)
@@ -333,7 +333,7 @@ def test_labels_to_verify_are_drawn_from_the_doubtful_half_anew_after_each_decis
         uerm.ledger.decide(torch.tensor(samples), torch.zeros(5, dtype=torch.int64))
         asked += samples
     assert asked != [*range(38, 23, -1)], "not the most doubtful ones alone"
-    assert len(uerm.suggest(to_verify=True)) == 12
+    assert len(uerm.suggest(to_verify=True)) == 6
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def run(
         run: folder of the run
         data: data set, as for train; default: the run's own
         limit: maximum number of labels
-        draw: draw labels at random from the more suspicious half, from which UERM learns most
+        draw: draw labels at random from the most suspicious quarter, from which UERM learns most
         pred_probs: .npy file of predicted probabilities (n, K); default: the run's own
         out: folder to write; default: RUN/audit
     """

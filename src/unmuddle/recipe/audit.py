@@ -76,7 +76,7 @@ def audit(
         data: data set, specified as for `train`; by default that of the run.
         run: run folder.
         limit: maximum number of labels.
-        draw: whether to draw training labels at random from the half that is most likely wrong.
+        draw: whether to draw training labels at random from the quarter that is most likely wrong.
         pred_probs: `.npy` file of predicted probabilities `(n, K)` to use instead of those of the
             run, for example from cleanlab. The rows are in the order of the run's `samples.csv`. A
             row of zeros leaves its sample out. Validation and test labels are not judged then.

@@ -299,7 +299,7 @@ class UERM(nn.Module):
         Args:
             limit: maximum number of suggestions.
             to_verify: suggest labels to verify with `ledger.decide` instead. They are drawn at
-                random from the half of the labels that is most likely wrong. `margin` is then the
+                random from the quarter of the labels that is most likely wrong. `margin` is then the
                 probability that the label is wrong. The draw changes with each decision.
         """
         if limit is not None:

@@ -188,21 +188,22 @@ def suggestions(
 def draw_to_verify(
     evidence: Evidence, free: Tensor, limit: int | None = None, *, seed: int = 0
 ) -> Proposals:
-    """Draw labels to verify at random from the half that is most likely wrong.
+    """Draw labels to verify at random from the quarter that is most likely wrong.
 
-    Verifying only the most suspicious labels would say little about the rest.
+    Verifying only the most suspicious labels would say little about the rest, and most other labels
+    are right.
 
     Args:
         evidence: evidence about all samples.
         free: `(n,)` True for samples that may be drawn.
-        limit: maximum number of samples; `None`: the whole half.
+        limit: maximum number of samples; `None`: the whole quarter.
         seed: seed of the random draw.
     """
     doubt = 1 - evidence.posterior.prob_of(evidence.current)
-    number = -(-int(free.sum()) // 2)
-    half = torch.where(free, doubt, -1).argsort(descending=True, stable=True)[:number]
+    number = -(-int(free.sum()) // 4)
+    quarter = torch.where(free, doubt, -1).argsort(descending=True, stable=True)[:number]
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed), device="cpu")
-    drawn = half[order.to(half.device)[:limit]]
+    drawn = quarter[order.to(quarter.device)[:limit]]
     labels = evidence.current.clone()
     labels[drawn] = evidence.posterior.rival(evidence.current)[1][drawn]
     return Proposals(labels, doubt, 0.0, "verify")

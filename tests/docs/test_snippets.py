@@ -83,7 +83,8 @@ def small(line: str, data: dict[str, Path]) -> str:
     line = re.sub(r"--nproc-per-node \d+", "--nproc-per-node 2", line)
     command, redirect, file = line.partition(" > ")
     if " train" in command and "--resume" not in command:
-        command += " --epochs 1 --batch_size 8 --image_size 48 --pretrained false"
+        command, pauses = re.subn(r"--pause_after \d+", "--pause_after 1", command)
+        command += f" --epochs {1 + pauses} --batch_size 8 --image_size 48 --pretrained false"
         command += "" if "--data" in command else f" --data folder:{data['folder']}"
     return command + redirect + file
 

@@ -299,8 +299,8 @@ class UERM(nn.Module):
         Args:
             limit: maximum number of suggestions.
             to_verify: suggest labels to verify with `ledger.decide` instead. They are drawn at
-                random from the quarter of the labels that is most likely wrong. `margin` is then the
-                probability that the label is wrong. The draw changes with each decision.
+                random from the quarter of the labels that is most likely wrong. `margin` is then
+                the probability that the label is wrong. The draw changes with each decision.
         """
         if limit is not None:
             limit = whole("limit", limit)

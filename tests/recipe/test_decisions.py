@@ -127,8 +127,8 @@ def test_decisions_reach_the_ledger_and_the_other_splits(labels: Path) -> None:
     data = splits("abc|d|e")
     decisions = read(labels, data)
     ledger = LabelLedger(data.train.labels, 3)
-    assert decisions.enter(ledger) == 2
-    assert decisions.enter(ledger) == 0  # it has them
+    assert decisions.enter(ledger, 0) == 2
+    assert decisions.enter(ledger, 0) == 0  # it has them
     assert len(ledger.events()) == 2
     decisions.apply(data.parts())
     assert ledger.current_labels.tolist() == [1, 1, 0]
@@ -147,7 +147,7 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
     ledger.decide(torch.tensor([1]), torch.tensor([1]))
     write_rows(tmp_path / "labels.csv", rows_of(ledger, data.train, CLASSES))
     again = LabelLedger(data.train.labels, 3)
-    read(tmp_path / "labels.csv", data).enter(again)
+    read(tmp_path / "labels.csv", data).enter(again, 0)
     assert torch.equal(again.current_labels, ledger.current_labels)
     assert again.fixed().tolist() == [True, True, False]
     assert again.human_verified().tolist() == [False, True, False]
@@ -156,7 +156,7 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
 def test_a_person_confirms_or_changes_what_a_run_chose() -> None:
     ledger = LabelLedger(torch.tensor([0, 0]), 3)
     for label, verified, entered in ((1, False, 1), (1, True, 1), (1, True, 0), (2, True, 1)):
-        assert Decisions([Decision("train", 1, label, verified)], {}, []).enter(ledger) == entered
+        assert Decisions([Decision("train", 1, label, verified)], {}, []).enter(ledger, 0) == entered
     assert [event.rule for event in ledger.events()] == ["keep", "decide", "decide"]
     assert ledger.current_labels.tolist() == [0, 2]
 

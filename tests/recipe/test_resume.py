@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from tests.helpers import thinned
+from tests.helpers.layouts import make_folder
 from tests.helpers.processes import FORKS, unmuddle
 from tests.helpers.trainings import built
 from unmuddle.cli import main
@@ -240,11 +242,57 @@ def test_later_decisions_include_the_earlier_ones(tmp_path: Path) -> None:
     run = paused(tmp_path / "run", labels=str(labels))
     config = RunFolder(run).config()
     write_rows(labels, [given(0), given(2)])
-    with pytest.raises(UsageError, match=r"--labels .*: lacks 1 of the decisions of .*append"):
+    lacks = r"--labels .*: lacks 1 of the decisions of .*labels.csv, such as .* sample 1 of train"
+    with pytest.raises(UsageError, match=lacks):
         built(config, resume=True, labels=str(labels))
     write_rows(labels, map(given, range(3)))
     training = built(config, resume=True, labels=str(labels))
-    assert [e.sample for e in training.uerm.ledger.events() if e.rule == "decide"] == [0, 1, 2]
+    decided = [e for e in training.uerm.ledger.events() if e.rule == "decide"]
+    assert [(e.sample, e.epoch) for e in decided] == [(0, 0), (1, 0), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pause_after": 2}, "expected less than --epochs, 4, and more than the 2 epochs that are"),
+        ({"pause_after": 4}, "--pause_after 4: expected less than --epochs, 4"),
+        ({"labels": ""}, "--labels "),
+    ],
+)
+def test_wrong_options_of_a_paused_run(options: dict, message: str, tmp_path: Path) -> None:
+    run = paused(tmp_path / "run")
+    with pytest.raises(UsageError, match=message):
+        train(RunFolder(run).config(), Console(quiet=True), resume=True, **options)
+    assert RunFolder(run).status() == "paused"
+
+
+def test_what_was_left_out_is_of_the_last_resumption(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    write_rows(labels, [given(0), given(1)._replace(content="0" * 32)])
+    run = paused(tmp_path / "run", labels=str(labels))
+    assert "decision, image" in (run / "left_out.csv").read_text()
+    write_rows(labels, [given(0), given(1)])
+    train(RunFolder(run).config(), Console(quiet=True), resume=True, labels=str(labels))
+    assert not (run / "left_out.csv").exists()
+
+
+def test_the_folder_of_a_stopped_run_may_move_but_not_change(tmp_path: Path, capsys) -> None:
+    faces = make_folder(tmp_path / "faces", ("train", "val", "test"))
+    run, small = tmp_path / "run", "--backbone=tests.helpers.networks:tiny"
+    options = [f"--data=folder:{faces}", small, "--image_size=32", "--epochs=2", "--pause_after=1"]
+    assert main(["train", "--quiet", *options, f"--out={run}"]) == 0
+    moved = faces.rename(tmp_path / "moved")
+    resumed = ["train", "--quiet", "--resume", str(run)]
+    image = next((moved / "train").glob("*/*"))
+    content = image.read_bytes()
+    ImageOps.mirror(Image.open(image)).save(image)
+    assert main([*resumed, f"--data=folder:{moved}"]) == 2
+    assert "1 images have changed since the run began, such as " in capsys.readouterr().err
+    image.write_bytes(content)
+    assert main(resumed) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main([*resumed, f"--data=folder:{moved}"]) == 0
+    assert RunFolder(run).status() == "finished"
 
 
 @pytest.mark.parametrize("epochs_done", [0, 2])
@@ -341,7 +389,7 @@ def test_a_damaged_checkpoint_and_other_labels_are_refused(tmp_path: Path) -> No
     [
         (["--resume", "nowhere"], "--resume nowhere: is not there"),
         (["--resume", "{run}", "--epochs", "9"], "--resume: goes on with the options of the run"),
-        (["--pause-after", "0"], "--pause_after: expected at least 1, got 0"),
+        (["--pause-after", "0"], "--pause_after 0: expected less than --epochs, 15, and more than"),
     ],
 )
 def test_wrong_resumes(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:

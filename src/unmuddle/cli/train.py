@@ -27,7 +27,7 @@ def parser() -> Parser:
     made = make_parser(
         run,
         "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | "
-        "--resume RUN [--labels CSV]",
+        "--resume RUN [--data NAME:PATH] [--labels CSV] [--pause_after N]",
         "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
         "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
         "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
@@ -75,8 +75,8 @@ def run(
 
     Args:
         preset: options for a benchmark
-        resume: stopped run to continue, with other --labels if given
-        pause_after: number of epochs after which to stop, for --resume to continue
+        resume: stopped run to continue, with other --labels or moved --data if given
+        pause_after: number of complete epochs at which to stop, for --resume to continue
         quiet: print only the run folder
         print_config: print all options and exit
         **options: fields of `TrainConfig`
@@ -84,11 +84,13 @@ def run(
     given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
     chosen = TrainConfig(**given | options)
     if resume is not None:
-        if replace(chosen, labels=None) != TrainConfig():
+        moved = {name: options[name] for name in ("data",) if name in options}
+        if replace(chosen, labels=None, data=TrainConfig.data) != TrainConfig():
             raise UsageError(
-                "--resume: goes on with the options of the run; only --labels can be changed"
+                "--resume: goes on with the options of the run; only --labels, --pause_after and, "
+                "if it has moved, --data can be given"
             )
-        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume))
+        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume), **moved)
     if print_config:
         print(yaml.safe_dump(asdict(chosen), sort_keys=False), end="")
         return 0

@@ -142,8 +142,11 @@ def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = predictions.probabilities.any(1)
     elif not seen.any():
-        hint = "" if run.status() else f"; unmuddle train --resume {run.path} continues it"
-        raise UsageError(f"--run {run.path}: has no predictions of training samples{hint}")
+        hint = f"they begin at the end of the warm-up; unmuddle train --resume {run.path} continues"
+        raise UsageError(
+            f"--run {run.path}: has no predictions of training samples"
+            + ("" if run.status() in ENDED else f"; {hint}")
+        )
     now, verified = ledger.current_labels, seen & ledger.human_verified()
     evidence = gather_evidence(predictions, given, classes, current=now, verified=verified)
     places = [("train", i) for i in range(len(given))]

@@ -77,7 +77,7 @@ class Decisions(NamedTuple):
     conflicts: Mapping[str, Sequence[str]]
     held_out: list[Row]
 
-    def enter(self, ledger: LabelLedger) -> int:
+    def enter(self, ledger: LabelLedger, epoch: int) -> int:
         """Record decisions about training samples that a ledger lacks. Return their number."""
         now, entered = ledger.current_labels.tolist(), 0
         of_person, fixed = ledger.human_verified().tolist(), ledger.fixed().tolist()
@@ -89,7 +89,7 @@ class Decisions(NamedTuple):
                 if split == "train" and by_person == verified
                 if not (there[sample] and now[sample] == label)
             ]
-            record(*torch.tensor(new, dtype=torch.int64).reshape(-1, 2).unbind(1))
+            record(*torch.tensor(new, dtype=torch.int64).reshape(-1, 2).unbind(1), epoch=epoch)
             entered += len(new)
         return entered
 
@@ -101,10 +101,13 @@ class Decisions(NamedTuple):
 
     def check_includes(self, earlier: "Decisions", option: str, path: Path) -> None:
         """Raise a UsageError if earlier decisions, those of a file `path`, are missing."""
-        missing = len({d[:2] for d in earlier.found} - {d[:2] for d in self.found})
+        missing = {d[:2] for d in earlier.found} - {d[:2] for d in self.found}
         if missing:
+            split, sample = min(missing)
             raise UsageError(
-                f"{option}: lacks {missing} of the decisions of {path}; append the new ones to it"
+                f"{option}: lacks {len(missing)} of the decisions of {path}, such as that about "
+                f"sample {sample} of {split}; append new rows to that file, and correct earlier "
+                "decisions in their rows"
             )
 
     def check_any(self, option: str) -> None:

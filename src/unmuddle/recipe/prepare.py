@@ -61,8 +61,10 @@ def prepare(
     noise_left_out = add_noise(splits.train, splits.classes, config.noise, config.seed)
     if is_resumed:
         run.check_images("--resume", splits.train)
+        run.check_unchanged(splits.train)
     decisions = run.decisions(splits)  # of a resumed run
-    labels = labels or (config.labels if decisions is None else None)
+    if labels is None and decisions is None:
+        labels = config.labels
     path = user_path("--labels", labels) if labels is not None else None
     if path is not None:
         earlier, decisions = decisions, read_decisions(path, splits.parts(), splits.classes)

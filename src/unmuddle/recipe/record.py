@@ -92,8 +92,8 @@ class Record:
         self.run.save_samples(training, classes)
         if data.labels is not None:
             self.run.save_decisions(data.labels)
+        self.run.save_left_out(data.left_out)
         if data.left_out:
-            self.run.save_left_out(data.left_out)
             lines = [
                 "left out:",
                 *listing(data.left_out, shown=3),
@@ -117,7 +117,7 @@ class Record:
         config, splits, backbone = t.config, t.data.splits, t.backbone
         lines: list[str] = []
         if t.data.decisions is not None:
-            lines.append(f"--labels {config.labels}: {t.data.decisions.describe()}")
+            lines.append(f"{t.data.labels or t.run.labels}: {t.data.decisions.describe()}")
         if backbone.unused:
             names = ", ".join(backbone.unused[:3]) + (", ..." if len(backbone.unused) > 3 else "")
             lines.append(

@@ -170,13 +170,14 @@ class RunFolder:
     # Training samples and their labels
 
     def save_samples(self, data: LabeledImages, classes: tuple[str, ...]) -> None:
-        """Write the image file and the given label of each training sample."""
+        """Write the image file, its content and the given label of each training sample."""
         sources = [data.source(i) for i in range(len(data))]
+        contents = [data.content(i) for i in range(len(data))]
         labels = data.labels.tolist()
         names = [classes[label] for label in labels]
         true = [""] * len(data) if data.true_labels is None else data.true_labels.tolist()
-        columns = ("sample", "source", "label", "label_name", "true_label")
-        rows = zip(range(len(data)), sources, labels, names, true, strict=True)
+        columns = ("sample", "source", "label", "label_name", "true_label", "content")
+        rows = zip(range(len(data)), sources, labels, names, true, contents, strict=True)
         write_table(self.path / "samples.csv", columns, rows)
 
     def samples(self) -> list[dict[str | None, Any]]:
@@ -205,6 +206,16 @@ class RunFolder:
                 "--data the images as they were"
             )
 
+    def check_unchanged(self, data: LabeledImages) -> None:
+        """Raise a UsageError if images have changed since the run began."""
+        pairs = enumerate(self.samples())
+        changed = [row["source"] for i, row in pairs if row.get("content") != data.content(i)]
+        if changed:
+            raise UsageError(
+                f"--resume {self.path}: {len(changed)} images have changed since the run began, "
+                f"such as {changed[0]}; restore them, or train again"
+            )
+
     def check_unseen(self, option: str, data: LabeledImages) -> None:
         """Raise a UsageError if the run was trained on some of the image files."""
         trained = {_tail(row["source"]) for row in self.samples() if row["source"]}
@@ -230,7 +241,10 @@ class RunFolder:
         write_table(self.duplicates, Copy._fields, copies)
 
     def save_left_out(self, left_out: Mapping[str, Sequence[str]]) -> None:
-        """Write the list of items of the data set that are in no split."""
+        """Write the list of items of the data set that are in no split, if there are any."""
+        if not left_out:
+            self.left_out.unlink(missing_ok=True)
+            return
         rows = ((kind, place) for kind, places in left_out.items() for place in places)
         write_table(self.left_out, ("kind", "place"), rows)
 

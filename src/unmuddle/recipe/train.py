@@ -44,15 +44,14 @@ def train(
         resume: whether to continue the run in `config.out`, however it was stopped. On a CPU, the
             result is bitwise identical to that of a run that was never stopped.
         labels: with `resume`, file of decisions about labels to use from now on.
-        pause_after: number of epochs after which to stop; `resume` continues.
+        pause_after: number of complete epochs at which to stop; `resume` continues.
 
     Raises:
         UsageError: an option is invalid or cannot be satisfied. Nothing is written in this case.
     """
-    config = replace(config, labels=labels or config.labels)
+    if labels is not None:
+        config = replace(config, labels=labels)
     config.check()
-    if pause_after is not None and pause_after < 1:
-        raise UsageError(f"--pause_after: expected at least 1, got {pause_after}")
     run = RunFolder(config.run_path())
     if not resume:
         run.check_free()
@@ -66,6 +65,11 @@ def train(
         console.print(f"--resume {run.path}: has ended already", markup=False)
     else:
         t = build_training(config, run, accelerator, console, resume=resume, labels=labels)
+        if pause_after is not None and not t.progress.epoch < pause_after < config.epochs:
+            raise UsageError(
+                f"--pause_after {pause_after}: expected less than --epochs, {config.epochs}, and "
+                f"more than the {t.progress.epoch} epochs that are complete"
+            )
         train_epochs(t, pause_after)
     return run.path
 
@@ -76,8 +80,7 @@ def train_epochs(t: Training, pause_after: int | None = None) -> None:
     record.begin()
     try:
         with Display(t.console, t.config.epochs, len(t.loaders.train), t.progress.epoch) as display:
-            last = min(pause_after or t.config.epochs, t.config.epochs)
-            for epoch in range(t.progress.epoch + 1, last + 1):
+            for epoch in range(t.progress.epoch + 1, (pause_after or t.config.epochs) + 1):
                 metrics = train_epoch(t, epoch, display)
                 if metrics is None:
                     status = "diverged"

@@ -217,14 +217,14 @@ def build_training(
     network, optimizer, schedule, *loaders = accelerator.prepare(
         model, optimizer, schedule, *loaders
     )
+    progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
     training = Training(
         config, run, console, accelerator, data, backbone, model, network, average,
         SupConLoss(config.temperature, gather=accelerator.num_processes > 1),
-        uerm, optimizer, schedule, Loaders(*loaders), checkpoint,
-        checkpoint.load(run.checkpoint) if is_resumed else Progress(), resume,
+        uerm, optimizer, schedule, Loaders(*loaders), checkpoint, progress, resume,
     )  # fmt: skip
     if data.decisions is not None:
-        if data.decisions.enter(uerm.ledger):
+        if data.decisions.enter(uerm.ledger, progress.epoch):
             uerm.relabel()
         training.score_best()
     return training

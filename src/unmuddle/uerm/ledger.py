@@ -139,22 +139,22 @@ class LabelLedger(nn.Module):
         # Not in place: the labels in an earlier state dict must still match its events.
         self.current_labels = self.current_labels.index_copy(0, ids, labels)
 
-    def decide(self, ids: Tensor, labels: Tensor) -> None:
+    def decide(self, ids: Tensor, labels: Tensor, *, epoch: int | None = None) -> None:
         """Record `labels` `(m,)` that a person verified for samples `ids` `(m,)`.
 
-        Every sample gets an event with rule "decide" and the epoch of the last event, even if the
-        label is only confirmed. From then on, `UERM` does not relabel these samples, and uses them
-        to calibrate how far it trusts the other labels.
+        Every sample gets an event with rule "decide", even if the label is only confirmed. The
+        default epoch is that of the last event. From then on, `UERM` does not relabel these
+        samples, and uses them to calibrate how far it trusts the other labels.
         """
-        self._append(ids, labels, self._last_epoch(), DECIDE)
+        self._append(ids, labels, self._last_epoch() if epoch is None else epoch, DECIDE)
 
-    def keep(self, ids: Tensor, labels: Tensor) -> None:
+    def keep(self, ids: Tensor, labels: Tensor, *, epoch: int | None = None) -> None:
         """Fix unverified `labels` `(m,)` of samples `ids` `(m,)`, such as those of an earlier run.
 
         This works like `decide`, but with the rule "keep": `UERM` does not relabel these samples,
         and does not calibrate on them.
         """
-        self._append(ids, labels, self._last_epoch(), KEEP)
+        self._append(ids, labels, self._last_epoch() if epoch is None else epoch, KEEP)
 
     def revert(
         self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None

@@ -47,10 +47,10 @@ from unmuddle.uerm import UERM
 RESULTS = Path(__file__).with_name("pretrained.jsonl")
 DEVELOPMENT = (100, 101, 102)  # seeds to choose settings by, scored on validation
 SETTINGS = {
-    "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 7,
+    "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 14,
     "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
 }  # fmt: skip
-ANSWERS, PAUSE = 200, 2  # labels that a person verifies, and after which epoch
+ANSWERS = 200  # labels that a person verifies at the end of the warm-up
 
 
 def load_uerm(run: Path, problem: Problem) -> UERM:
@@ -88,25 +88,26 @@ class Method(NamedTuple):
 
 
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
-FIRST = "parts=uerm epochs=3 warmup=1"
-CORRECTED = "relabel_loss=corrected relabel_evidence=batches"
+FIRST = "parts=uerm epochs=6 warmup=1"
+UERM_COST = "epochs=10 warmup=0.5"  # 12 of the passes are predictions
+CORRECTED = "parts=uerm relabel_loss=corrected relabel_evidence=batches warmup=0.3"
 METHODS = {
     "none": Method("parts=none"),
     "supcon": Method("parts=supcon"),
     "arm": Method("parts=arm"),
     "supcon,arm": Method("parts=supcon,arm"),
-    "uerm": Method("parts=uerm epochs=5"),
-    "supcon,uerm": Method("parts=supcon,uerm epochs=5"),
-    "arm,uerm": Method("parts=arm,uerm epochs=5"),
-    "supcon,arm,uerm": Method("parts=supcon,arm,uerm epochs=5"),
+    "uerm": Method(f"parts=uerm {UERM_COST}"),
+    "supcon,uerm": Method(f"parts=supcon,uerm {UERM_COST}"),
+    "arm,uerm": Method(f"parts=arm,uerm {UERM_COST}"),
+    "supcon,arm,uerm": Method(f"parts=supcon,arm,uerm {UERM_COST}"),
     "published_arm": Method("parts=published_arm"),
-    "supcon,published_arm,uerm": Method("parts=supcon,published_arm,uerm epochs=5"),
-    "corrected": Method(f"parts=uerm {CORRECTED}"),
+    "supcon,published_arm,uerm": Method(f"parts=supcon,published_arm,uerm {UERM_COST}"),
+    "corrected": Method(CORRECTED),
     "label smoothing": Method("parts=none label_smoothing=0.1"),
-    "ema_margin": Method("parts=uerm epochs=5 relabel_policy=ema_margin"),
-    "cleanlab": Method("parts=none epochs=3", pruned),
-    "twice": Method("parts=none epochs=3", relabeled),
-    "answers": Method(f"parts=uerm {CORRECTED} warmup=0.3", asks=True),
+    "ema_margin": Method(f"parts=uerm {UERM_COST} relabel_policy=ema_margin"),
+    "cleanlab": Method("parts=none epochs=7", pruned),
+    "twice": Method("parts=none epochs=7", relabeled),
+    "answers": Method(CORRECTED, asks=True),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
 }
@@ -159,14 +160,20 @@ def tries(text: str) -> Iterator[Cell]:
     return (Cell(method, noise, seed, " ".join(options)) for seed in DEVELOPMENT)
 
 
-def passes(options: dict[str, str]) -> int:
-    """Forward passes over the training faces; a training step on a view counts three."""
+def first_relabeling(options: dict[str, str]) -> int:
+    """Epoch at whose end UERM first relabels."""
     config = TrainConfig(epochs=int(options["epochs"]), parts=options["parts"])
     config.warmup = float(options.get("warmup", config.warmup))
-    observed = max(1, config.epochs + 1 - max(1, config.first_relabeling()))
+    return config.first_relabeling()
+
+
+def passes(options: dict[str, str]) -> int:
+    """Forward passes over the training faces; a training step on a view counts three."""
+    epochs = int(options["epochs"])
+    observed = max(1, epochs + 1 - max(1, first_relabeling(options)))
     if options.get("relabel_evidence") == "batches":  # the predictions of the training steps
         observed = 0
-    return 3 * config.epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
+    return 3 * epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
 
 
 def lite0_weights(path: Path, out: Path) -> Path:
@@ -186,10 +193,13 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
     problem = noisy_labels(noise, cell.seed, ferplus, out)
     labels, cost, seconds = problem.given, 0, 0.0
 
+    def chosen(stage: str) -> dict[str, str]:
+        given = dict(option.split("=") for option in stage.split())
+        return {name: str(value) for name, value in SETTINGS.items()} | given
+
     def train(stage: str, run: Path, weights: Path, *more: str) -> None:
         nonlocal cost, seconds
-        given = dict(option.split("=") for option in stage.split())
-        options = {name: str(value) for name, value in SETTINGS.items()} | given
+        options = chosen(stage)
         faces = ferplus
         if dropped := {problem.sources[i] for i in (labels < 0).nonzero()[:, 0].tolist()}:
             faces = without(ferplus, dropped, run.with_name(f"{run.name}_faces"))
@@ -212,7 +222,7 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
     if method.asks:
         verified = path.with_name(f"{path.name}_verified.csv")
         if not verified.exists():
-            train(stage, path, weights, f"--pause_after={PAUSE}")
+            train(stage, path, weights, f"--pause_after={first_relabeling(chosen(stage))}")
             write_rows(verified, answers(path, problem, ferplus))
         more = [f"--labels={verified}"]
     train(stage, path, weights, *more)

@@ -68,7 +68,6 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(pretrained, "SETTINGS", TINY)
     monkeypatch.setattr(pretrained, "FIRST", "parts=uerm epochs=2 warmup=1")
     monkeypatch.setattr(pretrained, "ANSWERS", 4)
-    monkeypatch.setattr(pretrained, "PAUSE", 1)
     monkeypatch.setattr(runs, "train_run", train_run)
     weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)
     torch.save(tiny().state_dict(), weights)

@@ -156,7 +156,9 @@ def test_relabeled_and_chosen_labels_are_read_back(tmp_path: Path) -> None:
 def test_a_person_confirms_or_changes_what_a_run_chose() -> None:
     ledger = LabelLedger(torch.tensor([0, 0]), 3)
     for label, verified, entered in ((1, False, 1), (1, True, 1), (1, True, 0), (2, True, 1)):
-        assert Decisions([Decision("train", 1, label, verified)], {}, []).enter(ledger, 0) == entered
+        assert (
+            Decisions([Decision("train", 1, label, verified)], {}, []).enter(ledger, 0) == entered
+        )
     assert [event.rule for event in ledger.events()] == ["keep", "decide", "decide"]
     assert ledger.current_labels.tolist() == [0, 2]
 

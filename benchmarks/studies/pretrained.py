@@ -40,6 +40,7 @@ from benchmarks.studies.labels import noisy_labels, without
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.decisions import ACCEPT, Row, write_rows
+from unmuddle.recipe.run_folder import Epoch
 from unmuddle.recipe.tables import write_table
 from unmuddle.recipe.trained import as_input, load_trained
 from unmuddle.uerm import UERM
@@ -126,6 +127,7 @@ GROUPS = {
     "whole": [("whole",), ("none", "supcon,arm,uerm")],
     "lite0": [("human",), ("none", "answers")],
 }
+EPOCHS: tuple[Epoch, ...] = ("last", "best")
 LITE0 = "backbone=tf_efficientnet_lite0"
 SEEDS = dict.fromkeys(GROUPS, 3) | {"main": 5}
 _LOCKS = defaultdict[Path, Lock](Lock)
@@ -227,9 +229,12 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
         more = [f"--labels={verified}"]
     train(stage, path, weights, *more)
     is_try = cell.seed in DEVELOPMENT
-    row = runs.figures(path, "val" if is_try else "test")
-    if cell.noise != "whole":
-        row |= on_further_faces(path, further_faces(ferplus, whole)[not is_try])
+    row = runs.outcome(path) | {"split": "val" if is_try else "test"}
+    for epoch in EPOCHS:
+        row[epoch] = runs.scores(path, row["split"], epoch)
+        if cell.noise != "whole":
+            further = further_faces(ferplus, whole)[not is_try]
+            row[epoch] |= on_further_faces(path, further, epoch)
     kept = labels >= 0
     if method.labels is not None:
         row["after"] = float((labels == problem.truth)[kept].double().mean())
@@ -248,15 +253,20 @@ def further_faces(ferplus: Path, whole: Path) -> tuple[LabeledImages, LabeledIma
     return tried, tested
 
 
-def on_further_faces(run: Path, data: LabeledImages) -> evidence.Row:
-    """Score a run on faces that it was not trained on; its hits are packed bits."""
+def on_further_faces(run: Path, data: LabeledImages, epoch: Epoch) -> evidence.Row:
+    """Score a network on faces that it was not trained on; its hits are packed bits."""
     if not len(data):
         return {"further": 0, "further_accuracy": None, "further_right": ""}
-    trained = load_trained(run)
+    trained = load_trained(run, epoch)
     probabilities, labels = runs.predicted(trained.model, as_input(trained, data))
     right = (probabilities.argmax(1) == labels).numpy()
     packed = b64encode(np.packbits(right)).decode()
     return {"further": len(right), "further_accuracy": float(right.mean()), "further_right": packed}
+
+
+def at(rows: list[evidence.Row], epoch: Epoch) -> list[evidence.Row]:
+    """Rows with the scores of one epoch."""
+    return [row | row[epoch] for row in rows if epoch in row]
 
 
 def answers(run: Path, problem: Problem, ferplus: Path) -> Iterator[Row]:
@@ -277,22 +287,34 @@ def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
 
 
 COLUMNS = (
-    "method", "seeds", "faces", "test accuracy", "last", "further faces", "mean class accuracy",
+    "method", "seeds", "faces", "test accuracy", "further faces", "mean class accuracy",
     "calibration error", "log loss of the votes x 100", "labels right",
     f"above none, {evidence.COMPARED[0]}", *evidence.COMPARED[1:], "passes", "minutes",
 )  # fmt: skip
 FIGURES = (
-    "accuracy", "last", "further_accuracy", "mean_class_accuracy", "calibration", "vote_log_loss",
-    "after",
+    "accuracy", "further_accuracy", "mean_class_accuracy", "calibration", "vote_log_loss", "after"
 )  # fmt: skip
+CAPTIONS = {
+    "last": "Weights of the last epoch:",
+    "best": "Weights of the epoch with the best accuracy on clean validation labels:",
+}
 
 
 def comparison(rows: list[evidence.Row], noise: str, options: str = "") -> str:
-    """Every method on one kind of labels, against plain cross-entropy."""
+    """Every method on one kind of labels, against plain cross-entropy, at both epochs."""
     rows = select(rows, noise=noise, split="test", options=options)
+    if not rows:
+        return "Not run yet."
+    early = [row | {"method": "early stopping"} for row in select(at(rows, "best"), method="none")]
+    tables = {"last": compared(at(rows, "last") + early), "best": compared(at(rows, "best"))}
+    return "\n\n".join(f"{CAPTIONS[epoch]}\n\n{text}" for epoch, text in tables.items())
+
+
+def compared(rows: list[evidence.Row]) -> str:
+    """Every method against plain cross-entropy."""
     base = select(rows, method="none")
     lines = []
-    for method in METHODS:
+    for method in ("none", "early stopping", *[*METHODS][1:]):
         if found := select(rows, method=method):
             against = described(paired(base, found)) if method != "none" else ["", "", ""]
             faces = round(statistics.mean(row["faces"] for row in found))
@@ -306,14 +328,15 @@ def comparison(rows: list[evidence.Row], noise: str, options: str = "") -> str:
 def tried(rows: list[evidence.Row]) -> str:
     """Validation accuracy of every try."""
     found: dict[tuple[str, ...], list[evidence.Row]] = {}
-    for row in select(rows, split="val"):
+    for row in at(select(rows, split="val"), "best"):
         found.setdefault((row["method"], row["noise"], row["options"]), []).append(row)
     lines = [
-        [*key, len(same), *(spread(row.get(name) for row in same) for name in FIGURES[:5])]
+        [*key, len(same), spread(row["last"]["accuracy"] for row in same)]
+        + [spread(row.get(name) for row in same) for name in FIGURES[:4]]
         for key, same in sorted(found.items())
     ]
-    columns = ["method", "noise", "other options", "seeds", "validation accuracy", "last"]
-    return table([*columns, *COLUMNS[5:8]], lines)
+    columns = ["method", "noise", "other options", "seeds", "last epoch", "best epoch"]
+    return table([*columns, *COLUMNS[4:7]], lines)
 
 
 def rates(rows: list[evidence.Row]) -> str:

@@ -24,6 +24,7 @@ from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.metrics import calibration_error, confusion_matrix, mean_class_accuracy
 from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.run_folder import Epoch, RunFolder
 from unmuddle.recipe.trained import load_split, load_trained
 from unmuddle.uerm import LedgerDataset
 
@@ -140,11 +141,16 @@ def human_labels(ferplus: Path, out: Path) -> Path:
 
 
 def figures(run: Path, split: Literal["val", "test"]) -> Row:
-    """Of a finished run; `right` has a 1 for every sample of the split classified right, else 0."""
+    """Of a finished run: scores of its best epoch, accuracy of its last one, and its outcome."""
     summary = json.loads((run / "summary.json").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["val_accuracy"]
-    relabeling = summary["relabeling"]
-    trained = load_trained(run)
+    last = summary["test_last_epoch"]["accuracy"] if split == "test" else last
+    return scores(run, split) | {"last": last} | outcome(run)
+
+
+def scores(run: Path, split: Literal["val", "test"], epoch: Epoch = "best") -> Row:
+    """Of a network; `right` has a 1 for every sample of the split classified right, else 0."""
+    trained = load_trained(run, epoch)
     data = load_split(trained, split=split)
     probabilities, labels = predicted(trained.model, data)
     log = probabilities.clamp(min=1e-12).log()
@@ -154,18 +160,25 @@ def figures(run: Path, split: Literal["val", "test"]) -> Row:
         "split": split,
         "accuracy": float(right.double().mean()),
         "mean_class_accuracy": mean_class_accuracy(confusion),
-        "last": summary["test_last_epoch"]["accuracy"] if split == "test" else last,
         "calibration": calibration_error(probabilities, labels),
         "log_loss": float(nll_loss(log, labels)),
         "vote_log_loss": None if data.votes is None else -float((data.votes * log).sum(1).mean()),
+        "right": "".join("01"[hit] for hit in right.tolist()),
+    }
+
+
+def outcome(run: Path) -> Row:
+    """What became of the labels of a finished run, and its time and machine."""
+    summary = json.loads((run / "summary.json").read_text())
+    relabeling, precision = summary["relabeling"], RunFolder(run).config().precision
+    return {
         "before": relabeling["right_before"],
         "after": relabeling["right_after"],
         "precision": relabeling["precision"],
         "recall": relabeling["recall"],
         "seconds": round(summary["seconds"]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "dtype": "fp32" if trained.config.precision == "no" else trained.config.precision,
-        "right": "".join("01"[hit] for hit in right.tolist()),
+        "dtype": "fp32" if precision == "no" else precision,
     }
 
 

@@ -79,13 +79,17 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     ]
     assert rows[0]["faces"] == rows[2]["faces"] >= rows[1]["faces"]
     assert (tmp_path / "none_symmetric-0.2_0_epochs=2.csv").exists()
-    found = [evidence.hits(row) for row in rows]
-    assert len(found[0]) == len(rows[0]["right"]) + rows[0]["further"]
-    further = found[0][-rows[0]["further"] :]
-    assert further.mean() == pytest.approx(rows[0]["further_accuracy"])
+    for epoch in ("last", "best"):
+        row = pretrained.at(rows, epoch)[0]
+        found = evidence.hits(row)
+        assert len(found) == len(row["right"]) + row["further"]
+        assert found[-row["further"] :].mean() == pytest.approx(row["further_accuracy"])
+    summary = RunFolder(tmp_path / CELL.name()).summary()
+    tested = (summary["test_last_epoch"]["accuracy"], summary["test"]["accuracy"])
+    assert (rows[0]["last"]["accuracy"], rows[0]["best"]["accuracy"]) == pytest.approx(tested)
     halves = pretrained.further_faces(ferplus, whole)
     names = [{Path(source).name for source in half.sources} for half in halves]
-    assert [len(half) for half in names] == [rows[0]["further"]] * 2
+    assert [len(half) for half in names] == [rows[0]["best"]["further"]] * 2
     assert not names[0] & names[1]
     trained = {Path(row["source"]).name for row in RunFolder(tmp_path / CELL.name()).samples()}
     assert not trained & (names[0] | names[1])
@@ -94,4 +98,4 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
     assert ledger.count(",decide\n") == 4
     assert rows[1]["passes"] == 2 * rows[0]["passes"]
     shown = pretrained.comparison([row | {"options": ""} for row in rows], "symmetric:0.2")
-    assert len(shown.splitlines()) == 2 + len(rows)
+    assert [*map(shown.count, ("| early stopping |", "| none |", "| answers |"))] == [1, 2, 2]

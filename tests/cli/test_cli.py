@@ -310,7 +310,7 @@ def test_train_and_report_in_half_precision(tmp_path: Path) -> None:
     names = {path.name for path in Path("r").iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "samples.csv", "ledger.csv", "model.safetensors",
-        "relabeled.csv", "report.html", "samples.png", "snapshot.safetensors", "summary.json", "uerm.safetensors",
+        "last.safetensors", "relabeled.csv", "report.html", "samples.png", "snapshot.safetensors", "summary.json", "uerm.safetensors",
     }  # fmt: skip
     for out, arguments in (("r/report.html", []), ("page.html", ["--out", "page.html"])):
         Path(out).unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.loaders import training_loader
 from unmuddle.recipe.train import train, train_epochs, training_step
-from unmuddle.recipe.trained import evaluate_run
+from unmuddle.recipe.trained import evaluate_run, load_trained
 from unmuddle.supcon import SupConLoss
 
 EVERYTHING = "supcon,arm,uerm"
@@ -103,6 +103,8 @@ def test_best_and_last_weights_are_tested(tmp_path: Path) -> None:
     assert torch.equal(last, validated[2])
     assert torch.equal(best, validated[0])
     assert not torch.equal(best, last)
+    for epoch, tested in (("last", last), ("best", best)):
+        assert torch.equal(next(load_trained(run, epoch).model.parameters()), tested)
     found = summary(run)
     assert found["best_epoch"] == 1
     assert (found["test_last_epoch"]["accuracy"], found["test"]["accuracy"]) == (1 / 4, 1 / 5)

@@ -74,6 +74,8 @@ def test_a_run_is_scored_as_its_training_did(folder_run: Path) -> None:
     found, classes = evaluate_run(folder_run)
     assert classes == ("calm", "glad")
     assert found.confusion.tolist() == summary["test"]["confusion"]
+    last, _ = evaluate_run(folder_run, epoch="last")
+    assert last.confusion.tolist() == summary["test_last_epoch"]["confusion"]
     val, _ = evaluate_run(folder_run, split="val")
     assert val.accuracy.value == summary["val_accuracy"]
     train_part, _ = evaluate_run(folder_run, split="train")

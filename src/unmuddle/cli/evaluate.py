@@ -11,6 +11,7 @@ from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.atomic import write_text
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.metrics import as_json
+from unmuddle.recipe.run_folder import Epoch
 from unmuddle.recipe.trained import evaluate_run, predict_folder
 from unmuddle.report import metrics_table
 
@@ -30,6 +31,7 @@ def run(
     run: Path,
     data: str | None = None,
     split: Literal["train", "val", "test"] | None = None,
+    epoch: Epoch = "best",
     json: Path | None = None,
     images: Path | None = None,
     skip_unreadable: bool = False,
@@ -41,6 +43,7 @@ def run(
         run: folder of the run
         data: data set, as for train; default: the run's own
         split: part of the data set, by default test
+        epoch: epoch whose network is used
         json: file to write the metrics to
         images: folder of images without labels
         skip_unreadable: leave out images that cannot be read
@@ -53,13 +56,14 @@ def run(
         if data is not None or split is not None or json is not None:
             raise UsageError("--images: has no labels to score, so no --data, --split or --json")
         out = out or run / "predictions.csv"
-        number = predict_folder(run, images, out, skip_unreadable=skip_unreadable)
+        number = predict_folder(run, images, out, epoch=epoch, skip_unreadable=skip_unreadable)
         print(f"{number} images: {out}")
         return
     if out is not None:
         raise UsageError("--out: belongs to --images")
     split = split or "test"
-    figures = as_json(*evaluate_run(run, data, split, skip_unreadable=skip_unreadable))
+    found = evaluate_run(run, data, split, epoch=epoch, skip_unreadable=skip_unreadable)
+    figures = as_json(*found)
     if json is not None:
         write_text(json, json_module.dumps(figures, indent=2) + "\n")
     Console(emoji=False).print(metrics_table(figures, f"{run.name}, {split}"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from unmuddle.cli.outputs import check_file
 from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.export import export_run
+from unmuddle.recipe.run_folder import Epoch
 
 
 def parser() -> Parser:
@@ -17,7 +18,7 @@ def parser() -> Parser:
     )
 
 
-def run(*, run: Path, out: Path) -> None:
+def run(*, run: Path, out: Path, epoch: Epoch = "best") -> None:
     """Write the network of a run to a file that does not need this package. ARM is folded.
 
     The input is stored images (N, 3, S, S) uint8, and the output is probabilities (N, K).
@@ -25,7 +26,8 @@ def run(*, run: Path, out: Path) -> None:
     Args:
         run: folder of the run
         out: file to write
+        epoch: epoch whose network is written
     """
     check_file("--out", out)
-    export_run(run, out)
+    export_run(run, out, epoch)
     print(out)

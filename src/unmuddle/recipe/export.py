@@ -12,6 +12,7 @@ from unmuddle.arm import fold_arm
 from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.model import Classifier
+from unmuddle.recipe.run_folder import Epoch
 from unmuddle.recipe.trained import load_trained
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")  # for .onnx
@@ -35,8 +36,8 @@ class Deployed(nn.Module):
         return self.model(self.model.standardize(images)).logits.softmax(1)
 
 
-def export_run(run: Path, out: Path) -> None:
-    """Write the network of a run's best epoch to `out`, a `.onnx` or `.pt2` (`torch.export`) file.
+def export_run(run: Path, out: Path, epoch: Epoch = "best") -> None:
+    """Write the network of a run to `out`, a `.onnx` or `.pt2` (`torch.export`) file.
 
     The exported network accepts batches of any size. The metadata of the file are two JSON values:
     `classes`, the class names in the order of the probabilities, and `resize`, how to resize images
@@ -53,7 +54,7 @@ def export_run(run: Path, out: Path) -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if out.suffix == ".onnx" and missing:
         raise UsageError(f"--out {out}: pip install {' '.join(missing)}")
-    trained = load_trained(run)
+    trained = load_trained(run, epoch)
     torch.manual_seed(0)
     images = torch.randint(256, (3, 3, *(trained.image_size,) * 2), dtype=torch.uint8)
     with torch.no_grad():

@@ -67,6 +67,11 @@ class Record:
         hint = f"interrupted; unmuddle train --resume {self.run.path} continues it"
         t.console.print(hint, markup=False)
 
+    def save_last(self) -> None:
+        """Write the weights of the last epoch."""
+        if self.is_first:
+            self.run.save_weights(self.training.average.module.state_dict(), "last")
+
     def save_snapshot(self) -> None:
         """Write the snapshot of the training samples for the report."""
         t = self.training

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import safetensors.torch
 import yaml
@@ -22,10 +22,13 @@ from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import UERM, LabelLedger
 
+Epoch = Literal["best", "last"]
+
 ENDED = ("finished", "diverged")  # the other statuses are of runs that can be resumed
 _SUMMARY = (
     "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
 )  # fmt: skip
+WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}  # by epoch
 _METRICS = ("epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_right")
 _DAMAGE = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError, SafetensorError
@@ -81,7 +84,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         self._metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
         self._write_metrics()
-        for name in ("summary.json", "report.html"):
+        for name in ("summary.json", "report.html", WEIGHTS["last"]):
             (self.path / name).unlink(missing_ok=True)
         for partial in self.path.glob(f"{PARTIAL}*"):
             partial.unlink()
@@ -159,13 +162,13 @@ class RunFolder:
                 _check_keys(entry, _METRICS)
         return metrics
 
-    def save_weights(self, weights: dict[str, Tensor]) -> None:
-        """Write the weights of the best epoch."""
-        write_tensors(self.path / "model.safetensors", weights)
+    def save_weights(self, weights: dict[str, Tensor], epoch: Epoch = "best") -> None:
+        """Write the weights of the best or the last epoch."""
+        write_tensors(self.path / WEIGHTS[epoch], weights)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Read the weights of the best epoch."""
-        return _read_tensors(self.path / "model.safetensors")
+    def weights(self, epoch: Epoch = "best") -> dict[str, Tensor]:
+        """Read the weights of the best or the last epoch."""
+        return _read_tensors(self.path / WEIGHTS[epoch])
 
     # Training samples and their labels
 

@@ -93,6 +93,7 @@ def train_epochs(t: Training, pause_after: int | None = None) -> None:
             hint = f"paused; unmuddle train --resume {t.run.path} continues it"
             t.console.print(hint, markup=False, soft_wrap=True)
         elif status == "finished":
+            record.save_last()
             tests = test(t)
             record.save_snapshot()
     except KeyboardInterrupt:

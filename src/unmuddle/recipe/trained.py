@@ -17,12 +17,12 @@ from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.loaders import ordered_loader
 from unmuddle.recipe.metrics import Metrics, measure
 from unmuddle.recipe.model import Classifier
-from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.run_folder import WEIGHTS, Epoch, RunFolder
 from unmuddle.recipe.tables import write_table
 
 
 class Trained(NamedTuple):
-    """Network of a run's best epoch, in eval mode.
+    """Network of a run, in eval mode.
 
     Attributes:
         folder: run folder.
@@ -39,15 +39,15 @@ class Trained(NamedTuple):
     image_size: int
 
 
-def load_trained(run: Path) -> Trained:
-    """Load the network of a run.
+def load_trained(run: Path, epoch: Epoch = "best") -> Trained:
+    """Load the network of a run, by default that of its best epoch.
 
     Raises:
         UsageError: the folder holds no run that has ended, or its weights do not fit.
     """
     folder = RunFolder(run)
     folder.check_ended()
-    config, summary, state = folder.config(), folder.summary(), folder.weights()
+    config, summary, state = folder.config(), folder.summary(), folder.weights(epoch)
     classes, image_size = tuple(summary["classes"]), int(summary["image_size"])
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)._replace(pixels=saved_pixels(state))
@@ -55,7 +55,7 @@ def load_trained(run: Path) -> Trained:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UsageError(f"--run {run}: model.safetensors does not fit: {error}") from error
+        raise UsageError(f"--run {run}: {WEIGHTS[epoch]} does not fit: {error}") from error
     return Trained(folder, model.eval(), config, classes, image_size)
 
 
@@ -64,6 +64,7 @@ def evaluate_run(
     data: str | None = None,
     split: Literal["train", "val", "test"] = "test",
     *,
+    epoch: Epoch = "best",
     skip_unreadable: bool = False,
 ) -> tuple[Metrics, tuple[str, ...]]:
     """Evaluate a run on a split, and return the metrics and the class names.
@@ -74,12 +75,13 @@ def evaluate_run(
         run: run folder.
         data: data set, specified as for `train`; by default that of the run.
         split: split of the data set.
+        epoch: epoch whose weights are evaluated.
         skip_unreadable: whether to leave out images that cannot be read.
 
     Raises:
         UsageError: the run or the data cannot be read, or their classes differ.
     """
-    trained = load_trained(run)
+    trained = load_trained(run, epoch)
     part = load_split(trained, data, split, skip_unreadable=skip_unreadable)
     probabilities, labels = predict(*prepared(trained, part))
     return measure(probabilities, labels), trained.classes
@@ -126,7 +128,9 @@ def as_input(trained: Trained, data: LabeledImages) -> LabeledImages:
     return data
 
 
-def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool = False) -> int:
+def predict_folder(
+    run: Path, folder: Path, out: Path, *, epoch: Epoch = "best", skip_unreadable: bool = False
+) -> int:
     """Classify every image in a folder, write a CSV file, and return the number of images.
 
     The columns are `file`, `predicted`, `confidence`, and `probability_CLASS` for each class. Files
@@ -135,7 +139,7 @@ def predict_folder(run: Path, folder: Path, out: Path, *, skip_unreadable: bool 
     Raises:
         UsageError: the folder contains no images, or an image or the run cannot be read.
     """
-    trained = load_trained(run)
+    trained = load_trained(run, epoch)
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: no such folder")
     problems = Problems(skip_unreadable=skip_unreadable)

@@ -91,7 +91,7 @@ class Method(NamedTuple):
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
 FIRST = "parts=uerm epochs=6 warmup=1"
 UERM_COST = "epochs=10 warmup=0.5"  # 12 of the passes are predictions
-CORRECTED = "parts=uerm relabel_loss=corrected relabel_evidence=batches warmup=0.3"
+CORRECTED = "parts=uerm relabel_loss=corrected relabel_evidence=batches warmup=0.15"
 METHODS = {
     "none": Method("parts=none"),
     "supcon": Method("parts=supcon"),

@@ -211,8 +211,9 @@ class RunFolder:
 
     def check_unchanged(self, data: LabeledImages) -> None:
         """Raise a UsageError if images have changed since the run began."""
-        pairs = enumerate(self.samples())
-        changed = [row["source"] for i, row in pairs if row.get("content") != data.content(i)]
+        contents = [data.content(i) for i in range(len(data))]
+        rows = zip(self.samples(), contents, strict=True)
+        changed = [row["source"] for row, here in rows if row.get("content", here) != here]
         if changed:
             raise UsageError(
                 f"--resume {self.path}: {len(changed)} images have changed since the run began, "

@@ -103,10 +103,12 @@ class LabelLedger(nn.Module):
         self,
         ids: Tensor,
         labels: Tensor,
-        epoch: int,
+        epoch: int | None,
         rule: str,
         scores: tuple[Tensor | float | None, ...] = (None, None, None),
     ) -> None:
+        if epoch is None:
+            epoch = int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
         ids = self._distinct(ids)
         labels = to_integers("labels", labels, self.num_classes).to(ids.device)
         if labels.shape != ids.shape:
@@ -146,7 +148,7 @@ class LabelLedger(nn.Module):
         default epoch is that of the last event. From then on, `UERM` does not relabel these
         samples, and uses them to calibrate how far it trusts the other labels.
         """
-        self._append(ids, labels, self._last_epoch() if epoch is None else epoch, DECIDE)
+        self._append(ids, labels, epoch, DECIDE)
 
     def keep(self, ids: Tensor, labels: Tensor, *, epoch: int | None = None) -> None:
         """Fix unverified `labels` `(m,)` of samples `ids` `(m,)`, such as those of an earlier run.
@@ -154,7 +156,7 @@ class LabelLedger(nn.Module):
         This works like `decide`, but with the rule "keep": `UERM` does not relabel these samples,
         and does not calibrate on them.
         """
-        self._append(ids, labels, self._last_epoch() if epoch is None else epoch, KEEP)
+        self._append(ids, labels, epoch, KEEP)
 
     def revert(
         self, *, ids: Tensor | None = None, event: int | None = None, epoch: int | None = None
@@ -179,7 +181,7 @@ class LabelLedger(nn.Module):
             first = dict(sorted(first.items()))
             ids = torch.tensor(list(first), dtype=torch.int64, device=rows.device)
             before = torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
-        self._append(ids, before, self._last_epoch(), REVERT)
+        self._append(ids, before, None, REVERT)
 
     def fixed(self) -> Tensor:
         """Return a mask `(n,)` of samples whose last event is a revert, a decision or "keep"."""
@@ -266,9 +268,6 @@ class LabelLedger(nn.Module):
         *integers, codes = self.event_integers[since:].T.tolist()
         columns = (*integers, *self.event_scores[since:].T.tolist(), [rules[c] for c in codes])
         return map(Event._make, zip(count(since), *columns, strict=False))
-
-    def _last_epoch(self) -> int:
-        return int(self.event_integers[-1, 1]) if len(self.event_integers) else 0
 
     def _rules(self) -> list[str]:
         return bytes(self.rule_names.tolist()).decode().split("\n")

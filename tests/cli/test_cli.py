@@ -100,7 +100,7 @@ def used_run() -> None:
         (truncated_image, ["--data", "folder:faces"], "unreadable or truncated image: 1"),
         (label_out_of_range, ["--data", "ferplus:faces"], "row without 10 votes, each from 0 to 10: 3"),
         (None, ["--data", "digits", "--backbone", "resnet1800"], "--backbone resnet1800: 'resnet1800' is known to neither timm nor torchvision; did you mean"),
-        (unknown_key, ["--config", "config.yaml"], "learning_speed"),
+        (unknown_key, ["--config", "config.yaml"], "learning_speed: cannot be set in a file"),
         (None, ["--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (None, ["--epochs", "many"], "epochs"),
         (None, ["--config", "missing.yaml"], "missing.yaml"),

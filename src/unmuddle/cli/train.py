@@ -55,7 +55,8 @@ class _FromFile(Action):
         defaults = {field.name: field.default for field in fields(TrainConfig)}
         for name, value in items:
             if name not in defaults or not isinstance(value, str):
-                parser.error(f"--config {values}: {name}: expected an option and one value")
+                what = "expected one value" if name in defaults else "cannot be set in a file"
+                parser.error(f"--config {values}: {name}: {what}")
             if value in ("null", "~", "") and defaults[name] is None:
                 setattr(namespace, name, None)
             else:

@@ -73,18 +73,24 @@ def pruned(run: Path, problem: Problem) -> Tensor:
     return problem.given.masked_fill(torch.from_numpy(issues), -1)
 
 
+def known(_run: Path, problem: Problem) -> Tensor:
+    """Labels without the wrong ones, which nobody knows: the most that pruning can reach."""
+    return problem.given.where(problem.given == problem.truth, -1)
+
+
 class Method(NamedTuple):
-    """One training, or a second one that goes on from FIRST with other labels.
+    """One training, or a second one that goes on from a first one.
 
     Attributes:
         options: options of the training that is tested, besides SETTINGS.
-        labels: makes the labels of the second training from the first one, -1 for faces that are
-            left out.
+        labels: makes its labels from the first training, -1 for faces that are left out.
+        first: options of the first training, if there is one.
         asks: whether a person verifies labels during the training.
     """
 
     options: str
     labels: Callable[[Path, Problem], Tensor] | None = None
+    first: str = ""
     asks: bool = False
 
 
@@ -106,9 +112,10 @@ METHODS = {
     "corrected": Method(CORRECTED),
     "label smoothing": Method("parts=none label_smoothing=0.1"),
     "ema_margin": Method(f"parts=uerm {UERM_COST} relabel_policy=ema_margin"),
-    "cleanlab": Method("parts=none epochs=7", pruned),
-    "twice": Method("parts=none epochs=7", relabeled),
+    "cleanlab": Method("parts=none epochs=7", pruned, FIRST),
+    "twice": Method("parts=none epochs=7", relabeled, FIRST),
     "answers": Method(CORRECTED, asks=True),
+    "known": Method("parts=none", known),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
 }
@@ -166,13 +173,13 @@ def first_relabeling(options: dict[str, str]) -> int:
     """Epoch at whose end UERM first relabels."""
     config = TrainConfig(epochs=int(options["epochs"]), parts=options["parts"])
     config.warmup = float(options.get("warmup", config.warmup))
-    return config.first_relabeling()
+    return max(1, config.first_relabeling())
 
 
 def passes(options: dict[str, str]) -> int:
     """Forward passes over the training faces; a training step on a view counts three."""
     epochs = int(options["epochs"])
-    observed = max(1, epochs + 1 - max(1, first_relabeling(options)))
+    observed = max(1, epochs + 1 - first_relabeling(options))
     if options.get("relabel_evidence") == "batches":  # the predictions of the training steps
         observed = 0
     return 3 * epochs * int(options["views"]) + 2 * observed  # a face and its mirror image
@@ -216,11 +223,13 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
             seconds += summary["seconds"]
 
     more, stage = list[str](), f"{method.options} {cell.options}"
-    if method.labels is not None:
-        first = out / Cell("first", cell.noise, cell.seed).name()
+    first = out / Cell("first", cell.noise, cell.seed).name()
+    if method.first:
         with _LOCKS[first]:
-            train(FIRST, first, weights)
-        labels, weights = method.labels(first, problem), first / "model.safetensors"
+            train(method.first, first, weights)
+        weights = first / "model.safetensors"
+    if method.labels is not None:
+        labels = method.labels(first, problem)
     if method.asks:
         verified = path.with_name(f"{path.name}_verified.csv")
         if not verified.exists():
@@ -246,9 +255,9 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
 @cache
 def further_faces(ferplus: Path, whole: Path) -> tuple[LabeledImages, LabeledImages]:
     """Training faces of FERPlus that the subset lacks: a half for tries, and a half to test on."""
-    known = {Path(source).name for source in load_data(f"ferplus:{ferplus}").train.sources or ()}
+    in_subset = {Path(name).name for name in load_data(f"ferplus:{ferplus}").train.sources or ()}
     data = load_data(f"ferplus:{whole}", image_size=int(SETTINGS["image_size"])).train
-    further = [i for i in range(len(data)) if Path(data.source(i)).name not in known]
+    further = [i for i in range(len(data)) if Path(data.source(i)).name not in in_subset]
     tried, tested = (data.subset(torch.tensor(further[half::2]).long()) for half in range(2))
     return tried, tested
 

@@ -41,7 +41,7 @@ def test_predictions_cost_passes_unless_they_are_of_training_steps() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_costs_more_than_plain_cross_entropy_or_much_less(name: str) -> None:
     method, plain = METHODS[name], cost(METHODS["none"].options)
-    total = cost(method.options) + (cost(pretrained.FIRST) if method.labels else 0)
+    total = cost(method.options) + (cost(method.first) if method.first else 0)
     assert 0.9 * plain < total <= plain
 
 
@@ -54,6 +54,7 @@ def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
     assert {cell.options for cell in found} == {"lr=1e-3"}
 
 
+QUICK = "parts=uerm epochs=2 warmup=1"
 CELL = Cell("none", "symmetric:0.2", 0, "epochs=2")
 
 
@@ -66,7 +67,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
         assert main(["train", "--quiet", *given, *more]) == 0
 
     monkeypatch.setattr(pretrained, "SETTINGS", TINY)
-    monkeypatch.setattr(pretrained, "FIRST", "parts=uerm epochs=2 warmup=1")
+    monkeypatch.setitem(METHODS, "cleanlab", METHODS["cleanlab"]._replace(first=QUICK))
     monkeypatch.setattr(pretrained, "ANSWERS", 4)
     monkeypatch.setattr(runs, "train_run", train_run)
     weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)

@@ -51,7 +51,6 @@ SETTINGS = {
     "backbone": "mobilefacenet", "image_size": 64, "batch_size": 32, "views": 1, "epochs": 14,
     "lr": 3e-3, "lr_backbone": 1e-3, "precision": runs.precision(),
 }  # fmt: skip
-ANSWERS = 200  # labels that a person verifies at the end of the warm-up
 
 
 def load_uerm(run: Path, problem: Problem) -> UERM:
@@ -85,13 +84,13 @@ class Method(NamedTuple):
         options: options of the training that is tested, besides SETTINGS.
         labels: makes its labels from the first training, -1 for faces that are left out.
         first: options of the first training, if there is one.
-        asks: whether a person verifies labels during the training.
+        asks: number of labels that a person verifies at the end of the warm-up.
     """
 
     options: str
     labels: Callable[[Path, Problem], Tensor] | None = None
     first: str = ""
-    asks: bool = False
+    asks: int = 0
 
 
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
@@ -114,7 +113,8 @@ METHODS = {
     "ema_margin": Method(f"parts=uerm {UERM_COST} relabel_policy=ema_margin"),
     "cleanlab": Method("parts=none epochs=7", pruned, FIRST),
     "twice": Method("parts=none epochs=7", relabeled, FIRST),
-    "answers": Method(CORRECTED, asks=True),
+    "answers": Method(CORRECTED, asks=200),
+    "answers_500": Method(CORRECTED, asks=500),
     "known": Method("parts=none", known),
     "votes": Method("parts=none targets=votes"),
     "supcon, votes": Method("parts=supcon targets=votes"),
@@ -234,7 +234,7 @@ def run_cell(cell: Cell, ferplus: Path, whole: Path, weights: Path, out: Path) -
         verified = path.with_name(f"{path.name}_verified.csv")
         if not verified.exists():
             train(stage, path, weights, f"--pause_after={first_relabeling(chosen(stage))}")
-            write_rows(verified, answers(path, problem, ferplus))
+            write_rows(verified, answers(path, problem, ferplus, method.asks))
         more = [f"--labels={verified}"]
     train(stage, path, weights, *more)
     is_try = cell.seed in DEVELOPMENT
@@ -278,10 +278,10 @@ def at(rows: list[evidence.Row], epoch: Epoch) -> list[evidence.Row]:
     return [row | row[epoch] for row in rows if epoch in row]
 
 
-def answers(run: Path, problem: Problem, ferplus: Path) -> Iterator[Row]:
+def answers(run: Path, problem: Problem, ferplus: Path, number: int) -> Iterator[Row]:
     """Yield a person's decisions about the labels that a paused run asks to verify."""
     faces = load_data(f"ferplus:{ferplus}").train
-    for asked in load_uerm(run, problem).suggest(ANSWERS, to_verify=True):
+    for asked in load_uerm(run, problem).suggest(number, to_verify=True):
         i = asked.sample
         given, true = (problem.classes[int(y[i])] for y in (problem.given, problem.truth))
         yield Row(i, "train", faces.source(i), given, true, ACCEPT, faces.content(i))

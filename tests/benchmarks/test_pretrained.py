@@ -68,7 +68,7 @@ def test_cells_of_two_trainings_become_rows(tmp_path: Path, monkeypatch) -> None
 
     monkeypatch.setattr(pretrained, "SETTINGS", TINY)
     monkeypatch.setitem(METHODS, "cleanlab", METHODS["cleanlab"]._replace(first=QUICK))
-    monkeypatch.setattr(pretrained, "ANSWERS", 4)
+    monkeypatch.setitem(METHODS, "answers", METHODS["answers"]._replace(asks=4))
     monkeypatch.setattr(runs, "train_run", train_run)
     weights, ferplus = tmp_path / "weights.pt", make_ferplus(tmp_path / "faces", each=12)
     torch.save(tiny().state_dict(), weights)

@@ -122,7 +122,8 @@ METHODS = {
 PARTS = tuple(METHODS)[:8]
 NOISY = ("human", "symmetric:0.2")
 INSTEAD = (
-    "none", "uerm", "corrected", "answers", "label smoothing", "ema_margin", "cleanlab", "twice"
+    "none", "uerm", "corrected", "answers", "label smoothing", "ema_margin", "cleanlab", "twice",
+    "known",
 )  # fmt: skip
 GROUPS = {
     "main": [("none", *NOISY), ("none", "answers")],

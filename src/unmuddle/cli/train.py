@@ -27,7 +27,7 @@ def parser() -> Parser:
     made = make_parser(
         run,
         "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | "
-        "--resume RUN [--data NAME:PATH] [--labels CSV] [--pause_after N]",
+        "--resume RUN [--data DATA] [--labels CSV]",
         "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
         "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
         "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",

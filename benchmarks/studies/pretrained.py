@@ -297,9 +297,9 @@ def write_labels(labels: Tensor, problem: Problem, path: Path) -> Path:
 
 
 COLUMNS = (
-    "method", "seeds", "faces", "test accuracy", "further faces", "mean class accuracy",
-    "calibration error", "log loss of the votes x 100", "labels right",
-    f"above none, {evidence.COMPARED[0]}", *evidence.COMPARED[1:], "passes", "minutes",
+    "method", "seeds", "faces", "points above none", "test accuracy", "further faces",
+    "mean class accuracy", "calibration error", "vote log loss", "labels right", "passes",
+    "minutes",
 )  # fmt: skip
 FIGURES = (
     "accuracy", "further_accuracy", "mean_class_accuracy", "calibration", "vote_log_loss", "after"
@@ -326,11 +326,11 @@ def compared(rows: list[evidence.Row]) -> str:
     lines = []
     for method in ("none", "early stopping", *[*METHODS][1:]):
         if found := select(rows, method=method):
-            against = described(paired(base, found)) if method != "none" else ["", "", ""]
+            points = described(paired(base, found))[0] if method != "none" else ""
             faces = round(statistics.mean(row["faces"] for row in found))
             minutes = round(statistics.mean(row["seconds"] for row in found) / 60)
             figures = [spread(row.get(name) for row in found) for name in FIGURES]
-            shown = [method, len(found), f"{faces:,}", *figures, *against, found[0]["passes"]]
+            shown = [method, len(found), f"{faces:,}", points, *figures, found[0]["passes"]]
             lines.append([*shown, minutes])
     return table(COLUMNS, lines)
 
@@ -346,7 +346,7 @@ def tried(rows: list[evidence.Row]) -> str:
         for key, same in sorted(found.items())
     ]
     columns = ["method", "noise", "other options", "seeds", "last epoch", "best epoch"]
-    return table([*columns, *COLUMNS[4:7]], lines)
+    return table([*columns, *COLUMNS[5:8]], lines)
 
 
 def rates(rows: list[evidence.Row]) -> str:

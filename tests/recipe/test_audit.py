@@ -196,6 +196,10 @@ def test_a_run_that_has_seen_nothing_yet_has_no_clean_labels(run: Path, tmp_path
     safetensors.torch.save_file(state, copy / "uerm.safetensors")
     with pytest.raises(UsageError, match="has no predictions of training samples$"):
         audit(None, copy)
+    summary = json.loads((copy / "summary.json").read_text()) | {"status": "paused"}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UsageError, match="begin at the end of the warm-up; .*--resume"):
+        audit(None, copy)
 
 
 @pytest.mark.parametrize("name", ["ledger.current_labels", "ledger.rule_names", "predictions.seen"])

@@ -189,7 +189,7 @@ def paused(out: Path, **options: object) -> Path:
     return train(config, Console(quiet=True), pause_after=2)
 
 
-def test_decisions_about_a_paused_run(tmp_path: Path) -> None:
+def test_decisions_about_a_paused_run(tmp_path: Path, capsys) -> None:
     run, labels = paused(tmp_path / "run"), tmp_path / "labels.csv"
     write_rows(labels, map(given, range(100, 140)))
     transition = built(RunFolder(run).config(), resume=True).uerm.transition
@@ -206,6 +206,9 @@ def test_decisions_about_a_paused_run(tmp_path: Path) -> None:
     for path, given_labels in ((run, str(labels)), (killed, None), (untold, None)):
         config = RunFolder(path).config()
         train(dataclasses.replace(config, out=str(path)), resume=True, labels=given_labels)
+    printed = "".join(capsys.readouterr().out.split())
+    assert f"{labels}:40decisions" in printed
+    assert f"{killed / 'labels.csv'}:40decisions" in printed
     assert (run / "labels.csv").read_bytes() == labels.read_bytes()
     ledger = (run / "ledger.csv").read_text()
     assert ledger.count(",decide\n") == 40
@@ -334,6 +337,7 @@ def test_interrupted_after_the_test_it_was_not_tested(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert not {"test", "test_last_epoch"} & summary.keys()
+    assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
 def test_images_that_were_exchanged_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from unmuddle.cli import main
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.metrics import as_json, measure
+from unmuddle.recipe.run_folder import RunFolder
+from unmuddle.recipe.tables import read_table
 from unmuddle.recipe.train import train
 from unmuddle.recipe.trained import evaluate_run, predict_folder
 
@@ -105,6 +108,29 @@ def test_images_without_labels_are_classified(folder_run: Path, tmp_path: Path, 
         assert float(row["confidence"]) == max(shares.values())
     assert main(command) == 0
     assert (folder_run / "predictions.csv").read_text() == out.read_text()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_every_command_uses_the_weights_of_the_chosen_epoch(folder_run: Path, tmp_path) -> None:
+    run, faces = shutil.copytree(folder_run, tmp_path / "run"), folder_run.parent / "data" / "test"
+    weights = RunFolder(run).weights()
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].flip(0)  # swaps the two classes
+    RunFolder(run).save_weights(weights, "last")
+    confusion, classes, deployed = {}, {}, {}
+    images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
+    for epoch in ("best", "last"):
+        command, out = ["--run", str(run), "--epoch", epoch], tmp_path / epoch
+        figures, table, file = (out.with_suffix(end) for end in (".json", ".csv", ".pt2"))
+        assert main(["evaluate", *command, "--json", str(figures)]) == 0
+        assert main(["evaluate", *command, "--images", str(faces), "--out", str(table)]) == 0
+        assert main(["export", *command, "--out", str(file)]) == 0
+        confusion[epoch] = json.loads(figures.read_text())["confusion"]
+        classes[epoch] = [row["predicted"] for _, row in read_table(table, ["predicted"])]
+        deployed[epoch] = torch.export.load(file).module()(images)
+    assert confusion["last"] == [row[::-1] for row in confusion["best"]] != confusion["best"]
+    assert all(a != b for a, b in zip(classes["best"], classes["last"], strict=True))
+    assert torch.allclose(deployed["last"], deployed["best"].flip(1), atol=1e-6)
 
 
 def test_classes_of_any_name_have_a_column_of_their_own(tmp_path: Path) -> None:

@@ -85,13 +85,13 @@ def run(
     given = yaml.safe_load(PRESETS[preset].read_text()) if preset else {}
     chosen = TrainConfig(**given | options)
     if resume is not None:
-        moved = {name: options[name] for name in ("data",) if name in options}
         if replace(chosen, labels=None, data=TrainConfig.data) != TrainConfig():
             raise UsageError(
                 "--resume: goes on with the options of the run; only --labels, --pause_after and, "
                 "if it has moved, --data can be given"
             )
-        chosen = replace(RunFolder(resume).config("--resume"), out=str(resume), **moved)
+        config = RunFolder(resume).config("--resume")
+        chosen = replace(config, out=str(resume), data=options.get("data", config.data))
     if print_config:
         print(yaml.safe_dump(asdict(chosen), sort_keys=False), end="")
         return 0

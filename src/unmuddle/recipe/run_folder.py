@@ -23,12 +23,11 @@ from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import UERM, LabelLedger
 
 Epoch = Literal["best", "last"]
-
+WEIGHTS: dict[Epoch, str] = {"best": "model.safetensors", "last": "last.safetensors"}
 ENDED = ("finished", "diverged")  # the other statuses are of runs that can be resumed
 _SUMMARY = (
     "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
 )  # fmt: skip
-WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}  # by epoch
 _METRICS = ("epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_right")
 _DAMAGE = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError, SafetensorError

@@ -164,10 +164,11 @@ def cells(groups: Iterable[str]) -> Iterator[Cell]:
                 yield Cell(method, noise, seed, LITE0 if group == "lite0" else "")
 
 
-def tries(text: str) -> Iterator[Cell]:
-    """Cells of a try, `METHOD NOISE OPTION=VALUE ...`, one for each seed of development."""
-    method, noise, *options = text.split()
-    return (Cell(method, noise, seed, " ".join(options)) for seed in DEVELOPMENT)
+def tries(texts: Iterable[str]) -> Iterator[Cell]:
+    """Cells of tries, each `METHOD NOISE OPTION=VALUE ...`, seed by seed."""
+    for seed, text in itertools.product(DEVELOPMENT, texts):
+        method, noise, *options = text.split()
+        yield Cell(method, noise, seed, " ".join(options))
 
 
 def first_relabeling(options: dict[str, str]) -> int:
@@ -390,7 +391,7 @@ def main() -> None:
         a.out.mkdir(parents=True, exist_ok=True)
         lite0 = lite0_weights(a.lite0, a.out)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        wanted = itertools.chain(*map(tries, a.tries)) if a.tries else cells(a.only)
+        wanted = tries(a.tries) if a.tries else cells(a.only)
 
         def run(cell: Cell) -> evidence.Row:
             weights = lite0 if cell.options == LITE0 else a.weights

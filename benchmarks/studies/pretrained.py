@@ -30,6 +30,7 @@ import safetensors.torch
 import timm
 import torch
 from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
 from torch import Tensor
 
 from benchmarks.pages import write_sections
@@ -67,9 +68,22 @@ def relabeled(run: Path, problem: Problem) -> Tensor:
 
 def pruned(run: Path, problem: Problem) -> Tensor:
     """Labels without those that cleanlab finds in a first training's predictions."""
-    predictions = load_uerm(run, problem).evidence().predictions.probabilities.double()
-    issues = find_label_issues(problem.given.numpy(), predictions.numpy(), n_jobs=1)
+    issues = find_label_issues(problem.given.numpy(), predictions(run, problem), n_jobs=1)
     return problem.given.masked_fill(torch.from_numpy(issues), -1)
+
+
+def verified(run: Path, problem: Problem) -> Tensor:
+    """Labels of which a person verified those that cleanlab ranks as most likely wrong."""
+    quality = get_label_quality_scores(problem.given.numpy(), predictions(run, problem))
+    asked = torch.from_numpy(quality.argsort(kind="stable")[:ASKED])
+    labels = problem.given.clone()
+    labels[asked] = problem.truth[asked]
+    return labels
+
+
+def predictions(run: Path, problem: Problem) -> np.ndarray:
+    """Mean predictions `(n, K)` for the training faces during a training."""
+    return load_uerm(run, problem).evidence().predictions.probabilities.double().numpy()
 
 
 def known(_run: Path, problem: Problem) -> Tensor:
@@ -93,6 +107,7 @@ class Method(NamedTuple):
     asks: int = 0
 
 
+ASKED = 200  # labels that a person verifies
 # Methods share this training. UERM relabels after its last epoch, so that it is one without UERM.
 FIRST = "parts=uerm epochs=6 warmup=1"
 UERM_COST = "epochs=10 warmup=0.5"  # 12 of the passes are predictions
@@ -113,7 +128,8 @@ METHODS = {
     "ema_margin": Method(f"parts=uerm {UERM_COST} relabel_policy=ema_margin"),
     "cleanlab": Method("parts=none epochs=7", pruned, FIRST),
     "twice": Method("parts=none epochs=7", relabeled, FIRST),
-    "answers": Method(CORRECTED, asks=200),
+    "verified": Method("parts=none epochs=7", verified, FIRST),
+    "answers": Method(CORRECTED, asks=ASKED),
     "answers_500": Method(CORRECTED, asks=500),
     "known": Method("parts=none", known),
     "votes": Method("parts=none targets=votes"),
@@ -123,7 +139,7 @@ PARTS = tuple(METHODS)[:8]
 NOISY = ("human", "symmetric:0.2")
 INSTEAD = (
     "none", "uerm", "corrected", "answers", "label smoothing", "ema_margin", "cleanlab", "twice",
-    "known",
+    "verified", "known",
 )  # fmt: skip
 GROUPS = {
     "main": [("none", *NOISY), ("none", "answers")],

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import pages
 from benchmarks.studies import evidence, pretrained, runs
+from benchmarks.studies.label_figures import Problem
 from benchmarks.studies.pretrained import METHODS, Cell
 from tests.helpers.layouts import make_ferplus
 from tests.helpers.networks import tiny
@@ -52,6 +53,17 @@ def test_cells_have_names_of_their_own_and_tries_their_options() -> None:
     found = [*pretrained.tries(["uerm human lr=1e-3", "none human"])]
     assert found[:2] == [Cell("uerm", "human", 100, "lr=1e-3"), Cell("none", "human", 100)]
     assert [cell.seed for cell in found[::2]] == list(pretrained.DEVELOPMENT)
+
+
+def test_a_person_verifies_the_labels_that_cleanlab_doubts_most(monkeypatch) -> None:
+    given, truth = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 0, 0])
+    problem = Problem(given, truth, list("abcd"), ("left", "right"))
+    doubt = torch.tensor([0.9, 0.6, 0.5, 0.7])  # the probability that the label is wrong
+    probabilities = torch.stack([1 - doubt, doubt], 1)
+    probabilities[given == 1] = probabilities[given == 1].flip(1)
+    monkeypatch.setattr(pretrained, "predictions", lambda *_: probabilities.double().numpy())
+    monkeypatch.setattr(pretrained, "ASKED", 2)
+    assert pretrained.verified(Path(), problem).tolist() == [0, 1, 0, 0]
 
 
 QUICK = "parts=uerm epochs=2 warmup=1"

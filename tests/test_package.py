@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
@@ -86,8 +85,7 @@ def test_the_wheel_holds_the_package_alone_and_what_it_reads(built: Path) -> Non
 
 def test_the_sdist_holds_the_tests_and_builds_the_same_wheel(built: Path, tmp_path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    call("tar", "-xf", sdist, "-C", tmp_path)  # tarfile has a filter from Python 3.11.4 on only
     (folder,) = tmp_path.iterdir()
     assert (folder / "tests" / "smoke.py").exists()
     build = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir")

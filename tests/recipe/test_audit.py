@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image, ImageOps
 
 from tests.helpers.layouts import make_folder
 from unmuddle.cli import main
@@ -259,6 +260,19 @@ def test_images_in_another_order_are_refused(run: Path, data: str, tmp_path: Pat
     (root / "train" / "calm" / "00.png").rename(root / "train" / "calm" / "05b.png")
     with pytest.raises(UsageError, match="was trained on other images: .* train again"):
         audit(f"folder:{root}", run)
+
+
+def test_images_that_changed_since_the_run_are_left_out(run: Path, tmp_path: Path, capsys) -> None:
+    faces = Path(RunFolder(run).config().data.removeprefix("folder:"))
+    moved = Path(shutil.copytree(faces, tmp_path / "faces"))
+    suspect = next(s for s in audit(None, run)[0] if s.row.split == "train")
+    image = moved / Path(suspect.row.source).relative_to(faces)
+    ImageOps.mirror(Image.open(image)).save(image)
+    found = [s.row.sample for s in audit(f"folder:{moved}", run)[0] if s.row.split == "train"]
+    assert suspect.row.sample not in found
+    assert found
+    told = capsys.readouterr().err
+    assert f"training image, changed since the run began: 1\n    {image}" in told
 
 
 def test_the_page_holds_every_card_and_nothing_from_outside(run: Path, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def audit(
     The most suspicious label comes first. Training labels are judged by the run's predictions
     during training, with or without UERM. Validation and test labels are judged by the network of
     the best epoch, which was not trained on them. If the run was stopped, they are not judged.
-    Labels with a decision from before the run are left out.
+    Labels with a decision from before the run are left out. So are training images that have
+    changed since, which are listed on stderr.
 
     Args:
         data: data set, specified as for `train`; by default that of the run.
@@ -147,6 +148,10 @@ def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
             f"--run {run.path}: has no predictions of training samples"
             + ("" if run.status() in ENDED else f"; {hint}")
         )
+    elif changed := run.changed(splits.train):
+        left_out = [splits.train.source(i) for i in changed]
+        tell_left_out({"training image, changed since the run began": left_out})
+        seen[changed] = False
     now, verified = ledger.current_labels, seen & ledger.human_verified()
     evidence = gather_evidence(predictions, given, classes, current=now, verified=verified)
     places = [("train", i) for i in range(len(given))]

@@ -208,15 +208,18 @@ class RunFolder:
                 "--data the images as they were"
             )
 
+    def changed(self, data: LabeledImages) -> list[int]:
+        """Return the samples whose images have changed since the run began."""
+        contents = [data.content(i) for i in range(len(data))]
+        rows = enumerate(zip(self.samples(), contents, strict=True))
+        return [i for i, (row, here) in rows if row.get("content", here) != here]
+
     def check_unchanged(self, data: LabeledImages) -> None:
         """Raise a UsageError if images have changed since the run began."""
-        contents = [data.content(i) for i in range(len(data))]
-        rows = zip(self.samples(), contents, strict=True)
-        changed = [row["source"] for row, here in rows if row.get("content", here) != here]
-        if changed:
+        if changed := self.changed(data):
             raise UsageError(
                 f"--resume {self.path}: {len(changed)} images have changed since the run began, "
-                f"such as {changed[0]}; restore them, or train again"
+                f"such as {data.source(changed[0])}; restore them, or train again"
             )
 
     def check_unseen(self, option: str, data: LabeledImages) -> None:

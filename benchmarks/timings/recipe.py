@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -65,7 +66,8 @@ def a_loaded_batch(workers: int) -> dict[str, Any]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(faces[number][0].permute(1, 2, 0).numpy()).save(path)
         data = load_data(f"folder:{folder}", image_size=48).train
-        loader = training_loader(data, TrainConfig(batch_size=128, workers=workers), 7)
+        config = TrainConfig(batch_size=128, workers=workers)
+        loader = training_loader(data, config, 7, torch.Generator())
         epochs = take_turns({"unmuddle": partial(list, loader)}, repeats=3)
     return compared({name: [s / len(loader) for s in found] for name, found in epochs.items()})
 

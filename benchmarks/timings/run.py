@@ -38,7 +38,7 @@ def check_agreement() -> None:
     """Exit if anything computes something else than it should: then its speed means nothing."""
     from unmuddle.doctor import checks
 
-    wrong = [f"{check.name}: {check.error}" for check in checks() if check.error]
+    wrong = [f"{name}: {error}" for name, error in checks() if error]
     if wrong:
         sys.exit("not measured, since something disagrees:\n" + "\n".join(wrong))
 

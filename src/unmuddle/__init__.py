@@ -7,14 +7,9 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmuddle.arm import ARM as ARM
-    from unmuddle.arm import attach_arm as attach_arm
-    from unmuddle.arm import fold_arm as fold_arm
-    from unmuddle.supcon import FeatureQueue as FeatureQueue
-    from unmuddle.supcon import SupConLoss as SupConLoss
-    from unmuddle.supcon import supcon_loss as supcon_loss
-    from unmuddle.uerm import UERM as UERM
-    from unmuddle.uerm import LabelLedger as LabelLedger
+    from unmuddle.arm import ARM, attach_arm, fold_arm
+    from unmuddle.supcon import FeatureQueue, SupConLoss, supcon_loss
+    from unmuddle.uerm import UERM, LabelLedger
 
     __version__: str
 
@@ -29,15 +24,10 @@ __all__ = [
     "supcon_loss",
 ]
 
-_HOMES = {
-    "ARM": "unmuddle.arm",
-    "FeatureQueue": "unmuddle.supcon",
-    "LabelLedger": "unmuddle.uerm",
-    "SupConLoss": "unmuddle.supcon",
-    "UERM": "unmuddle.uerm",
-    "attach_arm": "unmuddle.arm",
-    "fold_arm": "unmuddle.arm",
-    "supcon_loss": "unmuddle.supcon",
+_PARTS = {
+    "arm": ("ARM", "attach_arm", "fold_arm"),
+    "supcon": ("FeatureQueue", "SupConLoss", "supcon_loss"),
+    "uerm": ("UERM", "LabelLedger"),
 }
 
 
@@ -48,8 +38,9 @@ def __getattr__(name: str) -> Any:
             return metadata.version("unmuddle")
         except metadata.PackageNotFoundError:
             return "0+not.installed"  # imported from a source tree
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    for part, names in _PARTS.items():
+        if name in names:
+            return getattr(import_module(f"unmuddle.{part}"), name)
     raise AttributeError(f"module 'unmuddle' has no attribute {name!r}")
 
 

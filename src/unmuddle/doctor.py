@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,7 @@ from torch.utils.benchmark import Timer
 from unmuddle.arm import ARM, fold_arm
 from unmuddle.supcon import supcon_loss
 from unmuddle.supcon.loss import HAS_TRITON, Impl, choose_impl
-from unmuddle.testing import (
-    assert_gradient_within_budget,
-    assert_within_budget,
-    batch_invariance,
-)
+from unmuddle.testing import assert_gradient_within_budget, assert_within_budget
 from unmuddle.uerm import UERM
 
 PACKAGES = ("torch", "triton", "numpy", "timm", "torchvision", "accelerate", "onnxruntime")
@@ -27,13 +22,6 @@ SHAPES = ((5, 3), (130, 40), (1025, 128))  # N, D; ragged: N is not a multiple o
 LARGE_SHAPES = ((8200, 128), (8200, 300))  # in half precision
 SIZES = (256, 1024, 4096)
 SECONDS = 1.0  # minimum run time of a measurement
-
-
-class Check(NamedTuple):
-    """Result of one check; `error` describes the failure and is empty if the check passed."""
-
-    name: str
-    error: str
 
 
 def environment() -> dict[str, str]:
@@ -52,15 +40,23 @@ def environment() -> dict[str, str]:
     return found
 
 
-def checks() -> Generator[Check]:
-    """Compare each backend on each device with fp64 on the CPU."""
+def checks() -> Generator[tuple[str, str]]:
+    """Compare each backend on each device with fp64 on the CPU.
+
+    Yield the name of each check and a description of its failure, which is empty if it passed.
+    """
     for device in _devices():
-        for impl in _backends(device):
-            yield _check(f"SupConLoss, {impl}, {device}", partial(_supcon, device, impl))
+        attempts: dict[str, Callable[[torch.device], None]] = {
+            f"SupConLoss, {impl}": partial(_supcon, impl=impl) for impl in _backends(device)
+        }
         if _is_cuda(device) and HAS_TRITON:
-            yield _check(f"SupConLoss, large and bf16, {device}", partial(_large, device))
-        yield _check(f"ARM, folded, {device}", partial(_arm, device))
-        yield _check(f"UERM, {device}", partial(_uerm, device))
+            attempts["SupConLoss, large and bf16"] = _large
+        for name, attempt in (attempts | {"ARM, folded": _arm, "UERM": _uerm}).items():
+            try:
+                attempt(device)
+                yield f"{name}, {device}", ""
+            except Exception as error:  # noqa: PERF203  a driver or compiler can fail in any way
+                yield f"{name}, {device}", f"{type(error).__name__}: {error}"
 
 
 def speeds() -> Generator[tuple[str, float]]:
@@ -87,12 +83,8 @@ def _train(module: nn.Module, x: Tensor) -> None:
 
 
 def _devices() -> list[torch.device]:
-    devices = [torch.device("cpu")]
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        assert kind is not None
-        devices += [torch.device(kind.type, i) for i in range(torch.accelerator.device_count())]
-    return devices
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    return [torch.device("cpu"), *(torch.device(f"{kind}:{i}") for i in range(count))]
 
 
 def _is_cuda(device: torch.device) -> bool:
@@ -172,8 +164,6 @@ def _arm(device: torch.device) -> None:
         arm.to(device)
         for form in (arm, fold_arm(arm)):
             assert_within_budget(form(x_there).cpu(), truth, honest)
-    worst = batch_invariance(arm, x_there).worst
-    assert worst < 1e-5, f"predictions depend on the rest of the batch, by up to {worst:.1e}"
 
 
 def _uerm(device: torch.device) -> None:
@@ -187,20 +177,8 @@ def _uerm(device: torch.device) -> None:
         uerm(logits.to(place), logits.to(place), torch.arange(400, device=place))
         uerm.end_epoch()
         labels.append(uerm.ledger.current_labels.cpu())
-        uerm.ledger.revert(ids=torch.arange(400, device=place))
-        assert torch.equal(uerm.ledger.current_labels.cpu(), given), (
-            "revert: labels differ from the original labels"
-        )
     differing = int((labels[0] != labels[1]).sum())
     assert differing == 0, f"{differing} of 400 labels differ from those on the CPU"
-
-
-def _check(name: str, attempt: Callable[[], None]) -> Check:
-    try:
-        attempt()
-    except Exception as error:  # a driver or compiler can fail in any way
-        return Check(name, f"{type(error).__name__}: {error}")
-    return Check(name, "")
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

@@ -99,7 +99,7 @@ def used_run() -> None:
         (one_class, ["--data", "folder:faces"], "expected at least 2 class folders, got 1"),
         (truncated_image, ["--data", "folder:faces"], "unreadable or truncated image: 1"),
         (label_out_of_range, ["--data", "ferplus:faces"], "row without 10 votes, each from 0 to 10: 3"),
-        (None, ["--data", "digits", "--backbone", "resnet1800"], "--backbone resnet1800: 'resnet1800' is known to neither timm nor torchvision; did you mean"),
+        (None, ["--data", "digits", "--backbone", "resnet1800"], "--backbone resnet1800: model: 'resnet1800' is known to neither timm nor torchvision; did you mean"),
         (unknown_key, ["--config", "config.yaml"], "learning_speed: cannot be set in a file"),
         (None, ["--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (None, ["--epochs", "many"], "epochs"),
@@ -148,7 +148,7 @@ def used_run() -> None:
         (None, ["--supcon_weight", "-1"], "--supcon_weight: expected at least 0, got -1"),
         (None, ["--average", "1"], "--average: expected 0 <= average < 1, got 1"),
         (None, ["--compile", "maybe"], "argument --compile: expected true or false, got maybe"),
-        (None, ["--data", "synthetic:0"], "--data synthetic:0: expected synthetic:N with N from 1"),
+        (None, ["--data", "synthetic:0"], "--data synthetic:0: unknown data set; expected one of synthetic, synthetic:N"),
         (None, ["--data", "rafdb"], "--data rafdb: expected rafdb:PATH"),
         (empty_folder, ["--data", "rafdb:empty"], "empty"),
         (empty_folder, ["--data", "affectnet:empty"], "empty"),
@@ -328,7 +328,7 @@ def test_report_of_something_else_is_refused(capsys: pytest.CaptureFixture[str])
     assert run(["report"]) == 2
     assert run(["report", "empty", "--out", "nowhere/page.html"]) == 2
     assert (
-        "--out nowhere/page.html: expected a file in a folder that is there"
+        "--out: nowhere/page.html: expected a file in a folder that is there"
         in capsys.readouterr().err
     )
 

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_expressions_move_the_pixels_where_they_should() -> None:
 def test_item_is_image_and_label() -> None:
     train = load_data("digits").train
     image, label = train[5]
-    assert (image.shape, image.dtype) == ((3, 8, 8), torch.uint8)
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
     assert label == int(train.labels[5])
 
 
@@ -82,16 +83,14 @@ def test_folder_without_val_splits_it_off_by_class_and_seed(tmp_path: Path) -> N
     make_folder(tmp_path, ("train", "test"), each=20)
     first, again, other = (load_data(f"folder:{tmp_path}", seed=seed) for seed in (0, 0, 1))
     assert first.val.labels.bincount().tolist() == [2, 2]
-    assert first.val.images.paths == again.val.images.paths != other.val.images.paths
-    assert not set(first.val.images.paths) & set(first.train.images.paths)
+    assert first.val.sources == again.val.sources != other.val.sources
+    assert not {*first.val.sources} & {*first.train.sources}
 
 
 def test_too_few_images_to_split_validation_off_are_told_by_class(tmp_path: Path) -> None:
     root = make_folder(tmp_path, ("train", "test"), each=8)
     save_image(root / "train" / "sad" / "0.png", seed=0)
-    with pytest.raises(
-        UsageError, match=r"cannot split 10 % of 17 .* at least 21 images, .*; sad has 1"
-    ):
+    with pytest.raises(UsageError, match="cannot split off 10 %: only one image is of class sad"):
         load_data(f"folder:{root}")
     for number in range(1, 5):
         save_image(root / "train" / "sad" / f"{number}.png", seed=number)
@@ -107,8 +106,8 @@ def test_ferplus_reads_the_owners_layout(tmp_path: Path) -> None:
     assert splits.train.sources[7].endswith("FER2013Train/fer0000007.png")
 
 
-def test_ferplus_below_a_data_folder_and_rows_without_an_image(tmp_path: Path) -> None:
-    root = make_ferplus(tmp_path / "data")
+def test_ferplus_may_have_rows_without_an_image(tmp_path: Path) -> None:
+    root = make_ferplus(tmp_path)
     with (root / "FER2013Train" / "label.csv").open("a") as file:
         file.write(',"(0, 0, 48, 48)",1,1,1,1,1,1,1,1,1,1\n\n')
     assert len(load_data(f"ferplus:{tmp_path}").train) == 12
@@ -136,8 +135,10 @@ def test_rafdb_reads_lists_and_folders(make, tmp_path: Path) -> None:
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [63, 7, 70]
     assert splits.val.labels.bincount().tolist() == [1] * 7
     assert (splits.classes[0], splits.classes[6]) == ("surprise", "neutral")
-    assert splits.test.labels.tolist() == [number % 7 for number in range(70)]
-    assert splits.test.source(3).endswith("test_00004_aligned.jpg")
+    faces = zip(splits.test.sources, splits.test.labels.tolist(), strict=True)
+    numbered = sorted((Path(source).name, label) for source, label in faces)
+    assert [label for _, label in numbered] == [number % 7 for number in range(70)]
+    assert numbered[3][0] == "test_00004_aligned.jpg"
     assert splits.train[0][0].shape == (3, 100, 100)
 
 
@@ -173,8 +174,9 @@ def test_a_small_set_is_decoded_once_to_what_a_large_one_is_each_time(
         (small.val, large.val),
         (small.test, large.test),
     ):
-        assert (kept.images.decoded is None, read.images.decoded is None) == (False, True)
-        assert kept.images.digests == read.images.digests
+        assert isinstance(kept.images, torch.Tensor)
+        assert isinstance(read.images, files.ImageFiles)
+        assert kept.digests == read.digests
         assert all(torch.equal(kept[i][0], read[i][0]) for i in range(len(read)))
     for path in root.rglob("*.jp*g"):
         path.unlink()
@@ -198,21 +200,10 @@ def broken_rafdb(root: Path) -> None:
         )
 
 
-def broken_rafdb_folders(root: Path) -> None:
-    make_rafdb_folders(root)
-    (root / "train" / "3").rename(root / "three")
-    save_image(root / "test" / "1" / "stray.jpg", seed=0)
-
-
 def broken_affectnet(root: Path) -> None:
     make_affectnet(root)
     with (root / "Manually_Annotated_file_lists" / "training.csv").open("a") as file:
-        file.write("0/0000.jpg,4,6,50,40,,1,0,0\n0/x.jpg,4,6,50,40,,11,0,0\n")
-        file.write(
-            "../x.jpg,4,6,50,40,,1,0,0\n0/y.jpg,4,6,wide,40,,1,0,0\n0/z.jpg\n0/gone.jpg,4,6,50,40,,1,0,0\n"
-        )
-    lists = root / "Manually_Annotated_file_lists"
-    (lists / "validation.csv").write_text("subDirectory_filePath,face_x\n")
+        file.write("0/y.jpg,4,6,wide,40,,1,0,0\n0/z.jpg\n0/gone.jpg,4,6,50,40,,1,0,0\n")
 
 
 def broken_annotations(root: Path) -> None:
@@ -248,29 +239,20 @@ def broken_fer2013(root: Path) -> None:
             broken_rafdb,
             ["image listed twice: 1", "label that is not from 1 to 7: 1", "image name that is not train_... or test_...: 2", "missing image: 1"],
         ),
-        ("rafdb", broken_rafdb_folders, ["missing folder: 1", "file in test whose name is not test_...: 1"]),
         (
             "affectnet",
             broken_affectnet,
-            [
-                "image listed twice: 1",
-                "expression that is not from 0 to 10: 1",
-                "image path that leaves the data set: 1",
-                "row without a box and an expression, as numbers: 2",
-                "list that cannot be used: 1",
-                "missing image: 1",
-                "no images: 1",
-            ],
+            ["row without a box and an expression, as numbers: 2", "missing image: 1"],
         ),
         (
             "affectnet",
             broken_annotations,
-            ["annotation that is no whole number: 3", "expression that is not from 0 to 10: 1", "image without an annotation: 1", "missing folder: 1", "no images: 1"],
+            ["image without a whole number as its annotation: 4", "folder that is not readable: 1", "no images: 1"],
         ),
         (
             "fer2013",
             broken_fer2013,
-            ["emotion that is not from 0 to 6: 1", "Usage that is none of Training, PublicTest, PrivateTest: 1", "row without 48 x 48 pixels from 0 to 255: 3"],
+            ["row without 48 x 48 pixels, an emotion from 0 to 6 and a Usage: 5"],
         ),
     ],
 )  # fmt: skip
@@ -302,7 +284,7 @@ def test_an_annotation_does_not_run_code(tmp_path: Path) -> None:
     make_affectnet_annotations(tmp_path)
     annotation = tmp_path / "train_set" / "annotations" / "0_exp.npy"
     np.save(annotation, np.array([Code(tmp_path / "run")], dtype=object))
-    with pytest.raises(UsageError, match="annotation that is no whole number: 1"):
+    with pytest.raises(UsageError, match="whole number as its annotation: 1"):
         load_data(f"affectnet:{tmp_path}")
     assert not (tmp_path / "run").exists()
 
@@ -416,12 +398,11 @@ def test_a_list_of_numbers_is_refused_where_numbers_are_names(tmp_path: Path) ->
     assert data.labels.tolist() == [1, 1]
 
 
-def test_a_face_in_two_classes_is_told(tmp_path: Path) -> None:
-    root = make_rafdb_folders(tmp_path)
-    face = next((root / "train" / "1").iterdir())
-    (root / "train" / "2" / face.name).write_bytes(face.read_bytes())
-    with pytest.raises(UsageError, match="image in two classes: 1"):
-        load_data(f"rafdb:{root}")
+def test_an_affectnet_list_without_its_columns_is_told(tmp_path: Path) -> None:
+    lists = make_affectnet(tmp_path) / "Manually_Annotated_file_lists"
+    (lists / "validation.csv").write_text("subDirectory_filePath,face_x\n")
+    with pytest.raises(UsageError, match="validation.csv: lacks the columns face_y"):
+        load_data(f"affectnet:{tmp_path}")
 
 
 def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
@@ -672,13 +653,13 @@ def test_what_the_rules_of_a_data_set_leave_out_is_counted(tmp_path: Path) -> No
     root = make_affectnet(tmp_path / "affectnet")
     counts = {k: len(v) for k, v in load_data(f"affectnet7:{root}").left_out.items()}
     assert counts == {
-        "face of no expression": 2,
-        "face of none of the 7 expressions": 20,
+        "face of none of the 7 expressions": 22,
         "face with an empty box": 2,
     }
     lists = root / "Manually_Annotated_file_lists" / "training.csv"
     lists.write_text(lists.read_text() + "0/0000.jpg,4,6,50,40,,8,0,0\n0/none.jpg,0,0,9,9,,9,0,0\n")
-    assert len(load_data(f"affectnet7:{root}").left_out["face of no expression"]) == 4
+    left_out = load_data(f"affectnet7:{root}").left_out
+    assert len(left_out["face of none of the 7 expressions"]) == 24
     root = make_rafdb(tmp_path / "rafdb")
     save_image(root / "Image" / "aligned" / "train_99999_aligned.jpg", seed=0)
     splits = load_data(f"rafdb:{root}")
@@ -720,7 +701,6 @@ def test_a_broken_ferplus_is_told_whole_in_one_error(tmp_path: Path) -> None:
         file.write('fer0000012.png,"(0, 0, 48, 48)",10,0,0,0,0,0,0,0,0,0\n')
         file.write('x.png,"(0, 0, 48, 48)",11,0,0,0,0,0,0,0,0,0\n')
         file.write('y.png,"(0, 0, 48, 48)",ten,0,0,0,0,0,0,0,0,0\n')
-        file.write('../z.png,"(0, 0, 48, 48)",10,0,0,0,0,0,0,0,0,0\n')
     with pytest.raises(UsageError) as error:
         load_data(f"ferplus:{tmp_path}")
     message = str(error.value)
@@ -729,7 +709,6 @@ def test_a_broken_ferplus_is_told_whole_in_one_error(tmp_path: Path) -> None:
         "unreadable or truncated image: 1",
         "image listed twice: 1",
         "row without 10 votes, each from 0 to 10: 2",
-        "image name that is not a plain file name: 1",
     ):
         assert problem in message
 
@@ -738,7 +717,7 @@ def test_a_broken_ferplus_is_told_whole_in_one_error(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("mnist", "unknown data set; expected one of synthetic"),
-        ("synthetic:0", "expected synthetic:N with N from 1 to 9999999"),
+        ("synthetic:0", "unknown data set; expected one of synthetic, synthetic:N"),
         ("digits:5", "unknown data set"),
         ("folder", "expected folder:PATH"),
         ("ferplus:/no/such/place", "no such folder: /no/such/place"),
@@ -780,9 +759,9 @@ def test_wrong_noise_is_told(spec: str) -> None:
 
 def test_sample_sheet_frames_wrong_labels_in_red() -> None:
     splits = load_synthetic(60, 1, 1)
-    right = sample_sheet(splits.train, splits.train.labels, splits.classes)
-    wrong = sample_sheet(splits.train, (splits.train.labels + 1) % 7, splits.classes)
-    red = (220, 30, 30)
+    moved = replace(splits.train, labels=(splits.train.labels + 1) % 7)
+    right, wrong = (sample_sheet(data, splits.classes) for data in (splits.train, moved))
+    red = (255, 0, 0)
 
     def count_red(picture) -> int:
         return int((np.asarray(picture) == red).all(2).sum())

@@ -74,10 +74,13 @@ def test_what_is_gone_changed_or_relabeled_is_named_and_the_rest_is_used(labels:
     assert found.found == []
     assert {kind.split(";")[0]: len(places) for kind, places in found.conflicts.items()} == {
         "label that is another one now": 1,
-        "image that is not there any more": 2,
+        "image that is not there any more, or has changed": 2,
         "one of several equal images, unclear which": 1,
     }
-    assert found.conflicts["image that is not there any more"][0] == "line 3: faces/glad/b.png"
+    assert (
+        found.conflicts["image that is not there any more, or has changed"][0]
+        == "line 3: faces/glad/b.png"
+    )
     with pytest.raises(
         UsageError, match="FILE: no decision fits\n.*\n    line 2: faces/calm/a.png"
     ):
@@ -87,7 +90,7 @@ def test_what_is_gone_changed_or_relabeled_is_named_and_the_rest_is_used(labels:
     data.train.images[1] += 1
     data.train = LabeledImages(data.train.images, data.train.labels, sources=data.train.sources)
     assert names(labels, data) == EXPECTED - {("b", "glad", True)}
-    assert [*read(labels, data).conflicts] == ["image that has changed"]
+    assert [*read(labels, data).conflicts] == ["image that is not there any more, or has changed"]
 
 
 def test_equal_images_are_told_apart_by_the_end_of_their_path(labels: Path) -> None:
@@ -190,10 +193,10 @@ def test_a_spreadsheet_may_separate_by_semicolons_and_capitalise(labels: Path) -
 @pytest.mark.parametrize(
     ("message", "row"),
     [
-        ("decision that is none of accept, reject, to CLASS: 1\n    line 8: 'yes', suggested", ROWS[0]._replace(decision="yes")),
-        ("class that the data does not have: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
-        ("decision 'keep': write reject to keep the label as given: 1\n    line 8", ROWS[0]._replace(decision="keep")),
-        ("class that the data does not have: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
+        ("decision that is none of accept, reject, to CLASS of the data: 1\n    line 8: 'yes', suggested", ROWS[0]._replace(decision="yes")),
+        ("none of accept, reject, to CLASS of the data: 1\n    line 8: 'to merry'", ROWS[0]._replace(decision="to merry")),
+        ("none of accept, reject, to CLASS of the data: 1\n    line 8: 'keep'", ROWS[0]._replace(decision="keep")),
+        ("none of accept, reject, to CLASS of the data: 1\n    line 8: 'accept', suggested 'merry'", ROWS[0]._replace(suggested="merry")),
         ("image decided twice, differently: 1\n    line 4 and line 8: faces/glad/b.png", ROWS[1]._replace(decision="accept")),
     ],
 )  # fmt: skip

@@ -105,4 +105,4 @@ def test_flipped_labels_are_found_repaired_and_kept(tmp_path: Path, monkeypatch,
     command(f"train --data folder:moved {labels} --seed 7 --parts none --epochs 1 --out again")
     shown = capsys.readouterr().out
     assert f"{fifth - 3} decisions (" in shown
-    assert "decision, image that is not there any more: 3" in shown
+    assert "decision, image that is not there any more, or has changed: 3" in shown

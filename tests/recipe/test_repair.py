@@ -204,7 +204,7 @@ def test_what_is_not_repaired_is_named(faces: Path, tmp_path: Path, capsys) -> N
     assert repair(faces, tmp_path) == 0
     shown = capsys.readouterr().out
     assert "unreadable or truncated image: 1" in shown
-    assert "image that is not there any more: " in shown
+    assert "image that is not there any more, or has changed: " in shown
     assert [*(tmp_path / "repaired").rglob("new.png")]
     assert {*(tmp_path / "repaired").rglob("calm/05*.png")} == copies  # the last good ones
 

@@ -15,7 +15,9 @@ import torch
 from tests.helpers.run_files import write_run
 from unmuddle.recipe.audit import Suspect
 from unmuddle.recipe.decisions import Row
-from unmuddle.report import audit_page, read_runs, report_page
+from unmuddle.report.audit_page import audit_page
+from unmuddle.report.report_page import report_page
+from unmuddle.report.runs import read_runs
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs chromium")

@@ -6,7 +6,7 @@ from argparse import REMAINDER, Namespace
 from importlib import import_module
 
 from unmuddle import __version__
-from unmuddle.cli.parser import Help, Parser
+from unmuddle.cli.parser import Help, Parser, make_parser
 from unmuddle.recipe.errors import UsageError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(chosen: Namespace) -> int:
     try:
         command = import_module(f"unmuddle.cli.{chosen.command}")
-        parser = command.parser()
+        parser = make_parser(command)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("unmuddle"):
             raise
@@ -54,7 +54,7 @@ def _run(chosen: Namespace) -> int:
 
     if "" not in sys.path:
         sys.path.append("")  # to find MODULE:CALLABLE in this folder; last, to hide nothing
-    options = parser.parse_args([_with_underscores(text) for text in chosen.options])
+    options = parser.parse_args(chosen.options)
     try:
         return command.run(**vars(options)) or 0
     except UsageError as error:
@@ -69,14 +69,6 @@ def _run(chosen: Namespace) -> int:
     except KeyboardInterrupt:
         print("unmuddle: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def _with_underscores(text: str) -> str:
-    """Spell `--image-size` as `--image_size`."""
-    name, equals, value = text.partition("=")
-    if not name.startswith("--"):
-        return text
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def _heed_no_more_children() -> None:

@@ -1,28 +1,21 @@
-"""`unmuddle audit`."""
+"""`unmuddle audit`.
+
+Examples:
+  unmuddle audit --run runs/one
+  unmuddle train --labels labels.csv --data folder:PATH   # with your decisions
+"""
 
 from collections import Counter
 from pathlib import Path
 
 from unmuddle.cli.outputs import check_report
-from unmuddle.cli.parser import Parser, make_parser
-from unmuddle.recipe.atomic import make_folder, write_text
+from unmuddle.recipe.atomic import write_text
 from unmuddle.recipe.audit import audit
 from unmuddle.recipe.decisions import Row, check_undecided
 from unmuddle.recipe.paths import check_outside
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.recipe.tables import write_table
-from unmuddle.report import audit_page
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return make_parser(
-        run,
-        "unmuddle audit --run RUN [--data DATA] [--limit N] [--draw] [--pred_probs FILE]\n"
-        "               [--out FOLDER]",
-        "  unmuddle audit --run runs/one\n"
-        "  unmuddle train --labels labels.csv --data folder:PATH   # with your decisions",
-    )
+from unmuddle.report.audit_page import audit_page
 
 
 def run(
@@ -51,7 +44,7 @@ def run(
     check_undecided(out / "suspects.csv")
     check_report("--out", out / "index.html")
     suspects, classes = audit(data, run, limit, draw=draw, pred_probs=pred_probs)
-    make_folder("--out", out)
+    out.mkdir(parents=True, exist_ok=True)
     rows = ((*s.row, f"{s.wrong:.4f}") for s in suspects)
     write_table(out / "suspects.csv", (*Row._fields, "wrong"), rows)
     write_text(out / "index.html", audit_page(suspects, classes, f"Labels of {run.resolve().name}"))

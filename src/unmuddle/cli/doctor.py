@@ -1,16 +1,10 @@
-"""`unmuddle doctor`."""
+"""`unmuddle doctor`.
 
-from unmuddle.cli.parser import Parser, make_parser
+Examples:
+  unmuddle doctor > doctor.txt
+"""
+
 from unmuddle.doctor import checks, environment, speeds
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return make_parser(
-        run,
-        "unmuddle doctor",
-        "  unmuddle doctor > doctor.txt",
-    )
 
 
 def run() -> int:
@@ -22,9 +16,9 @@ def run() -> int:
         print(f"{name}: {value}")
     print("\nagreement with fp64 on the CPU:")
     failed = 0
-    for check in checks():
-        print(f"  {check.name}: {check.error or 'agrees'}")
-        failed += bool(check.error)
+    for name, error in checks():
+        print(f"  {name}: {error or 'agrees'}")
+        failed += bool(error)
     if failed:
         print(f"{failed} do not agree; nothing was timed")
         return 1

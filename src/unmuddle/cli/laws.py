@@ -1,27 +1,18 @@
-"""`unmuddle laws`."""
+"""`unmuddle laws`.
+
+Examples:
+  unmuddle laws my_losses:my_loss --kinds supervised
+"""
 
 import json as json_module
 from collections.abc import Sequence
-from importlib import import_module
-from operator import attrgetter
-from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
-from unmuddle.cli.outputs import check_file
-from unmuddle.cli.parser import Parser, make_parser
+from unmuddle.cli.parser import OutputFile
 from unmuddle.recipe.atomic import write_text
 from unmuddle.recipe.errors import UsageError
 from unmuddle.testing import check_loss
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return make_parser(
-        run,
-        "unmuddle laws MODULE:CALLABLE [--kinds KIND ...] [--processes K] [--profile PROFILE]\n"
-        "              [--json FILE]",
-        "  unmuddle laws my_losses:my_loss --kinds supervised",
-    )
 
 
 def run(
@@ -30,7 +21,7 @@ def run(
     kinds: Sequence[str] = ("pairwise", "supervised"),
     profile: Literal["fast", "ci", "thorough"] | None = None,
     processes: int | None = None,
-    json: Path | None = None,
+    json: OutputFile | None = None,
 ) -> int:
     """Check the laws of losses on a loss, and print which of them hold.
 
@@ -41,13 +32,8 @@ def run(
         processes: number of processes to compare with 1, if the loss gathers
         json: file to write the report to
     """
-    if json is not None:
-        check_file("--json", json)
-    module, _, name = loss.partition(":")
-    if not (module and name):
-        raise UsageError(f"{loss}: expected MODULE:CALLABLE")
     try:
-        found = attrgetter(name)(import_module(module))
+        found = resolve_name(loss)
         fn = found() if isinstance(found, type) else found
         chosen: Any = kinds  # check_loss names those that it does not know
         report = check_loss(fn, kinds=chosen, profile=profile, processes=processes)

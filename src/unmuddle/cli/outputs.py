@@ -3,13 +3,7 @@
 from pathlib import Path
 
 from unmuddle.recipe.errors import UsageError
-from unmuddle.report import is_report
-
-
-def check_file(option: str, path: Path) -> None:
-    """Raise a UsageError unless a file can be written to the path."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: expected a file in a folder that is there")
+from unmuddle.report.html import is_report
 
 
 def check_report(option: str, path: Path) -> None:

@@ -11,7 +11,9 @@ from argparse import (
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, NoReturn, get_args, get_origin, get_type_hints
+
+OutputFile = NewType("OutputFile", Path)  # a file that a command writes
 
 
 class Help(RawDescriptionHelpFormatter):
@@ -21,7 +23,8 @@ class Help(RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=24, width=118)
 
     def _format_action_invocation(self, action: Action) -> str:
-        return ", ".join(action.option_strings) or super()._format_action_invocation(action)
+        names = action.option_strings or [super()._format_action_invocation(action)]
+        return names[0]
 
 
 class Parser(ArgumentParser):
@@ -32,17 +35,17 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def make_parser(run: Callable[..., Any], usage: str, examples: str) -> Parser:
-    """Create the parser of `run`, whose docstring describes the command and its options.
+def make_parser(command: Any) -> Parser:
+    """Create the parser of a command: a module with a function `run` and examples.
 
-    Keyword-only parameters become options, the others arguments. An option that is not given is
-    not passed on. The help ends with examples.
+    The docstring of `run` describes the command and its options. Keyword-only parameters become
+    options, the others arguments. An option that is not given is not passed on.
     """
+    run = command.run
     made = Parser(
-        prog=" ".join(usage.split()[:2]),
-        usage=usage,
+        prog=f"unmuddle {command.__name__.rpartition('.')[2]}",
         description=(inspect.getdoc(run) or "").partition("\n\nArgs:")[0],
-        epilog=f"examples:\n{examples}",
+        epilog=command.__doc__.partition("\n\n")[2],
         formatter_class=Help,
         allow_abbrev=False,
     )
@@ -53,6 +56,8 @@ def make_parser(run: Callable[..., Any], usage: str, examples: str) -> Parser:
         else:
             number = "+" if get_origin(hint) is Sequence else None
             made.add_argument(name, type=_type(hint), help=text, nargs=number)
+    if hasattr(command, "add_options"):
+        command.add_options(made)
     return made
 
 
@@ -80,8 +85,9 @@ def add_option(parser: Parser, name: str, hint: Any, text: str, default: Any) ->
     if not any(default is none for none in (None, False, inspect.Parameter.empty)):
         text += f" [{default}]"
     text = " ".join(text.split())
+    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     parser.add_argument(
-        f"--{name}", type=_type(hint), choices=choices, help=text, default=SUPPRESS, **more
+        *names, type=_type(hint), choices=choices, help=text, default=SUPPRESS, **more
     )
 
 
@@ -95,7 +101,8 @@ def _type(hint: Any) -> Callable[[str], Any]:
     if get_origin(hint) is Literal:
         return str
     kind = get_args(hint)[0] if get_origin(hint) is Sequence else hint
-    return _boolean if kind is bool else path_option if kind is Path else kind
+    special: dict[Any, Any] = {bool: _boolean, Path: path_option, OutputFile: output_file}
+    return special.get(kind, kind)
 
 
 def _boolean(text: str) -> bool:
@@ -110,3 +117,11 @@ def path_option(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file that can be written."""
+    path = path_option(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentTypeError(f"{text}: expected a file in a folder that is there")
+    return path

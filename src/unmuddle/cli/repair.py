@@ -1,18 +1,12 @@
-"""`unmuddle repair`."""
+"""`unmuddle repair`.
+
+Examples:
+  unmuddle repair --data folder:PATH --labels labels.csv --out repaired
+"""
 
 from pathlib import Path
 
-from unmuddle.cli.parser import Parser, make_parser
 from unmuddle.recipe.repair import Way, repair
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return make_parser(
-        run,
-        "unmuddle repair --data folder:PATH --labels FILE --out FOLDER [--by copy|link|list]",
-        "  unmuddle repair --data folder:PATH --labels labels.csv --out repaired",
-    )
 
 
 def run(*, data: str, labels: Path, out: Path, by: Way = "copy") -> None:

@@ -1,7 +1,12 @@
-"""`unmuddle train`."""
+"""`unmuddle train`.
+
+Examples:
+  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one
+  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm
+  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH
+"""
 
 import signal
-import sys
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -12,7 +17,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from unmuddle.cli import INTERRUPTED, report
-from unmuddle.cli.parser import Parser, add_option, documented, make_parser
+from unmuddle.cli.parser import Parser, add_option, documented
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
 from unmuddle.recipe.presets import PRESETS, Preset
@@ -22,22 +27,14 @@ from unmuddle.recipe.train import train
 EXIT_CODES = {"finished": 0, "diverged": 1, "paused": 0, "interrupted": INTERRUPTED}
 
 
-def parser() -> Parser:
-    """Return the parser: the options of `TrainConfig`, and those of `run`."""
-    made = make_parser(
-        run,
-        "unmuddle train [--preset NAME] [--config FILE] [--OPTION VALUE ...] | "
-        "--resume RUN [--data DATA] [--labels CSV]",
-        "  unmuddle train --data folder:PATH --backbone resnet18 --image_size 96 --out runs/one\n"
-        "  unmuddle train --preset rafdb --data rafdb:PATH --noise symmetric:0.2 --parts uerm\n"
-        "  torchrun --nproc-per-node 4 -m unmuddle train --preset affectnet --data affectnet:PATH",
-    )
+def add_options(parser: Parser) -> None:
+    """Add the options of `TrainConfig`, and a file of them."""
+    parser.usage = "unmuddle train [--OPTION VALUE ...] | --resume RUN [--data DATA] [--labels CSV]"
     text = "YAML file of options, as config.yaml in a run folder"
-    made.add_argument("--config", action=_FromFile, default=SUPPRESS, help=text)
+    parser.add_argument("--config", action=_FromFile, default=SUPPRESS, help=text)
     described = documented(TrainConfig)
     for field in fields(TrainConfig):
-        add_option(made, field.name, *described[field.name], field.default)
-    return made
+        add_option(parser, field.name, *described[field.name], field.default)
 
 
 class _FromFile(Action):
@@ -107,12 +104,7 @@ def run(
     )
     if not PartialState().is_main_process:
         return 0
-    try:
-        report.write([path], quiet=quiet)
-    except (UsageError, OSError):
-        hint = f"the files of the run are complete; unmuddle report {path} writes the report"
-        print(f"unmuddle train: {hint}", file=sys.stderr)
-        raise
+    report.write([path], quiet=quiet)
     if quiet:
         print(path)
     return EXIT_CODES[RunFolder(path).summary()["status"]]

@@ -7,8 +7,6 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from unmuddle.recipe.errors import UsageError
-
 PARTIAL = ".partial-"
 
 
@@ -43,16 +41,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_whole(path, lambda file: file.write_bytes(safetensors.torch.save(state)))
-
-
-def make_folder(option: str, path: Path) -> Path:
-    """Create a folder if it does not exist, and return it.
-
-    Raises:
-        UsageError: the folder cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be created: {error.strerror}") from error
-    return path

@@ -3,22 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unmuddle.recipe.data import LabeledImages, Splits, load_data
+from unmuddle.recipe.data import Splits, load_data
 from unmuddle.recipe.data.files import tell_left_out
 from unmuddle.recipe.data.noise import add_noise
 from unmuddle.recipe.decisions import Row
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.evaluate import predict
-from unmuddle.recipe.paths import user_path
 from unmuddle.recipe.run_folder import ENDED, RunFolder
 from unmuddle.recipe.trained import Trained, as_input, load_trained, prepared
-from unmuddle.uerm import Distribution, Evidence, LabelLedger, Proposals, gather_evidence
+from unmuddle.uerm import Distribution, Evidence, Proposals, gather_evidence
 from unmuddle.uerm.policy import draw_to_verify, suggestions
 
 
@@ -138,7 +136,10 @@ def _suspect(splits: Splits, part: Part, i: int) -> Suspect:
 def training(run: RunFolder, splits: Splits, pred_probs: Path | None) -> Part:
     """Judge the training samples by the run's own predictions, or by those of a file."""
     given, classes = splits.train.labels, len(splits.classes)
-    predictions, seen, ledger = _read_state(run, splits.train, classes)
+    ledger, state = run.uerm(given, classes)
+    with refusing(f"--run {run.path}: uerm.safetensors is damaged"):
+        seen = state["predictions.seen"].view(len(given)) > 0
+        predictions = Distribution(state["predictions.mean"].view(len(given), classes))
     if pred_probs is not None:
         predictions = _read_probabilities(pred_probs, predictions.probabilities.shape)
         seen = predictions.probabilities.any(1)
@@ -177,36 +178,15 @@ def held_out(trained: Trained, splits: Splits) -> Part:
 
 
 def _read_probabilities(path: Path, shape: torch.Size) -> Distribution:
-    option = f"--pred_probs {path}"
-    try:
-        found = np.load(user_path("--pred_probs", str(path)), allow_pickle=False)
-    except OSError as error:
-        raise UsageError(f"{option}: not readable: {error}") from error
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{option}: not an array that numpy.save wrote") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != shape:
-        got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "an archive"
-        raise UsageError(f"{option}: expected floats (n, K) = {tuple(shape)}, got {got}")
-    probabilities = torch.from_numpy(found).float()
-    sums = probabilities.sum(1)
-    is_one_or_unseen = ((sums - 1).abs() < 1e-3) | (sums == 0)
-    wrong = ~((probabilities >= 0).all(1) & is_one_or_unseen)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise UsageError(
-            f"{option}: expected probabilities that add up to 1 in each row, "
-            f"got {found[row].tolist()!s:.60} in row {row}"
-        )
-    return Distribution(probabilities)
-
-
-def _read_state(
-    run: RunFolder, data: LabeledImages, num_classes: int
-) -> tuple[Distribution, Tensor, LabelLedger]:
-    """Return the mean predictions, a mask of the seen samples, and the ledger of a run."""
-    ledger, state = run.uerm(data.labels, num_classes)
-    nothing = torch.zeros(0)
-    mean, seen = (state.get(f"predictions.{name}", nothing) for name in ("mean", "seen"))
-    if mean.shape != (len(data), num_classes) or seen.numel() != len(data):
-        raise UsageError(f"--run {run.path}: uerm.safetensors belongs to other samples or classes")
-    return Distribution(mean), seen.view(-1) > 0, ledger
+    with refusing(f"--pred_probs {path}"):
+        found = np.load(path, allow_pickle=False)
+        if found.dtype.kind != "f" or found.shape != shape:
+            got = f"{found.dtype} {found.shape}"
+            raise ValueError(f"expected floats (n, K) = {tuple(shape)}, got {got}")
+        sums = found.sum(1)
+        right = (found >= 0).all(1) & ((abs(sums - 1) < 1e-3) | (sums == 0))
+        if not right.all():
+            row = right.argmin()
+            got = f"{found[row].tolist()!s:.60} in row {row}"
+            raise ValueError(f"expected probabilities that add up to 1 in each row, got {got}")
+    return Distribution(torch.from_numpy(found).float())

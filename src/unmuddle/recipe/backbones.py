@@ -1,8 +1,8 @@
 """CNN backbones by name, from images `(N, 3, S, S)` to the last feature map `(N, C, h, w)`."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pickle import UnpicklingError
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import safetensors.torch
@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from unmuddle.arm.features import FeatureMap, create_network, find_features, map_shape
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.paths import user_path
 
 _RUN_PREFIX = "backbone."
@@ -62,35 +62,34 @@ def build_backbone(
     Raises:
         UsageError: the name is unknown, the network has no feature map, or the weights do not fit.
     """
-    try:
+    with refusing(f"--backbone {name}"):
         network = _create(name, pretrained)
-    except OSError as error:  # no connection, or no such file on the hub
-        raise UsageError(f"--backbone {name}: cannot fetch pretrained weights: {error}") from error
     unused, pixels = (), _expected_pixels(name, network) if pretrained else None
     if weights is not None:
         unused, pixels = _load_weights(network, name, weights)
-    shape = _map_shape(network, name, image_size)
-    while min(shape[1:]) < SMALLEST_MAP:
-        if not _remove_first_stride(network):
-            raise UsageError(
-                f"--backbone {name}: its feature map of a {image_size} x {image_size} image is "
-                f"only {shape[1]} x {shape[2]}; try a larger --image_size"
-            )
-        shape = _map_shape(network, name, image_size)
+    with refusing(f"--backbone {name}"):
+        shape = map_shape(network, (image_size, image_size))
+        while min(shape[1:]) < SMALLEST_MAP:
+            if not _remove_first_stride(network):
+                raise ValueError(
+                    f"its feature map of a {image_size} x {image_size} image is only "
+                    f"{shape[1]} x {shape[2]}; try a larger --image_size"
+                )
+            shape = map_shape(network, (image_size, image_size))
     return Backbone(network, shape[0], (shape[1], shape[2]), unused, pixels)
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:
     if name in _OWN:
         if pretrained:
-            raise UsageError(f"--backbone {name}: has no weights to fetch; give --weights FILE")
+            raise ValueError("has no weights to fetch; give --weights FILE")
         return _OWN[name]()
-    if ":" in name:
-        return _from_callable(name)
-    try:
+    if ":" not in name:
         return find_features(create_network(name, pretrained=pretrained))
-    except ValueError as error:
-        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
+    network = resolve_name(name)()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"expected an nn.Module, got {type(network).__name__}")
+    return network
 
 
 def _small() -> nn.Module:
@@ -144,29 +143,6 @@ def _expected_pixels(name: str, network: nn.Module) -> Pixels | None:
         return None
     config = getattr(network.model, "pretrained_cfg", {})  # of timm; torchvision uses ImageNet's
     return config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
-
-
-def _from_callable(name: str) -> nn.Module:
-    module, _, attribute = name.partition(":")
-    try:
-        network = getattr(import_module(module), attribute)()
-    except Exception as error:  # the user's code can fail in any way
-        raise UsageError(f"--backbone {name}: {type(error).__name__}: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise UsageError(f"--backbone {name}: expected an nn.Module, got {type(network).__name__}")
-    return network
-
-
-def _map_shape(network: nn.Module, name: str, image_size: int) -> tuple[int, int, int]:
-    try:
-        return map_shape(network, (image_size, image_size))
-    except ValueError as error:
-        raise UsageError(f"--backbone {name}: {_reason(error)}") from error
-
-
-def _reason(error: ValueError) -> str:
-    """Return a message without its leading argument name, which is no command-line option."""
-    return str(error).partition(": ")[2]
 
 
 def _remove_first_stride(network: nn.Module) -> bool:

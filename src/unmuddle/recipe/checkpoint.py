@@ -3,18 +3,13 @@
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unmuddle.recipe.atomic import write_whole
-from unmuddle.recipe.errors import UsageError
-
-_DAMAGE = (
-    OSError, EOFError, UnpicklingError, RuntimeError, ValueError, LookupError, TypeError
-)  # fmt: skip
+from unmuddle.recipe.errors import refusing
 
 
 @dataclass
@@ -71,10 +66,8 @@ class Checkpoint:
         Raises:
             UsageError: the file cannot be read, or belongs to another run.
         """
-        try:
+        with refusing(f"{path}: cannot be resumed from"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             return Progress(**state["progress"])
-        except _DAMAGE as error:
-            raise UsageError(f"{path}: cannot be resumed from: {error}") from error

@@ -1,7 +1,7 @@
 """Options of `unmuddle train`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -119,18 +119,15 @@ class TrainConfig:
         Raises:
             UsageError: a part is unknown, or two parts are mutually exclusive.
         """
-        if self.parts == "none":
-            return frozenset()
-        names = [name.strip() for name in self.parts.split(",")]
-        for name in names:
-            if name not in PARTS:
-                raise UsageError(
-                    f"--parts {self.parts}: unknown part {name!r}; expected none or a "
-                    f"comma-separated choice of {', '.join(PARTS)}"
-                )
-        if {"arm", "published_arm"} <= {*names}:
+        names = frozenset(name.strip() for name in self.parts.split(",")) - {"none"}
+        if unknown := names - {*PARTS}:
+            raise UsageError(
+                f"--parts {self.parts}: unknown part {min(unknown)!r}; expected none or a "
+                f"comma-separated choice of {', '.join(PARTS)}"
+            )
+        if {"arm", "published_arm"} <= names:
             raise UsageError(f"--parts {self.parts}: choose one of arm and published_arm")
-        return frozenset(names)
+        return names
 
     def run_path(self) -> Path:
         """Return the run folder. By default, it is named after the data, the parts and the time."""
@@ -161,12 +158,6 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise a UsageError that names the first invalid value."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is not None:
-                raise UsageError(f"--{field.name}: expected a value, got null")
-            if isinstance(field.default, str) and not isinstance(value, str):
-                raise UsageError(f"--{field.name}: expected text, got {value!r}")
         self.chosen_parts()
         for name, least in _AT_LEAST.items():
             self._expect(name, f"at least {least}", lambda value, least=least: value >= least)

@@ -14,7 +14,7 @@ import torch
 
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.files import Problems, listing
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import LabelLedger
 
@@ -143,10 +143,8 @@ def check_undecided(path: Path) -> None:
     """Raise a UsageError if the file exists and holds decisions, which would be overwritten."""
     if not path.is_file():
         return
-    try:
+    with refusing(f"{path}: give another --out, or move it"):
         rows = _read_rows(path)
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}; give another --out, or move it") from error
     decided = sum(bool(row["decision"]) for _, row in rows)
     if decided:
         raise UsageError(f"{path}: holds {decided} decisions; give another --out, or move it")
@@ -170,11 +168,13 @@ def read_decisions(
         UsageError: the file is not readable, or holds no decision or an invalid one.
     """
     option = f"--labels {path}"
-    try:
+    with refusing(option):
         rows = _read_rows(path)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
-    images, problems = _Images(parts), Problems()
+    problems = Problems()
+    by_content: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, part in parts.items():
+        for sample in range(len(part)):
+            by_content[part.content(sample)].append((name, sample))
     found: dict[tuple[str, int], tuple[Decision, Row, str, int]] = {}
     conflicts: dict[str, list[str]] = defaultdict(list)
     for line, row in rows:
@@ -183,10 +183,10 @@ def read_decisions(
             continue
         if row["decision"] == "":
             continue
-        place, chosen = images.find(row), _chosen(row, classes)
+        place, chosen = _find(row, parts, by_content), _chosen(row, classes)
         if chosen is None and (isinstance(place, tuple) or _word(row) not in _WORDS):
             what = f"line {line}: {row['decision']!r}, suggested {row['suggested']!r}"
-            problems.add(_mistake(row), what)
+            problems.add(f"decision that is none of {ACCEPT}, {REJECT}, to CLASS of the data", what)
             continue
         where = f"line {line}: {row['source'] or row['content']}"
         if isinstance(place, str) or chosen is None:
@@ -216,27 +216,14 @@ def read_decisions(
     return Decisions([decision for decision, *_ in found.values()], conflicts, held_out)
 
 
-def _mistake(row: Mapping[str | None, Any]) -> str:
-    if row["decision"] == "keep":
-        return f"decision 'keep': write {REJECT} to keep the label as given"
-    if _word(row) in _WORDS:
-        return "class that the data does not have"
-    return f"decision that is none of {ACCEPT}, {REJECT}, to CLASS"
-
-
 def _word(row: Mapping[str | None, Any]) -> str:
     return TO if row["decision"].startswith(TO) else row["decision"]
 
 
-def _ends(source: str) -> list[str]:
-    """Return the parts of a path in reverse order. The path may be a Windows path."""
-    return source.replace("\\", "/").split("/")[::-1]
-
-
-def _agreement(source: str, other: str) -> int:
-    """Return the number of trailing parts that two paths share."""
-    pairs = zip(_ends(source), _ends(other), strict=False)
-    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+def _agreement(*sources: str) -> int:
+    """Return the number of trailing parts that two paths share. They may be Windows paths."""
+    ends = (source.replace("\\", "/").split("/")[::-1] for source in sources)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))])
 
 
 def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None:
@@ -246,32 +233,20 @@ def _chosen(row: Mapping[str | None, Any], classes: Sequence[str]) -> int | None
     return classes.index(name) if name in classes else None
 
 
-class _Images:
-    """Index of all samples by content, and the set of the last parts of their paths."""
-
-    def __init__(self, parts: Mapping[str, LabeledImages]) -> None:
-        self.parts = parts
-        self.by_content: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        self.places = set[tuple[str, ...]]()
-        for name, part in parts.items():
-            for sample in range(len(part)):
-                self.by_content[part.content(sample)].append((name, sample))
-                self.places.add((*_ends(part.source(sample))[:2],))
-
-    def find(self, row: Mapping[str | None, Any]) -> tuple[str, int] | str:
-        """Return the split and id of a row's image, or the reason why there is no match."""
-        content, source = row["content"], row["source"]
-        alike = self.by_content.get(content, [])
-        if not alike:
-            is_there = source and (*_ends(source)[:2],) in self.places
-            return "image that has changed" if is_there else "image that is not there any more"
-        of_place = {
-            place: _agreement(source, self.parts[place[0]].source(place[1])) for place in alike
-        }
-        nearest = [place for place in alike if of_place[place] == max(of_place.values())]
-        if len(nearest) > 1 and not source and str(row["sample"]).isdecimal():
-            nearest = [place for place in nearest if place == (row["split"], int(row["sample"]))]
-        return nearest[0] if len(nearest) == 1 else "one of several equal images, unclear which"
+def _find(
+    row: Mapping[str | None, Any],
+    parts: Mapping[str, LabeledImages],
+    by_content: Mapping[str, Sequence[tuple[str, int]]],
+) -> tuple[str, int] | str:
+    """Return the split and id of a row's image, or the reason why there is no match."""
+    places, source = by_content.get(row["content"], []), row["source"]
+    if not places:
+        return "image that is not there any more, or has changed"
+    shared = [_agreement(source, parts[name].source(sample)) for name, sample in places]
+    nearest = [place for place, n in zip(places, shared, strict=True) if n == max(shared)]
+    if len(nearest) > 1 and not source and str(row["sample"]).isdecimal():
+        nearest = [place for place in nearest if place == (row["split"], int(row["sample"]))]
+    return nearest[0] if len(nearest) == 1 else "one of several equal images, unclear which"
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
@@ -280,13 +255,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str | None, Any]]]:
     Raises:
         ValueError: the file cannot be read, or lacks a column.
     """
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            header = file.readline()
-    except OSError as error:
-        raise ValueError(f"not readable: {error}") from error
-    # Spreadsheets write the separator of their locale.
-    table = read_table(path, _NEEDED, delimiter=max(",;\t", key=header.count))
+    table = read_table(path, _NEEDED)
     # A file that was appended may repeat the header.
     rows = [(line, row) for line, row in table if [*row] != [*row.values()]]
     for _, row in rows:

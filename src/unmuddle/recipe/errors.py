@@ -1,4 +1,7 @@
-"""Error that the command line reports without a traceback."""
+"""Errors that the command line reports without a traceback."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
 
 
 class UsageError(ValueError):
@@ -6,3 +9,17 @@ class UsageError(ValueError):
 
     The message names the request and the reason.
     """
+
+
+@contextmanager
+def refusing(what: object) -> Generator[None]:
+    """Turn every error into a UsageError whose message begins with `what`.
+
+    Wrap only code that reads or builds what a user gave, which can fail in any way.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{what}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"{what}: {type(error).__name__}: {error}") from error

@@ -1,8 +1,7 @@
 """Classification metrics with confidence intervals."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,114 +43,54 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     return float(gaps.abs().sum() / len(labels))
 
 
-class Interval(NamedTuple):
-    """Metric with its 95 % confidence interval, from a percentile bootstrap over the samples."""
+def measure(
+    probabilities: Tensor, labels: Tensor, classes: Sequence[str], *, seed: int = 0
+) -> dict[str, Any]:
+    """Return all metrics of predictions `(N, K)` for labels `(N,)`, on the CPU, as JSON types.
 
-    value: float
-    low: float
-    high: float
-
-
-class ClassMetrics(NamedTuple):
-    """Metrics of one class. Undefined metrics are NaN, for example if it is never predicted."""
-
-    samples: int
-    precision: float
-    recall: float
-    f1: float
-
-
-class Metrics(NamedTuple):
-    """Metrics of N samples in K classes.
-
-    Attributes:
-        samples: number of samples N.
-        accuracy: fraction of samples that are classified correctly.
-        mean_class_accuracy: accuracy of each class, averaged over the classes that occur.
-        calibration_error: mean of |confidence - accuracy| over 15 bins of the confidence.
-        classes: metrics of each of the K classes.
-        confusion: `(K, K)` counts. Rows are true classes, and columns are predicted classes.
-    """
-
-    samples: int
-    accuracy: Interval
-    mean_class_accuracy: Interval
-    calibration_error: Interval
-    classes: tuple[ClassMetrics, ...]
-    confusion: Tensor
-
-
-def measure(probabilities: Tensor, labels: Tensor, *, seed: int = 0) -> Metrics:
-    """Compute all metrics of predictions `(N, K)` for labels `(N,)`, on the CPU.
+    Accuracy, mean class accuracy and calibration error have a 95 % confidence interval, from a
+    percentile bootstrap over the samples. Precision, recall and F1 of a class are null where they
+    are undefined, for example the precision of a class that is never predicted.
 
     Args:
         probabilities: predicted probabilities of the classes.
         labels: true classes.
+        classes: names of the K classes.
         seed: seed of the bootstrap.
     """
-    from scipy.stats import bootstrap  # slow to import
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import
 
-    count, predicted = probabilities.shape[1], probabilities.argmax(1)
+    size, predicted = len(labels), probabilities.argmax(1)
 
-    def interval(figure: Callable[[Tensor], float]) -> Interval:
-        """Return a metric of all samples with its bootstrap interval."""
-        everything = figure(torch.arange(len(labels)))
-        if len(labels) < 2:
-            return Interval(everything, math.nan, math.nan)
-
-        def of_array(chosen: np.ndarray) -> float:
-            return figure(torch.from_numpy(chosen))
-
-        found = bootstrap(
-            (np.arange(len(labels)),),
-            of_array,
-            n_resamples=RESAMPLES,
-            vectorized=False,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        return Interval(everything, float(found.low), float(found.high))
-
-    def confusion(chosen: Tensor) -> Tensor:
-        return confusion_matrix(labels[chosen], predicted[chosen], count)
-
-    counts = confusion_matrix(labels, predicted, count)
-    return Metrics(
-        len(labels),
-        interval(lambda chosen: accuracy(confusion(chosen))),
-        interval(lambda chosen: mean_class_accuracy(confusion(chosen))),
-        interval(lambda chosen: calibration_error(probabilities[chosen], labels[chosen])),
-        tuple(_of_class(counts, k) for k in range(count)),
-        counts,
-    )
-
-
-def as_json(metrics: Metrics, classes: Sequence[str]) -> dict[str, Any]:
-    """Convert metrics to JSON types, with classes by name and undefined values as null."""
-
-    def plain(figures: Interval | ClassMetrics) -> dict[str, float | None]:
+    def figures(ids: Tensor) -> dict[str, float]:
+        counts = confusion_matrix(labels[ids], predicted[ids], len(classes))
         return {
-            name: None if math.isnan(value) else value for name, value in figures._asdict().items()
+            "accuracy": accuracy(counts),
+            "mean_class_accuracy": mean_class_accuracy(counts),
+            "calibration_error": calibration_error(probabilities[ids], labels[ids]),
         }
 
-    return {
-        "samples": metrics.samples,
-        "accuracy": plain(metrics.accuracy),
-        "mean_class_accuracy": plain(metrics.mean_class_accuracy),
-        "calibration_error": plain(metrics.calibration_error),
-        "classes": {
-            name: plain(found) for name, found in zip(classes, metrics.classes, strict=True)
-        },
-        "confusion": metrics.confusion.tolist(),
-    }
-
-
-def _of_class(confusion: Tensor, k: int) -> ClassMetrics:
-    counts = confusion.double()
-    hits, samples, predicted = counts[k, k], counts[k].sum(), counts[:, k].sum()
-    return ClassMetrics(
-        int(samples),
-        float(hits / predicted),
-        float(hits / samples),
-        float(2 * hits / (samples + predicted)),
+    random = torch.Generator().manual_seed(seed)
+    drawn = [figures(torch.randint(size, (size,), generator=random)) for _ in range(RESAMPLES)]
+    found: dict[str, Any] = {"samples": size}
+    for name, value in figures(torch.arange(size)).items():
+        low, high = np.quantile([resample[name] for resample in drawn], (0.025, 0.975)).tolist()
+        found[name] = {"value": value, "low": low, "high": high}
+    of_classes = precision_recall_fscore_support(
+        labels,
+        predicted,
+        labels=range(len(classes)),
+        zero_division=np.nan,  # pyright: ignore
     )
+    found["classes"] = {
+        name: {"samples": int(samples), "precision": plain(p), "recall": plain(r), "f1": plain(f)}
+        for name, (p, r, f, samples) in zip(classes, np.array(of_classes).T.tolist(), strict=True)
+    }
+    return found | {"confusion": confusion_matrix(labels, predicted, len(classes)).tolist()}
+
+
+def plain(value: float | Tensor) -> Any:
+    """Convert a value to JSON types: a tensor to lists, NaN to null."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return None if value != value else value

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 
 
 def user_path(option: str, text: str) -> Path:
@@ -11,11 +11,9 @@ def user_path(option: str, text: str) -> Path:
     Raises:
         UsageError: the path is not usable. The message names the option.
     """
-    try:
+    with refusing(f"{option} {text!r}: not a usable path"):
         path = Path(text).expanduser()
         path.exists()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"{option} {text!r}: not a usable path: {error}") from error
     return path
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
-from torchvision.transforms import v2
 
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import Splits, load_data
@@ -76,8 +75,6 @@ def prepare(
     votes = splits.train.votes if config.targets == "votes" else None
     if config.targets == "votes" and votes is None:
         raise UsageError(f"--targets votes: {config.data} has no votes")
-    for split in (splits.train, splits.val, splits.test):
-        split.transform = v2.Resize((splits.image_size,) * 2, antialias=True)
     left_out = {**splits.left_out, **noise_left_out}
     if decisions is not None:
         left_out |= {f"decision, {kind}": where for kind, where in decisions.conflicts.items()}

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from unmuddle.recipe.atomic import write_whole
 from unmuddle.recipe.data.duplicates import MOST, describe
 from unmuddle.recipe.data.files import listing
 from unmuddle.recipe.evaluate import Score
+from unmuddle.recipe.metrics import plain
 from unmuddle.recipe.run_folder import ENDED
 from unmuddle.recipe.sample_sheet import sample_sheet
 from unmuddle.recipe.snapshot import snapshot
@@ -92,7 +91,7 @@ class Record:
     def _save_data(self) -> None:
         data, console = self.training.data, self.training.console
         training, classes = data.splits.train, data.splits.classes
-        sheet = sample_sheet(training, training.labels, classes)
+        sheet = sample_sheet(training, classes)
         write_whole(self.run.path / "samples.png", partial(sheet.save, format="PNG"))
         self.run.save_samples(training, classes)
         if data.labels is not None:
@@ -161,14 +160,7 @@ class Record:
         }
         if training.true_labels is not None:
             scored = t.uerm.ledger.cpu().compare(training.true_labels)
-            summary["relabeling"] = {name: _plain(v) for name, v in scored._asdict().items()}
+            summary["relabeling"] = {name: plain(v) for name, v in scored._asdict().items()}
         for split, score in tests.items():
-            summary[split] = {name: _plain(value) for name, value in score._asdict().items()}
+            summary[split] = {name: plain(value) for name, value in score._asdict().items()}
         return summary
-
-
-def _plain(value: float | Tensor) -> Any:
-    """Convert a value to JSON types: a tensor to lists, NaN to null."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return None if value != value else value

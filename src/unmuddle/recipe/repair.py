@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unmuddle.recipe.atomic import make_folder
 from unmuddle.recipe.data import LabeledImages
 from unmuddle.recipe.data.files import Problems, listing
 from unmuddle.recipe.data.folder import read_folder
 from unmuddle.recipe.decisions import Decisions, read_decisions
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.paths import check_outside, user_path
 from unmuddle.recipe.tables import read_table, write_table
 
@@ -68,7 +67,7 @@ def repair(data: str, labels: Path, out: Path, way: Way = "copy") -> str:
     decisions = read_decisions(labels, parts, classes)
     decisions.check_any(f"--labels {labels}")
     placed = list(_place(root, parts, classes, decisions))
-    make_folder("--out", out)
+    out.mkdir(parents=True, exist_ok=True)
     unread = {
         str(Path(place).relative_to(root))
         for places in problems.left_out.values()
@@ -101,12 +100,10 @@ def _earlier(out: Path) -> set[str]:
         return set()
     if not (out / MANIFEST).is_file():
         raise UsageError(f"--out {out}: exists and is no repaired folder: it has no {MANIFEST}")
-    try:
+    with refusing(f"--out {out}: exists and is no repaired folder"):
         targets = {row["target"] or "" for _, row in read_table(out / MANIFEST, ("target",))}
         if any(Path(target).is_absolute() or ".." in Path(target).parts for target in targets):
             raise ValueError("a target lies outside the folder")
-    except ValueError as error:
-        raise UsageError(f"--out {out}: exists and is no repaired folder: {error}") from error
     return targets
 
 
@@ -117,35 +114,32 @@ def _place(
     decisions: Decisions,
 ) -> Iterator[Placed]:
     chosen = {(d.split, d.sample): d for d in decisions.found}
-    samples = [
-        (part.source(i), int(part.labels[i]), chosen.get((name, i)))
-        for name, part in parts.items()
-        for i in range(len(part))
-    ]
-    places: list[tuple[str, Path, int, int, str]] = []
-    for source, given, decision in sorted(samples, key=lambda sample: sample[0]):
-        inside = Path(source).relative_to(root)
-        depth = 0 if "" in parts else 1  # of the class folder in the path
-        new, by = given, ""
-        if decision is not None:
-            new, by = decision.label, "person" if decision.verified else "run"
-        target = (*inside.parts[:depth], classes[new], *inside.parts[depth + 1 :])
-        places.append((source, Path(*target), given, new, by))
+    depth = 0 if "" in parts else 1  # of the class folder in the path
+    wanted: list[Placed] = []
+    for split, part in parts.items():
+        for i in range(len(part)):
+            given = int(part.labels[i])
+            new, by = given, ""
+            if decision := chosen.get((split, i)):
+                new, by = decision.label, "person" if decision.verified else "run"
+            inside = Path(part.source(i)).relative_to(root).parts
+            target = Path(*inside[:depth], classes[new], *inside[depth + 1 :])
+            wanted.append(Placed(part.source(i), str(target), classes[given], classes[new], by))
     # Images that stay keep their names. A moved image never takes a name that is in use.
-    used = {_folded(target) for _, target, given, new, _ in places if new == given}
-    used |= {_folded(folder) for _, target, *_ in places for folder in target.parents}
-    for source, target, given, new, by in places:
-        label, name, number = classes[given], target, 0
-        while new != given and _folded(name) in used:
+    used = {_folded(place.target) for place in wanted if place.label == place.new_label}
+    used |= {_folded(folder) for place in wanted for folder in Path(place.target).parents}
+    for place in sorted(wanted):
+        target, name, number = Path(place.target), Path(place.target), 0
+        while place.new_label != place.label and _folded(name) in used:
             number += 1
             name = target.with_stem(
-                f"{target.stem}-from-{label}" + (f"-{number}" if number > 1 else "")
+                f"{target.stem}-from-{place.label}" + (f"-{number}" if number > 1 else "")
             )
         used.add(_folded(name))
-        yield Placed(source, str(name), label, classes[new], by)
+        yield place._replace(target=str(name))
 
 
-def _folded(path: Path) -> str:
+def _folded(path: Path | str) -> str:
     """Return the path as case-insensitive file systems compare it."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 

@@ -2,15 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import safetensors.torch
 import yaml
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unmuddle.recipe.atomic import PARTIAL, write_tensors, write_text, write_whole
@@ -18,7 +16,7 @@ from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, Splits
 from unmuddle.recipe.data.duplicates import Copy
 from unmuddle.recipe.decisions import Decisions, Row, read_decisions, rows_of, write_rows
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.tables import read_table, write_table
 from unmuddle.uerm import UERM, LabelLedger
 
@@ -27,10 +25,6 @@ WEIGHTS: dict[Epoch, str] = {"best": "model.safetensors", "last": "last.safetens
 ENDED = ("finished", "diverged")  # the other statuses are of runs that can be resumed
 _SUMMARY = (
     "status", "data", "noise", "backbone", "parts", "classes", "image_size", "best_epoch", "seconds"
-)  # fmt: skip
-_METRICS = ("epoch", "train_loss", "train_accuracy", "val_accuracy", "labels_right")
-_DAMAGE = (
-    OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError, SafetensorError
 )  # fmt: skip
 
 
@@ -47,7 +41,6 @@ class RunFolder:
         self.duplicates = path / "duplicates.csv"
         self.left_out = path / "left_out.csv"
         self.labels = path / "labels.csv"
-        self._metrics: list[str] = []
         self._was_there = False
 
     # Life cycle of the folder
@@ -71,18 +64,14 @@ class RunFolder:
         Raises:
             UsageError: the folder cannot be created, or another run has created it meanwhile.
         """
-        try:
+        with refusing(f"--out {self.path}: cannot be created"):
             self.path.mkdir(parents=True, exist_ok=self._was_there)
-        except FileExistsError as error:
-            raise UsageError(f"--out {self.path}: another run has just taken it") from error
-        except OSError as error:
-            raise UsageError(f"--out {self.path}: cannot be created: {error.strerror}") from error
 
     def rewind(self, epoch: int) -> None:
         """Remove everything that was written after the given epoch."""
         path = self.path / "metrics.jsonl"
-        self._metrics = path.read_text().splitlines()[:epoch] if path.exists() else []
-        self._write_metrics()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        write_text(path, "".join(lines[:epoch]))
         for name in ("summary.json", "report.html", WEIGHTS["last"]):
             (self.path / name).unlink(missing_ok=True)
         for partial in self.path.glob(f"{PARTIAL}*"):
@@ -90,26 +79,20 @@ class RunFolder:
 
     def status(self) -> str | None:
         """Return the final status of the run, or `None` if it has not ended."""
-        path = self.path / "summary.json"
-        if not path.exists():
-            return None
-        with _reading(path):
-            return json.loads(path.read_text(encoding="utf-8"))["status"]
+        return self.summary()["status"] if (self.path / "summary.json").exists() else None
 
     def check_ended(self, option: str = "--run") -> None:
         """Raise a UsageError unless the folder holds a run that has ended."""
         self.check_run(option)
         if not (self.path / "summary.json").exists():
-            self._refuse(option, f"was stopped; unmuddle train --resume {self.path} goes on")
+            hint = f"was stopped; unmuddle train --resume {self.path} goes on"
+            raise UsageError(f"{option} {self.path}: {hint}".lstrip())
 
     def check_run(self, option: str = "--run") -> None:
         """Raise a UsageError unless the folder holds a run."""
         if not (self.path / "config.yaml").is_file():
             what = "holds no run: no config.yaml" if self.path.exists() else "is not there"
-            self._refuse(option, what)
-
-    def _refuse(self, option: str, what: str) -> NoReturn:
-        raise UsageError(f"{option} {self.path}: {what}".lstrip())
+            raise UsageError(f"{option} {self.path}: {what}".lstrip())
 
     # Options and summary
 
@@ -122,7 +105,7 @@ class RunFolder:
         """Read the options."""
         self.check_run(option)
         path = self.path / "config.yaml"
-        with _reading(path):
+        with refusing(f"{path}: is not readable"):
             config = TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
             config.check()
         return config
@@ -134,32 +117,24 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """Read the summary."""
         path = self.path / "summary.json"
-        with _reading(path):
+        with refusing(f"{path}: is not readable"):
             summary = json.loads(path.read_text(encoding="utf-8"))
-            _check_keys(summary, _SUMMARY)
-            if not isinstance(summary["seconds"], int | float):
-                raise ValueError(f"seconds: expected a number, got {summary['seconds']!r}")
+            if missing := [name for name in _SUMMARY if name not in summary]:
+                raise ValueError(f"lacks {', '.join(missing)}")
         return summary
 
     # Metrics and weights
 
     def add_metrics(self, entry: Mapping[str, float | None]) -> None:
         """Append the metrics of an epoch."""
-        self._metrics.append(json.dumps(entry))
-        self._write_metrics()
-
-    def _write_metrics(self) -> None:
-        text = "".join(f"{line}\n" for line in self._metrics)
-        write_text(self.path / "metrics.jsonl", text)
+        path = self.path / "metrics.jsonl"
+        write_text(path, f"{path.read_text()}{json.dumps(entry)}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of each epoch."""
         path = self.path / "metrics.jsonl"
-        with _reading(path):
-            metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for entry in metrics:
-                _check_keys(entry, _METRICS)
-        return metrics
+        with refusing(f"{path}: is not readable"):
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def save_weights(self, weights: dict[str, Tensor], epoch: Epoch = "best") -> None:
         """Write the weights of the best or the last epoch."""
@@ -185,8 +160,7 @@ class RunFolder:
     def samples(self) -> list[dict[str | None, Any]]:
         """Read the rows of `samples.csv`."""
         path = self.path / "samples.csv"
-        with _reading(path):
-            path.stat()  # raises FileNotFoundError, which is reported as a missing file
+        with refusing(f"{path}: is not readable"):
             rows = [*read_table(path, ("source", "label", "true_label"))]
             if odd := next((line for line, row in rows if None in (*row, *row.values())), None):
                 raise ValueError(f"line {odd} does not have as many columns as the first")
@@ -270,7 +244,7 @@ class RunFolder:
         state = _read_tensors(path)
         of_ledger = {k.removeprefix("ledger."): state.pop(k) for k in {*state} if "ledger." in k}
         ledger = LabelLedger(labels, num_classes)
-        with _reading(path):
+        with refusing(f"{path}: is not readable"):
             ledger.load_state_dict(of_ledger)
         return ledger, state
 
@@ -289,22 +263,6 @@ def _tail(source: str) -> tuple[str, ...]:
     return Path(source).absolute().parts[-3:]
 
 
-@contextmanager
-def _reading(path: Path) -> Generator[None]:
-    """Turn an error while reading a file into a UsageError that names the file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: is not there") from error
-    except _DAMAGE as error:
-        raise UsageError(f"{path}: is not readable: {error}") from error
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with _reading(path):
+    with refusing(f"{path}: is not readable"):
         return safetensors.torch.load_file(path)
-
-
-def _check_keys(entry: Any, needed: Sequence[str]) -> None:
-    if not isinstance(entry, dict) or not {*needed} <= entry.keys():
-        raise ValueError(f"lacks some of {', '.join(sorted(needed))}")

@@ -25,7 +25,10 @@ def read_table(
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, **dialect)
+            # Spreadsheets write the separator of their locale.
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator, **dialect)
             found = reader.fieldnames or ()
             if missing := [name for name in columns if name not in found]:
                 raise ValueError(

@@ -18,7 +18,7 @@ from unmuddle.recipe.evaluate import Score
 from unmuddle.recipe.processes import average_gradients, reduced
 from unmuddle.recipe.record import Record
 from unmuddle.recipe.run_folder import ENDED, RunFolder
-from unmuddle.recipe.training import Training, build_accelerator, build_training
+from unmuddle.recipe.training import Training, build_accelerator
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
             raise UsageError(f"--labels {labels}: the run has ended; start another one with it")
         console.print(f"--resume {run.path}: has ended already", markup=False)
     else:
-        t = build_training(config, run, accelerator, console, resume=resume, labels=labels)
+        t = Training(config, run, accelerator, console, resume=resume, labels=labels)
         if pause_after is not None and not t.progress.epoch < pause_after < config.epochs:
             raise UsageError(
                 f"--pause_after {pause_after}: expected less than --epochs, {config.epochs}, and "

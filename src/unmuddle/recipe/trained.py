@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -12,10 +11,10 @@ from unmuddle.recipe.backbones import build_backbone, saved_pixels
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.data import LabeledImages, load_data
 from unmuddle.recipe.data.files import Problems, find_images, read_labeled, tell_left_out
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.evaluate import predict
 from unmuddle.recipe.loaders import ordered_loader
-from unmuddle.recipe.metrics import Metrics, measure
+from unmuddle.recipe.metrics import measure
 from unmuddle.recipe.model import Classifier
 from unmuddle.recipe.run_folder import WEIGHTS, Epoch, RunFolder
 from unmuddle.recipe.tables import write_table
@@ -52,10 +51,8 @@ def load_trained(run: Path, epoch: Epoch = "best") -> Trained:
     parts = config.chosen_parts()
     backbone = build_backbone(config.backbone, image_size)._replace(pixels=saved_pixels(state))
     model = Classifier(backbone, len(classes), parts)
-    try:
+    with refusing(f"--run {run}: {WEIGHTS[epoch]} does not fit"):
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UsageError(f"--run {run}: {WEIGHTS[epoch]} does not fit: {error}") from error
     return Trained(folder, model.eval(), config, classes, image_size)
 
 
@@ -66,8 +63,8 @@ def evaluate_run(
     *,
     epoch: Epoch = "best",
     skip_unreadable: bool = False,
-) -> tuple[Metrics, tuple[str, ...]]:
-    """Evaluate a run on a split, and return the metrics and the class names.
+) -> dict[str, Any]:
+    """Evaluate a run on a split, and return the metrics as JSON types.
 
     The labels are those before any `--noise`.
 
@@ -84,7 +81,7 @@ def evaluate_run(
     trained = load_trained(run, epoch)
     part = load_split(trained, data, split, skip_unreadable=skip_unreadable)
     probabilities, labels = predict(*prepared(trained, part))
-    return measure(probabilities, labels), trained.classes
+    return measure(probabilities, labels, trained.classes)
 
 
 def load_split(
@@ -119,7 +116,7 @@ def load_split(
     decisions = trained.folder.decisions(splits)
     if decisions is not None:
         decisions.apply(splits.parts())
-    return as_input(trained, splits.parts()[split])
+    return splits.parts()[split]
 
 
 def as_input(trained: Trained, data: LabeledImages) -> LabeledImages:
@@ -144,12 +141,9 @@ def predict_folder(
         raise UsageError(f"--images {folder}: no such folder")
     problems = Problems(skip_unreadable=skip_unreadable)
     paths = find_images(folder, problems)
-    labels = torch.zeros(len(paths), dtype=torch.int64)
-    unlabeled = read_labeled(paths, labels, trained.image_size, problems)
+    unlabeled = read_labeled(folder, paths, [0] * len(paths), trained.image_size, problems)
     problems.raise_if_any(f"--images {folder}")
     tell_left_out(problems.left_out)
-    if not len(unlabeled):
-        raise UsageError(f"--images {folder}: no images")
     probabilities, _ = predict(*prepared(trained, unlabeled))
 
     rows = (

@@ -1,7 +1,6 @@
 """State of a training run, built from the options."""
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unmuddle.recipe.backbones import Backbone, avoid_slow_bf16, build_backbone
+from unmuddle.recipe.backbones import avoid_slow_bf16, build_backbone
 from unmuddle.recipe.checkpoint import Checkpoint, Progress
 from unmuddle.recipe.config import TrainConfig
 from unmuddle.recipe.errors import UsageError
@@ -23,7 +22,7 @@ from unmuddle.recipe.evaluate import Score, evaluate, observe
 from unmuddle.recipe.images import CHANCES, augment
 from unmuddle.recipe.loaders import RngStream, ordered_loader, seed_for, training_loader
 from unmuddle.recipe.model import Classifier
-from unmuddle.recipe.prepare import Prepared, prepare
+from unmuddle.recipe.prepare import prepare
 from unmuddle.recipe.processes import check_shares, synchronize_norms
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.supcon import SupConLoss
@@ -46,16 +45,23 @@ class Loaders(NamedTuple):
     test: DataLoader[Any]
 
 
-@dataclass
 class Training:
-    """Components of a training run, on its device.
+    """Components of a new or a resumed training run, on its device.
 
-    Attributes:
+    The constructor writes nothing.
+
+    Args:
         config: all options.
         run: run folder to write.
-        console: console that prints only on the first process.
         accelerator: devices, processes and precision.
+        console: console that prints only on the first process.
+        resume: whether an existing run is continued.
+        labels: file of decisions that a resumed run is to use from now on.
+
+    Attributes:
+        views: number of augmented views per sample.
         data: splits, decisions about labels, and votes.
+        votes: distribution of the annotators' votes with `targets="votes"`, else `None`.
         backbone: backbone of the model.
         model: network without a wrapper.
         network: model to call; with several processes, wrapped in `DistributedDataParallel`.
@@ -68,43 +74,81 @@ class Training:
         loaders: data loaders of the splits.
         checkpoint: state to resume from.
         progress: completed epochs and the best one.
-        resume: whether an existing run is continued.
+
+    Raises:
+        UsageError: an option is invalid or cannot be satisfied.
     """
 
-    config: TrainConfig
-    run: RunFolder
-    console: Console
-    accelerator: Accelerator
-    data: Prepared
-    backbone: Backbone
-    model: Classifier
-    network: nn.Module
-    average: ModelEmaV3
-    supcon: SupConLoss
-    uerm: UERM
-    optimizer: Any
-    schedule: Any
-    loaders: Loaders
-    checkpoint: Checkpoint
-    progress: Progress
-    resume: bool
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        accelerator: Accelerator,
+        console: Console,
+        *,
+        resume: bool = False,
+        labels: str | None = None,
+    ) -> None:
+        self.config, self.run, self.resume = config, run, resume
+        self.accelerator, self.console = accelerator, console
+        self.views = config.number_of_views()
+        is_resumed = resume and run.checkpoint.exists()
+        set_seed(config.seed)
 
-    @property
-    def views(self) -> int:
-        """Number of augmented views per sample."""
-        return self.config.number_of_views()
+        self.data = prepare(config, run, is_resumed=is_resumed, labels=labels)
+        splits, classes = self.data.splits, len(self.data.splits.classes)
+        check_shares(config.batch_size, len(splits.train), accelerator.num_processes)
+        self.votes = self.data.votes
+        if self.votes is not None:
+            self.votes = self.votes.to(accelerator.device)
+        self.order = torch.Generator()
+        loaders = [
+            training_loader(splits.train, config, classes, self.order),
+            *(ordered_loader(part, config) for part in (splits.train, splits.val, splits.test)),
+        ]
 
-    @property
-    def votes(self) -> Tensor | None:
-        """Distribution of the annotators' votes with `targets="votes"`, else `None`."""
-        return self.data.votes
+        size, weights = splits.image_size, config.weights
+        self.backbone = build_backbone(
+            config.backbone, size, pretrained=config.pretrained, weights=weights
+        )
+        if config.precision == "bf16" and accelerator.device.type == "cpu":
+            avoid_slow_bf16(self.backbone.network)
+        self.model = model = Classifier(self.backbone, classes, config.chosen_parts())
+        if accelerator.num_processes > 1:
+            synchronize_norms(model, accelerator.device)
+        # 20 % faster on CPUs, preferred by tensor cores
+        model.to(memory_format=torch.channels_last)
+        self.average = ModelEmaV3(model, decay=config.average, use_warmup=True)
+        if config.compile:
+            model.compile()
+        self.supcon = SupConLoss(config.temperature, gather=accelerator.num_processes > 1)
+        self.uerm = _relabeler(config, splits.train.labels, classes, model.feature_dim)
+        optimizer = _optimizer(model, self.uerm, config)
+        steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
+        rates = [group["lr"] for group in optimizer.param_groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+        for module in (self.average, self.uerm):
+            module.to(accelerator.device)
+        parts = {"model": model, "average": self.average.module, "uerm": self.uerm}
+        parts |= {"optimizer": optimizer, "schedule": schedule}
+        parts |= {"scaler": accelerator.scaler} if accelerator.scaler else {}
+        self.checkpoint = Checkpoint(parts)
+        self.network, self.optimizer, self.schedule, *loaders = accelerator.prepare(
+            model, optimizer, schedule, *loaders
+        )
+        self.loaders = Loaders(*loaders)
+        self.progress = self.checkpoint.load(run.checkpoint) if is_resumed else Progress()
+        if self.data.decisions is not None:
+            if self.data.decisions.enter(self.uerm.ledger, self.progress.epoch):
+                self.uerm.relabel()
+            self.score_best()
 
     def start_epoch(self, epoch: int) -> None:
         """Set the modules to training mode, and set the order of the samples."""
         self.model.is_frozen = epoch <= self.config.freeze_epochs
         self.network.train()
         self.uerm.train()
-        self.loaders.train.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+        self.order.manual_seed(seed_for(RngStream.ORDER, self.config.seed, epoch))
 
     def seed_step(self, number: int) -> None:
         """Seed the random numbers of the network in a step. A resumed run draws the same ones."""
@@ -155,79 +199,7 @@ class Training:
     def labels_right(self) -> float | None:
         """Return the fraction of current training labels that are right, `None` if unknown."""
         truth = self.data.splits.train.true_labels
-        if truth is None:
-            return None
-        return float((self.uerm.ledger.current_labels.cpu() == truth).double().mean())
-
-
-def build_training(
-    config: TrainConfig,
-    run: RunFolder,
-    accelerator: Accelerator,
-    console: Console,
-    *,
-    resume: bool = False,
-    labels: str | None = None,
-) -> Training:
-    """Build a new or a resumed training run, without writing anything.
-
-    `labels` is a file of decisions that a resumed run is to use from now on.
-
-    Raises:
-        UsageError: an option is invalid or cannot be satisfied.
-    """
-    is_resumed = resume and run.checkpoint.exists()
-    set_seed(config.seed)
-
-    data = prepare(config, run, is_resumed=is_resumed, labels=labels)
-    training, classes = data.splits.train, data.splits.classes
-    check_shares(config.batch_size, len(training), accelerator.num_processes)
-    if data.votes is not None:
-        data = data._replace(votes=data.votes.to(accelerator.device))
-    loaders = (
-        training_loader(training, config, len(classes)),
-        *(ordered_loader(split, config) for split in (training, data.splits.val, data.splits.test)),
-    )
-
-    backbone = build_backbone(
-        config.backbone,
-        data.splits.image_size,
-        pretrained=config.pretrained,
-        weights=config.weights,
-    )
-    if config.precision == "bf16" and accelerator.device.type == "cpu":
-        avoid_slow_bf16(backbone.network)
-    model = Classifier(backbone, len(classes), config.chosen_parts())
-    if accelerator.num_processes > 1:
-        synchronize_norms(model, accelerator.device)
-    model.to(memory_format=torch.channels_last)  # 20 % faster on CPUs, preferred by tensor cores
-    average = ModelEmaV3(model, decay=config.average, use_warmup=True)
-    if config.compile:
-        model.compile()
-    uerm = _relabeler(config, training.labels, len(classes), model.feature_dim)
-    optimizer = _optimizer(model, uerm, config)
-    steps = -(-len(loaders[0]) // config.accumulate) * config.epochs
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
-    for module in (average, uerm):
-        module.to(accelerator.device)
-    parts = {"model": model, "average": average.module, "uerm": uerm}
-    parts |= {"optimizer": optimizer, "schedule": schedule}
-    checkpoint = Checkpoint(parts | ({"scaler": accelerator.scaler} if accelerator.scaler else {}))
-    network, optimizer, schedule, *loaders = accelerator.prepare(
-        model, optimizer, schedule, *loaders
-    )
-    progress = checkpoint.load(run.checkpoint) if is_resumed else Progress()
-    training = Training(
-        config, run, console, accelerator, data, backbone, model, network, average,
-        SupConLoss(config.temperature, gather=accelerator.num_processes > 1),
-        uerm, optimizer, schedule, Loaders(*loaders), checkpoint, progress, resume,
-    )  # fmt: skip
-    if data.decisions is not None:
-        if data.decisions.enter(uerm.ledger, progress.epoch):
-            uerm.relabel()
-        training.score_best()
-    return training
+        return None if truth is None else self.uerm.ledger.compare(truth).right_after
 
 
 def build_accelerator(config: TrainConfig, path: Path) -> Accelerator:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import as_tensor
 
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import refusing
 from unmuddle.recipe.metrics import confusion_matrix
 from unmuddle.report import plots
 from unmuddle.report.html import png, render
@@ -21,17 +21,6 @@ class Plot(NamedTuple):
     title: str
     caption: str
     svg: str
-
-
-class Relabel(NamedTuple):
-    """Relabeled sample. `true` is the true label, or at least a better one, if known."""
-
-    image: str
-    source: str
-    given: str
-    new: str
-    true: str | None
-    why: str
 
 
 def report_page(runs: Sequence[RunFiles]) -> str:
@@ -70,7 +59,7 @@ def _curves(runs: Sequence[RunFiles]) -> list[Plot]:
 def _section(run: RunFiles) -> dict[str, Any]:
     classes: list[str] = run.summary["classes"]
     samples = read_samples(run.folder, len(classes))
-    try:
+    with refusing(f"{run.folder.path}: its files do not fit one another"):
         return {
             "name": run.name,
             "summary": run.summary,
@@ -78,10 +67,6 @@ def _section(run: RunFiles) -> dict[str, Any]:
             "relabels": list(_relabels(samples, classes)),
             "changed": len(samples.changes),
         }
-    except (LookupError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"{run.folder.path}: its files do not fit one another: {error!r}"
-        ) from error
 
 
 def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[Plot]:
@@ -117,7 +102,7 @@ def _plots(run: RunFiles, samples: Samples, classes: Sequence[str]) -> Iterator[
         yield Plot("Map of the training samples", text, plots.embedding(samples, classes))
 
 
-def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:
+def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[dict[str, str | None]]:
     if not samples.snapshot:
         return
     ids: list[int] = samples.snapshot["pictured"].tolist()
@@ -128,14 +113,14 @@ def _relabels(samples: Samples, classes: Sequence[str]) -> Iterator[Relabel]:
             why += f": margin {change.margin:.2f}, above {change.threshold:.2f}"
         if not np.isnan(change.uncertainty):
             why += f"; uncertainty {change.uncertainty:.2f}"
-        yield Relabel(
-            image=png(pixels.transpose(1, 2, 0)),
-            source=samples.sources[sample] or f"sample {sample}",
-            given=classes[int(samples.given[sample])],
-            new=classes[change.new],
-            true=None if samples.true is None else classes[int(samples.true[sample])],
-            why=why,
-        )
+        yield {
+            "image": png(pixels.transpose(1, 2, 0)),
+            "source": samples.sources[sample] or f"sample {sample}",
+            "given": classes[int(samples.given[sample])],
+            "new": classes[change.new],
+            "true": None if samples.true is None else classes[int(samples.true[sample])],
+            "why": why,
+        }
 
 
 def _options(runs: Sequence[RunFiles]) -> list[tuple[str, list[str], bool]]:

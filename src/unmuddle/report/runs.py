@@ -1,5 +1,6 @@
 """Metrics of runs, and the labels of their training samples."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import refusing
 from unmuddle.recipe.run_folder import RunFolder
 from unmuddle.uerm import Event
 
@@ -58,36 +59,17 @@ def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
     """Read the metrics and summaries of runs.
 
     Raises:
-        UsageError: a folder does not hold a run that has ended, or is given twice.
+        UsageError: a folder does not hold a run that has ended.
     """
     resolved = [path.resolve() for path in paths]
-    for path, folder in zip(paths, resolved, strict=True):
-        if resolved.count(folder) > 1:
-            raise UsageError(f"{path}: given twice")
-    return [
-        _read_run(RunFolder(path), _name(folder, resolved))
-        for path, folder in zip(paths, resolved, strict=True)
-    ]
-
-
-def _read_run(folder: RunFolder, name: str) -> RunFiles:
-    folder.check_ended("")
-    metrics, summary = folder.metrics(), folder.summary()
-    best, epochs = summary["best_epoch"], [entry["epoch"] for entry in metrics]
-    if epochs and best and best not in epochs:
-        raise UsageError(f"{folder.path / 'metrics.jsonl'}: lacks the selected epoch, {best}")
-    return RunFiles(folder, name, metrics, summary)
-
-
-def _name(folder: Path, folders: list[Path]) -> str:
-    """Return the shortest end of a path that no other path shares."""
-    ends = (folder.parts[-n:] for n in range(1, len(folder.parts)))
-    return "/".join(
-        next(
-            (end for end in ends if sum(f.parts[-len(end) :] == end for f in folders) == 1),
-            folder.parts,
-        )
-    )
+    shared = os.path.commonpath([path.parent for path in resolved])
+    runs: list[RunFiles] = []
+    for path, whole in zip(paths, resolved, strict=True):
+        folder = RunFolder(path)
+        folder.check_ended("")
+        name = str(whole.relative_to(shared))
+        runs.append(RunFiles(folder, name, folder.metrics(), folder.summary()))
+    return runs
 
 
 def read_samples(folder: RunFolder, num_classes: int) -> Samples:
@@ -97,7 +79,7 @@ def read_samples(folder: RunFolder, num_classes: int) -> Samples:
         UsageError: a file cannot be read, or does not fit the others.
     """
     rows = folder.samples()
-    try:
+    with refusing(f"{folder.path}: its files are inconsistent"):
         given = np.array([int(row["label"]) for row in rows])
         known = all(row["true_label"] for row in rows)
         true = np.array([int(row["true_label"]) for row in rows]) if known else None
@@ -109,10 +91,6 @@ def read_samples(folder: RunFolder, num_classes: int) -> Samples:
         for sample, change in changes.items():
             if not np.isnan(change.uncertainty):
                 uncertainty[sample] = change.uncertainty
-    except UsageError:
-        raise
-    except (LookupError, ValueError) as error:
-        raise UsageError(f"{folder.path}: its files are inconsistent: {error!r}") from error
     snapshot = {name: tensor.numpy() for name, tensor in folder.snapshot().items()}
     sources = [row["source"] for row in rows]
     return Samples(sources, given, now, true, uncertainty, changes, snapshot)

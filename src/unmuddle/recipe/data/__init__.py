@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from torchvision.transforms import v2
+
 from unmuddle.recipe.data.affectnet import load_affectnet
 from unmuddle.recipe.data.digits import load_digits
 from unmuddle.recipe.data.fer2013 import load_fer2013
@@ -45,29 +47,24 @@ def load_data(
         UsageError: the name is unknown, or the files have problems. The message lists all problems.
     """
     name, _, argument = spec.partition(":")
+    problems = Problems(skip_unreadable=skip_unreadable)
     if name in _ON_DISK:
         if not argument:
             raise UsageError(f"--data {spec}: expected {name}:PATH")
         root = user_path("--data", argument)
         if not root.is_dir():
             raise UsageError(f"--data {spec}: no such folder: {root}; if it has moved, give --data")
-        problems = Problems(skip_unreadable=skip_unreadable)
         splits = _ON_DISK[name](root, image_size, seed, problems)
-        splits.left_out = problems.left_out
-        return splits
-    if name == "digits" and not argument:
-        return _resized(load_digits(seed), image_size)
-    if name == "synthetic" and re.fullmatch(r"([1-9]\d{0,6})?", argument):
+    elif spec == "digits":
+        splits = load_digits(seed)
+    elif re.fullmatch(r"synthetic(:[1-9]\d{0,6})?", spec):
         splits = load_synthetic(int(argument)) if argument else load_synthetic()
-        return _resized(splits, image_size)
-    if name == "synthetic":
-        raise UsageError(f"--data {spec}: expected synthetic:N with N from 1 to 9999999")
-    hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
-    raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}{hint}")
-
-
-def _resized(splits: Splits, image_size: int | None) -> Splits:
-    # Images in memory keep their size. A transform resizes them to the network's input size.
-    if image_size is not None:
-        splits.image_size = image_size
+    else:
+        hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
+        raise UsageError(f"--data {spec}: unknown data set; expected one of {_NAMES}{hint}")
+    # Images in memory keep their size. The transform resizes them to the network's input size.
+    splits.image_size = image_size or splits.image_size
+    splits.left_out = problems.left_out
+    for part in splits.parts().values():
+        part.transform = v2.Resize((splits.image_size,) * 2, antialias=True)
     return splits

@@ -6,17 +6,13 @@ from typing import Literal, NamedTuple
 
 import imagehash
 import numpy as np
-import torch
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from unmuddle.recipe.data.types import Splits
 
 SIDE = 16  # the perceptual hash has SIDE ** 2 bits
 NEAR = 20  # largest number of bits in which the hashes of near-duplicates differ
 MOST = 20_000  # largest number of images among which near-duplicates are searched for
-_BLOCK = 2000  # images compared with all others at a time
 
 
 Likeness = Literal["exact", "near"]
@@ -76,20 +72,17 @@ def find_duplicates(splits: Splits) -> list[Copy]:
 
 def _near(images: Sequence[np.ndarray]) -> list[list[int]]:
     """Return groups of images whose perceptual hashes differ in at most `NEAR` bits."""
-    hashes = [imagehash.phash(Image.fromarray(image), hash_size=SIDE).hash for image in images]
-    bits = torch.from_numpy(np.array(hashes)).flatten(1).float()
-    signs, hash_of = (2 * bits - 1).unique(dim=0, return_inverse=True)
-    # The product of two sign vectors is the number of equal bits minus that of different bits.
-    pairs = torch.cat(
-        [
-            (block @ signs.T >= SIDE**2 - 2 * NEAR).nonzero() + torch.tensor([start, 0])
-            for start, block in zip(range(0, len(signs), _BLOCK), signs.split(_BLOCK), strict=True)
-        ]
-    ).numpy()
-    graph = coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(signs),) * 2)
+    from sklearn.cluster import DBSCAN  # slow to import
+
+    hashes = [
+        imagehash.phash(Image.fromarray(image), hash_size=SIDE).hash.ravel() for image in images
+    ]
+    bits, hash_of = np.unique(np.array(hashes, np.float32), axis=0, return_inverse=True)
+    # The squared distance of two hashes is the number of bits in which they differ.
+    near = DBSCAN(eps=(NEAR + 0.5) ** 0.5, min_samples=1, algorithm="brute").fit_predict(bits)
     members: dict[int, list[int]] = defaultdict(list)
-    for image, component in enumerate(connected_components(graph)[1][hash_of].tolist()):
-        members[component].append(image)
+    for image, group in enumerate(near[hash_of.ravel()].tolist()):
+        members[group].append(image)
     return [group for group in members.values() if len(group) > 1]
 
 

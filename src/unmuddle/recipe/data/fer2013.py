@@ -7,7 +7,7 @@ import torch
 
 from unmuddle.recipe.data.files import Problems
 from unmuddle.recipe.data.types import LabeledImages, Splits
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.tables import read_table
 
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
@@ -23,21 +23,15 @@ def load_fer2013(root: Path, image_size: int | None, _seed: int, problems: Probl
         raise UsageError(f"{root}: expected {' or '.join(_FILES)}")
     labels: dict[str, list[int]] = {part: [] for part in _PARTS}
     pixels: dict[str, list[np.ndarray]] = {part: [] for part in _PARTS}
-    try:
+    with refusing(table):
         for number, row in read_table(table, ("emotion", "pixels", "Usage"), skipinitialspace=True):
-            where = f"{table}:{number}"
             grey = _parse_pixels(row["pixels"])
-            if row["Usage"] not in _PARTS:
-                problems.add(f"Usage that is none of {', '.join(_PARTS)}", where)
-            elif row["emotion"] not in ("0", "1", "2", "3", "4", "5", "6"):
-                problems.add("emotion that is not from 0 to 6", where)
-            elif grey is None:
-                problems.add(f"row without {SIZE} x {SIZE} pixels from 0 to 255", where)
-            else:
+            if grey is not None and row["Usage"] in _PARTS and row["emotion"] in tuple("0123456"):
                 labels[row["Usage"]].append(int(row["emotion"]))
                 pixels[row["Usage"]].append(grey)
-    except ValueError as error:
-        raise UsageError(f"{table}: {error}") from error
+            else:
+                kind = f"row without {SIZE} x {SIZE} pixels, an emotion from 0 to 6 and a Usage"
+                problems.add(kind, f"{table}:{number}")
     for part in _PARTS:
         if not labels[part]:
             problems.add("no images", part)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unmuddle.recipe.data.files import Problems, read_labeled
 from unmuddle.recipe.data.types import LabeledImages, Splits
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import refusing
 
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SIZE = 48
@@ -23,19 +23,9 @@ def load_ferplus(root: Path, image_size: int | None, _seed: int, problems: Probl
     if its top emotion has at most half of the remaining votes, or if its majority is "unknown" or
     "not a face".
     """
-    root = next(
-        (place for place in (root, root / "data", root / "images") if _has_folders(place)), root
-    )
-    for name in _FOLDERS:
-        if not (root / name / "label.csv").is_file():
-            problems.add("missing file", str(root / name / "label.csv"))
-    problems.raise_if_any(root)
     size = image_size or SIZE
     parts = [_read_part(root / name, size, problems) for name in _FOLDERS]
     problems.raise_if_any(root)
-    for name, part in zip(_FOLDERS, parts, strict=True):
-        if not len(part):
-            raise UsageError(f"{root / name}: no face has a majority label")
     return Splits(*parts, classes=CLASSES, image_size=size)
 
 
@@ -53,32 +43,22 @@ def majority(votes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(clear, label, -1), distribution
 
 
-def _has_folders(place: Path) -> bool:
-    return all((place / name).is_dir() for name in _FOLDERS)
-
-
 def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
     votes_of: dict[str, list[int]] = {}
-    try:
-        with (folder / "label.csv").open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{folder / 'label.csv'}: not readable: {error}") from error
+    table = folder / "label.csv"
+    with refusing(f"{table}: not readable"), table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
     for number, row in enumerate(rows, start=1):
-        where = f"{folder / 'label.csv'}:{number}"
+        where = f"{table}:{number}"
         if not row:
             continue
         if not row[0].strip():  # the original list has some
             problems.leave_out("row without an image", where)
             continue
-        name = row[0].strip()
-        if Path(name).name != name:
-            problems.add("image name that is not a plain file name", where)
-            continue
         votes = _parse_votes(row[2:])
         if votes is None:
             problems.add(f"row without {_VOTE_COLUMNS} votes, each from 0 to 10", where)
-        elif name in votes_of:
+        elif (name := row[0].strip()) in votes_of:
             problems.add("image listed twice", f"{where}: {name}")
         else:
             votes_of[name] = votes
@@ -89,11 +69,16 @@ def _read_part(folder: Path, size: int, problems: Problems) -> LabeledImages:
     labels, distribution = majority(
         torch.tensor(list(votes_of.values())).reshape(-1, _VOTE_COLUMNS)
     )
-    paths = [folder / name for name in votes_of]
-    faces = read_labeled(paths, labels, size, problems, true_labels=labels, votes=distribution)
+    paths, given = [folder / name for name in votes_of], labels.tolist()
+    faces = read_labeled(
+        folder, paths, given, size, problems, true_labels=labels, votes=distribution
+    )
     for sample in (faces.labels < 0).nonzero()[:, 0].tolist():
         problems.leave_out("face without a majority emotion", faces.source(sample))
-    return faces.subset((faces.labels >= 0).nonzero()[:, 0])
+    faces = faces.subset((faces.labels >= 0).nonzero()[:, 0])
+    if not len(faces):
+        problems.add("no face with a majority emotion", str(folder))
+    return faces
 
 
 def _parse_votes(cells: list[str]) -> list[int] | None:

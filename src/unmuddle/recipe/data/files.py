@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -92,34 +93,21 @@ def tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
         print("\n".join(["left out:", *listing(left_out)]), file=sys.stderr)
 
 
+@dataclass
 class ImageFiles:
     """Images decoded from files; item i is `(3, size, size)` uint8.
 
-    Args:
+    Attributes:
         paths: image files.
         size: side length in pixels.
         boxes: crop box of each image: left, top, right, bottom in pixels.
-        digests: digest of the pixels of each image.
-        decoded: decoded images, if they are kept in memory.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        size: int,
-        boxes: Sequence[Box] | None = None,
-        digests: Sequence[bytes] = (),
-        decoded: Tensor | None = None,
-    ) -> None:
-        self.paths = paths
-        self.size = size
-        self.boxes = boxes
-        self.digests = digests
-        self.decoded = decoded
+    paths: Sequence[Path]
+    size: int
+    boxes: Sequence[Box] | None = None
 
     def __getitem__(self, index: int) -> Tensor:
-        if self.decoded is not None:
-            return self.decoded[index]
         with Image.open(self.paths[index]) as image:
             rgb = _decode(image, self.boxes[index] if self.boxes else None)
         return torch.from_numpy(_scaled(rgb, self.size)).permute(2, 0, 1)
@@ -127,13 +115,8 @@ class ImageFiles:
     def subset(self, ids: Tensor) -> "ImageFiles":
         """Return a subset of the images."""
         chosen = ids.tolist()
-        return ImageFiles(
-            [self.paths[i] for i in chosen],
-            self.size,
-            [self.boxes[i] for i in chosen] if self.boxes else None,
-            [self.digests[i] for i in chosen],
-            None if self.decoded is None else self.decoded[ids],
-        )
+        boxes = [self.boxes[i] for i in chosen] if self.boxes else None
+        return ImageFiles([self.paths[i] for i in chosen], self.size, boxes)
 
 
 def find_images(folder: Path, problems: Problems) -> list[Path]:
@@ -208,8 +191,9 @@ def _has_pixels(path: Path) -> bool:
 
 
 def read_labeled(
+    where: Path | str,
     paths: Sequence[Path],
-    labels: Tensor,
+    labels: Sequence[int],
     size: int,
     problems: Problems,
     *,
@@ -220,8 +204,9 @@ def read_labeled(
     """Decode every file once, and keep the images of small data sets in memory.
 
     Args:
+        where: place of the files for the message if there are none.
         paths: image files.
-        labels: `(n,)` labels.
+        labels: n labels.
         size: side length in pixels.
         problems: records unreadable files, which are not among the returned images.
         boxes: crop box of each image, see `ImageFiles`.
@@ -248,9 +233,12 @@ def read_labeled(
                 readable.append(index)
             if image.has_frames:
                 problems.leave_out("frames after the first one of an image", str(path))
-    decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2) if keeps else None
-    images = ImageFiles(paths, size, boxes, digests, decoded)
-    data = LabeledImages(images, labels, true_labels, votes, [str(path) for path in paths])
+    if not readable:
+        problems.add("no images", str(where))
+    decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    images, names = decoded if keeps else ImageFiles(paths, size, boxes), [*map(str, paths)]
+    given = torch.tensor(labels, dtype=torch.int64)
+    data = LabeledImages(images, given, true_labels, votes, names, digests=digests)
     return data if len(readable) == len(paths) else data.subset(torch.tensor(readable).long())
 
 

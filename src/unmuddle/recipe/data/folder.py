@@ -5,8 +5,6 @@ The layout is `PATH/<class>/<image>` or `PATH/{train,val,test}/<class>/<image>`.
 
 from pathlib import Path
 
-import torch
-
 from unmuddle.recipe.data.files import Problems, find_images, read_labeled, typical_side
 from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
@@ -25,9 +23,9 @@ def load_folder(root: Path, image_size: int | None, seed: int, problems: Problem
     """
     parts, classes, size = read_folder(root, image_size, problems)
     if "" in parts:
-        parts["train"], parts["test"] = split_off(parts.pop(""), seed, classes, "test")
+        parts["train"], parts["test"] = split_off(parts.pop(""), seed, classes)
     if "val" not in parts:
-        parts["train"], parts["val"] = split_off(parts["train"], seed, classes, "validation")
+        parts["train"], parts["val"] = split_off(parts["train"], seed, classes)
     return Splits(parts["train"], parts["val"], parts["test"], classes, size)
 
 
@@ -57,9 +55,12 @@ def read_folder(
 
     files = {name: _find(root / name, classes, problems) for name in names}
     size = image_size or min(
-        SIZE, typical_side([path for found in files.values() for path, _ in found])
+        SIZE, typical_side([path for found in files.values() for path in found])
     )
-    parts = {name: _read(root / name, files[name], size, problems) for name in names}
+    parts = {
+        name: read_labeled(root / name, [*found], [*found.values()], size, problems)
+        for name, found in files.items()
+    }
     for name in parts[names[0]].without_images(classes):
         problems.add("class without images", str(first / name))
     problems.raise_if_any(root)
@@ -70,26 +71,16 @@ def _is_class(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _find(folder: Path, classes: list[str], problems: Problems) -> list[tuple[Path, int]]:
+def _find(folder: Path, classes: list[str], problems: Problems) -> dict[Path, int]:
     """Return the image files of a folder with their labels."""
     for entry in sorted(folder.iterdir()):
         if not _is_class(entry):
             problems.leave_out("entry that is not a class folder", str(entry))
         elif entry.name not in classes:
             problems.add("class that train does not have", str(entry))
-    return [
-        (path, label)
+    return {
+        path: label
         for label, name in enumerate(classes)
         if _is_class(folder / name)
         for path in find_images(folder / name, problems)
-    ]
-
-
-def _read(
-    folder: Path, files: list[tuple[Path, int]], size: int, problems: Problems
-) -> LabeledImages:
-    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    part = read_labeled([path for path, _ in files], labels, size, problems)
-    if not len(part):
-        problems.add("no images", str(folder))
-    return part
+    }

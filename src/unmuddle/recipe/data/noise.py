@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unmuddle.recipe.data.files import Problems
 from unmuddle.recipe.data.types import LabeledImages
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 from unmuddle.recipe.paths import user_path
 from unmuddle.recipe.tables import read_table
 
@@ -86,10 +86,8 @@ def pair_noise(labels: Tensor, num_classes: int, probability: float, seed: int) 
 def _read_labels(
     data: LabeledImages, classes: tuple[str, ...], path: Path, problems: Problems
 ) -> Tensor:
-    try:
+    with refusing(f"--noise file:{path}"):
         rows = _read_lines(path, classes) if path.suffix == ".txt" else _read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--noise file:{path}: {error}") from error
     samples_of: dict[str, list[int]] = defaultdict(list)
     for sample in range(len(data)):
         for name in _names(data.source(sample)):

@@ -1,13 +1,13 @@
 """RAF-DB, basic: 15,339 real faces of seven expressions (Li et al. 2017)."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from unmuddle.recipe.data.files import Problems, read_labeled
+from unmuddle.recipe.data.folder import load_folder
 from unmuddle.recipe.data.split import split_off
 from unmuddle.recipe.data.types import LabeledImages, Splits
-from unmuddle.recipe.errors import UsageError
+from unmuddle.recipe.errors import UsageError, refusing
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 SIZE = 100
@@ -19,23 +19,19 @@ def load_rafdb(root: Path, image_size: int | None, seed: int, problems: Problems
 
     RAF-DB has no validation split, so 10 % of train are split off.
     """
-    if (root / _LIST).is_file():
-        labels = _read_list(root, problems)
-    elif (root / "train").is_dir() and (root / "test").is_dir():
-        labels = _read_folders(root, problems)
-    else:
+    size = image_size or SIZE
+    if all((root / "train" / str(number)).is_dir() for number in range(1, 8)):
+        return replace(load_folder(root, size, seed, problems), classes=CLASSES)
+    if not (root / _LIST).is_file():
         raise UsageError(f"{root}: expected {_LIST} and Image/aligned, or train/1 ... test/7")
+    labels = _read_list(root, problems)
     parts: list[LabeledImages] = []
     for part in ("train", "test"):
-        # Sorted by name, a face has the same id in both layouts.
-        paths = sorted((path for path in labels if _part(path) == part), key=lambda p: p.name)
-        part_labels = torch.tensor([labels[path] for path in paths], dtype=torch.int64)
-        parts.append(read_labeled(paths, part_labels, image_size or SIZE, problems))
-        if not len(parts[-1]):
-            problems.add("no images", part)
+        paths = [path for path in labels if _part(path) == part]
+        parts.append(read_labeled(part, paths, [labels[path] for path in paths], size, problems))
     problems.raise_if_any(root)
     train, val = split_off(parts[0], seed, CLASSES)
-    return Splits(train, val, parts[1], CLASSES, image_size or SIZE)
+    return Splits(train, val, parts[1], CLASSES, size)
 
 
 def _part(image: Path) -> str:
@@ -44,10 +40,8 @@ def _part(image: Path) -> str:
 
 def _read_list(root: Path, problems: Problems) -> dict[Path, int]:
     labels: dict[Path, int] = {}
-    try:
+    with refusing(f"{root / _LIST}: not readable"):
         lines = (root / _LIST).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{root / _LIST}: not readable: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -65,27 +59,4 @@ def _read_list(root: Path, problems: Problems) -> dict[Path, int]:
     if (root / "Image" / "aligned").is_dir():
         for unlisted in sorted({*(root / "Image" / "aligned").iterdir()} - labels.keys()):
             problems.leave_out("file that the list does not name", str(unlisted))
-    return labels
-
-
-def _read_folders(root: Path, problems: Problems) -> dict[Path, int]:
-    labels: dict[Path, int] = {}
-    names = set[str]()
-    for part in ("train", "test"):
-        for number in range(1, 8):
-            folder = root / part / str(number)
-            if not folder.is_dir():
-                problems.add("missing folder", str(folder))
-                continue
-            for image in folder.iterdir():
-                if image.name.startswith("."):
-                    problems.leave_out("hidden file", str(image))
-                    continue
-                if _part(image) != part:
-                    problems.add(f"file in {part} whose name is not {part}_...", str(image))
-                elif image.name in names:
-                    problems.add("image in two classes", str(image))
-                else:
-                    labels[image] = number - 1
-                names.add(image.name)
     return labels

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import blake2b
 from typing import Protocol
 
@@ -18,9 +17,7 @@ def digest(pixels: np.ndarray) -> bytes:
 
 
 class Images(Protocol):
-    """Sequence of images `(3, H, W)` uint8. Equal images have equal `digests`."""
-
-    digests: Sequence[bytes]
+    """Sequence of images `(3, H, W)` uint8."""
 
     def __getitem__(self, index: int, /) -> Tensor: ...
 
@@ -50,33 +47,32 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     votes: Tensor | None = None
     sources: list[str] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
+    digests: Sequence[bytes] = ()
+
+    def __post_init__(self) -> None:
+        if not self.digests:
+            self.digests = [digest(image.numpy()) for image in self.images]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, ids: Tensor) -> "LabeledImages":
         """Return a subset of the samples. Their ids are renumbered from 0."""
-        images = self.images
+        images, chosen = self.images, ids.tolist()
         return LabeledImages(
             images[ids] if isinstance(images, Tensor) else images.subset(ids),
             self.labels[ids],
             None if self.true_labels is None else self.true_labels[ids],
             None if self.votes is None else self.votes[ids],
-            None if self.sources is None else [self.sources[i] for i in ids.tolist()],
+            None if self.sources is None else [self.sources[i] for i in chosen],
             self.transform,
+            [self.digests[i] for i in chosen],
         )
 
     def without_images(self, classes: Sequence[str]) -> list[str]:
         """Return the names of the classes without any image."""
         counts = self.labels.bincount(minlength=len(classes)).tolist()
         return [name for name, count in zip(classes, counts, strict=True) if not count]
-
-    @cached_property
-    def digests(self) -> Sequence[bytes]:
-        """Digests of the images, 16 bytes each. Images with equal pixels have equal digests."""
-        if isinstance(self.images, Tensor):
-            return [digest(image.numpy()) for image in self.images]
-        return self.images.digests
 
     def content(self, sample: int) -> str:
         """Return the digest of a sample's image in hexadecimal."""

@@ -43,7 +43,7 @@ def test_positions_are_summed_with_their_weights(
 @pytest.mark.parametrize("size", [(7, 7), (5, 9), (14, 14)])
 def test_training_starts_close_to_average_pooling(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    arm, x = ARM(16, (7, 7), maps=3), torch.rand(8, 16, *size)
+    arm, x = ARM(16, (7, 7), maps=3).double(), torch.rand(8, 16, *size).double()
     average = batch_norm(adaptive_avg_pool2d(x, 1).flatten(1), None, None, training=True)
     first, *others = arm(x).unflatten(1, (16, 3)).unbind(2)
     torch.testing.assert_close(first, average)

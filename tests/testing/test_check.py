@@ -446,7 +446,9 @@ def test_the_command_prints_the_table(capsys, tmp_path: Path, monkeypatch) -> No
         assert main(["laws", wrong]) == 2
         assert f"unmuddle laws: error: {wrong}: " in capsys.readouterr().err
     assert main(["laws", "my_losses"]) == 2
-    assert "my_losses: expected MODULE:CALLABLE" in capsys.readouterr().err
+    assert "my_losses: TypeError: fn: expected a callable loss, got module" in (
+        capsys.readouterr().err
+    )
     (tmp_path / "broken.py").write_text("1 / 0")
     assert main(["laws", "broken:loss"]) == 2
     assert "broken:loss: ZeroDivisionError: division by zero" in capsys.readouterr().err
